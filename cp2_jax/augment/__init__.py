@@ -1,0 +1,1 @@
+"""On-device augmentation and copy-paste composition, batched and keyed per sample."""

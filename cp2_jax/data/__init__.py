@@ -1,0 +1,1 @@
+"""Host input pipelines: sources, decoding, and batches (Grain)."""

@@ -1,0 +1,1 @@
+"""Backbones, segmentation heads and the model made of both (flax linen)."""

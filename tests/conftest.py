@@ -1,0 +1,31 @@
+"""Shared test set-up: CPU, the persistent compilation cache, and reference arrays."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+DATA = pathlib.Path(__file__).parent / "data"
+
+# Grain's workers read absl flags, which outside of app.run nobody has parsed.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def x64():
+    """Run one test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Load tests/data/<name>.npz: arrays recorded from the original PyTorch code."""
+    return lambda name: np.load(DATA / f"{name}.npz")
