@@ -1,0 +1,199 @@
+"""The losses of CP2, equations 2 to 5: pure functions of features, masks and queue.
+
+Notation follows the paper: features f are l2-normalised per pixel, a superscript + means foreground. Everything is
+computed in the dtype of the features, which the training step makes float32 (float64 in the parity tests).
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# How the dense loss normalises its softmax. "key": over the key's pixels for each query pixel, as equation 2 says.
+# "query": over the query's pixels for each key pixel, as the released code computes it (main.py:293).
+DENSE_AXES = {"key": 2, "query": 1}
+
+
+def l2_normalize(x: Float[Array, "*shape"], axis: int = -1, epsilon: float = 1e-12) -> Float[Array, "*shape"]:
+    """Divide by max(norm, epsilon) as `torch.nn.functional.normalize` does; the gradient at zero is finite."""
+    square = jnp.sum(x * x, axis=axis, keepdims=True)
+    # The inner `where` keeps sqrt's infinite slope at zero out of the backward pass.
+    norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+    return x / jnp.where(square > 0, jnp.maximum(norm, epsilon), 1.0)
+
+
+def masked_pool(
+    features: Float[Array, "batch height width channels"], mask: Float[Array, "batch height width"]
+) -> Float[Array, "batch channels"]:
+    """Normalised masked average of the foreground features (equation 4).
+
+    Args:
+      features: l2-normalised per pixel.
+      mask: 1 = foreground, 0 = background, at the features' resolution.
+
+    Returns:
+      Unit vectors; zero for a sample without foreground.
+    """
+    return l2_normalize(jnp.einsum("bhwc,bhw->bc", features, mask))
+
+
+@flax.struct.dataclass
+class InstanceLoss:
+    """Result of `instance_loss`; `loss` and `correct` are per sample, `logits_positive` is already divided by tau."""
+
+    loss: Float[Array, "batch"]
+    correct: Bool[Array, "batch"]
+    logits_positive: Float[Array, "batch"]
+
+
+def instance_loss(
+    query: Float[Array, "batch channels"],
+    key: Float[Array, "batch channels"],
+    queue: Float[Array, "rows row_size channels"],
+    *,
+    temperature: float,
+) -> InstanceLoss:
+    """InfoNCE of each query against its key and the memory bank (equation 3).
+
+    Args:
+      query: pooled, normalised queries q+.
+      key: pooled, normalised keys k+ of the same images.
+      queue: the memory bank; any leading split of its vectors gives the same loss.
+      temperature: tau_ins, 0.2 in the paper.
+
+    Returns:
+      Per-sample losses, and whether the positive has the highest logit.
+    """
+    positive = jnp.sum(query * key, axis=-1) / temperature
+    negative = jnp.einsum("bc,rnc->brn", query, queue) / temperature
+    # The positive enters the log-sum-exp by `logaddexp`, so that the big array of negatives is never copied to
+    # append one column and stays split over devices as the queue is.
+    loss = jnp.logaddexp(positive, jax.nn.logsumexp(negative, axis=(1, 2))) - positive
+    return InstanceLoss(loss=loss, correct=positive > jnp.max(negative, axis=(1, 2)), logits_positive=positive)
+
+
+@flax.struct.dataclass
+class DenseLoss:
+    """Result of `dense_loss`, per sample; `accuracy` is the share of foreground query pixels whose most similar key
+    pixel is foreground."""
+
+    loss: Float[Array, "batch"]
+    accuracy: Float[Array, "batch"]
+    valid: Bool[Array, "batch"]
+
+
+def dense_loss(
+    query: Float[Array, "batch pixels channels"],
+    key: Float[Array, "batch key_pixels channels"],
+    mask_query: Float[Array, "batch pixels"],
+    mask_key: Float[Array, "batch key_pixels"],
+    *,
+    temperature: float,
+    axis: str = "key",
+) -> DenseLoss:
+    """Pixel-wise contrastive loss of each sample (equation 2).
+
+    Args:
+      query, key: features, l2-normalised per pixel.
+      mask_query, mask_key: 1 = foreground, 0 = background.
+      temperature: tau_dense, 1 in the paper.
+      axis: "key" (equation 2) or "query" (the released code); see `DENSE_AXES`.
+
+    Returns:
+      Per-sample losses. A sample one of whose masks is empty or full has no contrast to learn from: its loss and
+      accuracy are 0 and `valid` is False.
+
+    Raises:
+      KeyError: for an unknown axis.
+    """
+    softmax_axis = DENSE_AXES[axis]
+    logits = jnp.einsum("bqc,bkc->bqk", query, key) / temperature
+    count_query, count_key = jnp.sum(mask_query, axis=1), jnp.sum(mask_key, axis=1)
+    valid = (count_query > 0) & (count_query < mask_query.shape[1]) & (count_key > 0) & (count_key < mask_key.shape[1])
+    # -1/(|F+q||F+k|) sum log softmax splits into a mean of log-sum-exps less the mean of the positive logits, and that
+    # mean is a product of pooled features: no second pass over the pixels-by-pixels array.
+    safe_query, safe_key = jnp.where(valid, count_query, 1), jnp.where(valid, count_key, 1)
+    positive = jnp.einsum(
+        "bqc,bq,bkc,bk->b", query, mask_query / safe_query[:, None], key, mask_key / safe_key[:, None]
+    )
+    log_partition = jax.nn.logsumexp(logits, axis=softmax_axis)
+    if axis == "key":
+        mean_partition = jnp.sum(log_partition * mask_query, axis=1) / safe_query
+    else:
+        mean_partition = jnp.sum(log_partition * mask_key, axis=1) / safe_key
+    loss = mean_partition - positive / temperature
+
+    foreground = jnp.where(mask_key[:, None, :] > 0, logits, -jnp.inf).max(axis=2)
+    background = jnp.where(mask_key[:, None, :] > 0, -jnp.inf, logits).max(axis=2)
+    accuracy = jnp.sum((foreground > background) * mask_query, axis=1) / safe_query
+    return DenseLoss(loss=jnp.where(valid, loss, 0), accuracy=jnp.where(valid, accuracy, 0), valid=valid)
+
+
+@flax.struct.dataclass
+class Cp2Loss:
+    """Result of `cp2_loss`: scalars over the batch, and the pooled keys that go into the queue."""
+
+    loss: Float[Array, ""]
+    loss_instance: Float[Array, ""]
+    loss_dense: Float[Array, ""]
+    accuracy_instance: Float[Array, ""]
+    accuracy_dense: Float[Array, ""]
+    skipped: Float[Array, ""]
+    pooled_query: Float[Array, "batch channels"]
+    pooled_key: Float[Array, "batch channels"]
+
+
+def cp2_loss(
+    query: Float[Array, "batch height width channels"],
+    key: Float[Array, "batch height width channels"],
+    mask_query: Float[Array, "batch height width"],
+    mask_key: Float[Array, "batch height width"],
+    queue: Float[Array, "rows row_size channels"],
+    *,
+    temperature_instance: float,
+    temperature_dense: float,
+    alpha: float,
+    alpha_instance: float = 1.0,
+    dense_axis: str = "key",
+) -> Cp2Loss:
+    """Total loss, L = L_ins + alpha L_dense (equation 5), averaged over the batch.
+
+    Args:
+      query, key: the model's outputs, not yet normalised.
+      mask_query, mask_key: foreground masks at the features' resolution.
+      queue: the memory bank.
+      temperature_instance, temperature_dense, alpha: 0.2, 1 and 0.2 in the paper.
+      alpha_instance: weight of the instance loss; 0 gives the ablation "dense loss only" (Table 6).
+      dense_axis: see `dense_loss`. With `alpha` 0 the dense loss is still measured but not trained on.
+
+    Returns:
+      Scalars. An empty mask adds 0 to the instance loss, an empty or full one adds 0 to the dense loss; both are
+      counted in `skipped` unless the dense loss has no weight and a full mask is what was asked for.
+    """
+    query, key = l2_normalize(query), l2_normalize(key)
+    pooled_query, pooled_key = masked_pool(query, mask_query), masked_pool(key, mask_key)
+    instance = instance_loss(pooled_query, pooled_key, queue, temperature=temperature_instance)
+    batch, channels = query.shape[0], query.shape[-1]
+    dense = dense_loss(
+        query.reshape(batch, -1, channels),
+        key.reshape(batch, -1, channels),
+        mask_query.reshape(batch, -1),
+        mask_key.reshape(batch, -1),
+        temperature=temperature_dense,
+        axis=dense_axis,
+    )
+    present = (jnp.sum(mask_query, axis=(1, 2)) > 0) & (jnp.sum(mask_key, axis=(1, 2)) > 0)
+    loss_instance = jnp.mean(jnp.where(present, instance.loss, 0))
+    loss_dense = jnp.mean(dense.loss)
+    usable = present & dense.valid if alpha else present
+    dtype = loss_instance.dtype
+    return Cp2Loss(
+        loss=alpha_instance * loss_instance + alpha * loss_dense,
+        loss_instance=loss_instance,
+        loss_dense=loss_dense,
+        accuracy_instance=jnp.mean((instance.correct & present).astype(dtype)),
+        accuracy_dense=jnp.mean(dense.accuracy.astype(dtype)),
+        skipped=jnp.sum(~usable).astype(dtype),
+        pooled_query=pooled_query,
+        pooled_key=pooled_key,
+    )
