@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Float
 # "query": over the query's pixels for each key pixel, as the released code computes it (main.py:293).
 DENSE_AXES = {"key": 2, "query": 1}
 
+# Without it, TPUs multiply float32 matrices in bfloat16 and recent GPUs in TensorFloat-32.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 def l2_normalize(x: Float[Array, "*shape"], axis: int = -1, epsilon: float = 1e-12) -> Float[Array, "*shape"]:
     """Divide by max(norm, epsilon) as `torch.nn.functional.normalize` does; the gradient at zero is finite."""
@@ -34,7 +37,7 @@ def masked_pool(
     Returns:
       Unit vectors; zero for a sample without foreground.
     """
-    return l2_normalize(jnp.einsum("bhwc,bhw->bc", features, mask))
+    return l2_normalize(jnp.einsum("bhwc,bhw->bc", features, mask, precision=_EXACT))
 
 
 @flax.struct.dataclass
@@ -65,7 +68,7 @@ def instance_loss(
       Per-sample losses, and whether the positive has the highest logit.
     """
     positive = jnp.sum(query * key, axis=-1) / temperature
-    negative = jnp.einsum("bc,rnc->brn", query, queue) / temperature
+    negative = jnp.einsum("bc,rnc->brn", query, queue, precision=_EXACT) / temperature
     # The positive enters the log-sum-exp by `logaddexp`, so that the big array of negatives is never copied to
     # append one column and stays split over devices as the queue is.
     loss = jnp.logaddexp(positive, jax.nn.logsumexp(negative, axis=(1, 2))) - positive
@@ -90,6 +93,7 @@ def dense_loss(
     *,
     temperature: float,
     axis: str = "key",
+    skip_full: bool = True,
 ) -> DenseLoss:
     """Pixel-wise contrastive loss of each sample (equation 2).
 
@@ -98,24 +102,28 @@ def dense_loss(
       mask_query, mask_key: 1 = foreground, 0 = background.
       temperature: tau_dense, 1 in the paper.
       axis: "key" (equation 2) or "query" (the released code); see `DENSE_AXES`.
+      skip_full: leave out samples with a full mask, which have no background to be told from. False computes their
+        loss by the formula, as the released code does.
 
     Returns:
-      Per-sample losses. A sample one of whose masks is empty or full has no contrast to learn from: its loss and
-      accuracy are 0 and `valid` is False.
+      Per-sample losses. A sample one of whose masks is empty (or full, see `skip_full`) has loss and accuracy 0, and
+      its `valid` is False.
 
     Raises:
       KeyError: for an unknown axis.
     """
     softmax_axis = DENSE_AXES[axis]
-    logits = jnp.einsum("bqc,bkc->bqk", query, key) / temperature
+    logits = jnp.einsum("bqc,bkc->bqk", query, key, precision=_EXACT) / temperature
     count_query, count_key = jnp.sum(mask_query, axis=1), jnp.sum(mask_key, axis=1)
-    valid = (count_query > 0) & (count_query < mask_query.shape[1]) & (count_key > 0) & (count_key < mask_key.shape[1])
+    valid = (count_query > 0) & (count_key > 0)
+    if skip_full:
+        valid &= (count_query < mask_query.shape[1]) & (count_key < mask_key.shape[1])
     # -1/(|F+q||F+k|) sum log softmax splits into a mean of log-sum-exps less the mean of the positive logits, and that
     # mean is a product of pooled features: no second pass over the pixels-by-pixels array.
     safe_query, safe_key = jnp.where(valid, count_query, 1), jnp.where(valid, count_key, 1)
-    positive = jnp.einsum(
-        "bqc,bq,bkc,bk->b", query, mask_query / safe_query[:, None], key, mask_key / safe_key[:, None]
-    )
+    mean_query = jnp.einsum("bqc,bq->bc", query, mask_query / safe_query[:, None], precision=_EXACT)
+    mean_key = jnp.einsum("bkc,bk->bc", key, mask_key / safe_key[:, None], precision=_EXACT)
+    positive = jnp.sum(mean_query * mean_key, axis=1)
     log_partition = jax.nn.logsumexp(logits, axis=softmax_axis)
     if axis == "key":
         mean_partition = jnp.sum(log_partition * mask_query, axis=1) / safe_query
@@ -155,6 +163,7 @@ def cp2_loss(
     alpha: float,
     alpha_instance: float = 1.0,
     dense_axis: str = "key",
+    skip_full_masks: bool = True,
 ) -> Cp2Loss:
     """Total loss, L = L_ins + alpha L_dense (equation 5), averaged over the batch.
 
@@ -164,11 +173,11 @@ def cp2_loss(
       queue: the memory bank.
       temperature_instance, temperature_dense, alpha: 0.2, 1 and 0.2 in the paper.
       alpha_instance: weight of the instance loss; 0 gives the ablation "dense loss only" (Table 6).
-      dense_axis: see `dense_loss`. With `alpha` 0 the dense loss is still measured but not trained on.
+      dense_axis, skip_full_masks: see `dense_loss`. With `alpha` 0 the dense loss is measured but not trained on.
 
     Returns:
-      Scalars. An empty mask adds 0 to the instance loss, an empty or full one adds 0 to the dense loss; both are
-      counted in `skipped` unless the dense loss has no weight and a full mask is what was asked for.
+      Scalars. An empty mask adds 0 to both losses, a full one adds 0 to the dense loss; both are counted in `skipped`,
+      a full one only where the dense loss has a weight (without it, full masks are what was asked for).
     """
     query, key = l2_normalize(query), l2_normalize(key)
     pooled_query, pooled_key = masked_pool(query, mask_query), masked_pool(key, mask_key)
@@ -181,6 +190,7 @@ def cp2_loss(
         mask_key.reshape(batch, -1),
         temperature=temperature_dense,
         axis=dense_axis,
+        skip_full=skip_full_masks,
     )
     present = (jnp.sum(mask_query, axis=(1, 2)) > 0) & (jnp.sum(mask_key, axis=(1, 2)) > 0)
     loss_instance = jnp.mean(jnp.where(present, instance.loss, 0))

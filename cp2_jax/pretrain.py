@@ -97,6 +97,7 @@ def make_update(
         alpha=config.loss.alpha,
         alpha_instance=config.loss.alpha_instance,
         dense_axis=config.loss.dense_axis,
+        skip_full_masks=config.loss.skip_full_masks,
     )
 
     def forward(model, params, batch_stats, images):

@@ -1,0 +1,15 @@
+"""CP2 from scratch: ResNet-50 + FCN head (two 256-channel 3x3 convolutions, rate 6), ImageNet, 200 epochs.
+
+    python scripts/pretrain.py --config configs/pretrain_r50_fcn.py --workdir runs/cp2_r50_fcn \
+        --config.data.path=/data/imagenet/train
+
+After finetuning on PASCAL VOC the paper reports 75.4 mIoU (Table 2, row CP2, 200).
+"""
+
+from configs import pretrain_r50_aspp
+
+
+def get_config():
+    config = pretrain_r50_aspp.get_config()
+    config.model.head = "fcn"
+    return config
