@@ -73,5 +73,4 @@ def test_optimizer_equals_pytorchs_rule(x64, name):
             p = p * (1 - 0.05 * 0.01)
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
             p = p - 0.05 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        # optax computes the bias correction 1 - beta^t in float32.
-        np.testing.assert_allclose(params, p, rtol=1e-12 if name == "sgd" else 1e-6)
+        np.testing.assert_allclose(params, p, rtol=1e-12)
