@@ -1,0 +1,137 @@
+"""From uint8 crops to normalised, copy-pasted query/key pairs: everything random that happens on the device.
+
+The crop itself is the host's. The order is MoCo v2's: jitter, grayscale, blur, flip, normalise.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from cp2_jax import rngs
+from cp2_jax.augment import blur, color, masks
+from cp2_jax.augment.options import AugmentOptions
+
+__all__ = ["AugmentOptions", "Pair", "ViewDraw", "augment", "compose_pairs", "draw_view", "feature_mask"]
+
+# Numbers folded into a row's key. Part of every run's identity: append, never renumber.
+_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY, _MASK_QUERY, _MASK_KEY = range(6)
+
+
+@flax.struct.dataclass
+class Pair:
+    """Composed images (normalised) and their masks (1 = foreground), which share only the foreground's source image."""
+
+    image_query: Float[Array, "batch height width 3"]
+    image_key: Float[Array, "batch height width 3"]
+    mask_query: Float[Array, "batch height width"]
+    mask_key: Float[Array, "batch height width"]
+
+
+@flax.struct.dataclass
+class ViewDraw:
+    """What chance decided for one view (or, with leading axes, for many)."""
+
+    factors: Float[Array, "*batch 4"]
+    order: Int[Array, "*batch 4"]
+    gray: Bool[Array, "*batch"]
+    sigma: Float[Array, "*batch"]
+    flip: Bool[Array, "*batch"]
+
+
+def draw_view(key: Key[Array, ""], options: AugmentOptions) -> ViewDraw:
+    """Draw the augmentation of one view.
+
+    An operation that is not to happen gets the parameter that does nothing: factor 1, hue shift 0, sigma 0.
+    """
+    uniform = lambda n, low=0.0, high=1.0, shape=(): jax.random.uniform(  # noqa: E731
+        jax.random.fold_in(key, n), shape, jnp.float32, jnp.asarray(low), jnp.asarray(high)
+    )
+    reach = (options.brightness, options.contrast, options.saturation)
+    low = jnp.array([max(0.0, 1 - x) for x in reach] + [-options.hue], jnp.float32)
+    high = jnp.array([1 + x for x in reach] + [options.hue], jnp.float32)
+    nothing = jnp.array([1, 1, 1, 0], jnp.float32)
+    return ViewDraw(
+        factors=jnp.where(uniform(0) < options.jitter_probability, uniform(1, low, high, (4,)), nothing),
+        order=jax.random.permutation(jax.random.fold_in(key, 2), 4),
+        gray=uniform(3) < options.grayscale,
+        sigma=jnp.where(uniform(4) < options.blur, uniform(5, *options.blur_sigma), 0),
+        flip=uniform(6) < options.flip,
+    )
+
+
+def augment(
+    images: UInt8[Array, "batch height width 3"], draw: ViewDraw, options: AugmentOptions
+) -> Float[Array, "batch height width 3"]:
+    """Apply one draw per image and normalise.
+
+    Args:
+      images: crops.
+      draw: from `draw_view`, with one leading axis.
+      options: only its normalisation, the largest sigma and which probabilities are 0 are read.
+    """
+    # Flipping commutes with all the rest; here it moves a quarter of the bytes.
+    images = jnp.where(draw.flip[:, None, None, None], images[:, :, ::-1], images)
+    planes = jnp.transpose(images, (0, 3, 1, 2)).astype(jnp.float32) / 255
+    if options.jitter_probability > 0:
+        planes = color.jitter(planes, draw.factors, draw.order)
+    if options.grayscale > 0:
+        planes = jnp.where(draw.gray[:, None, None, None], color.grayscale(planes), planes)
+    if options.blur > 0:
+        planes = blur.gaussian_blur(planes, draw.sigma, options.blur_sigma[1])
+    return color.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std)
+
+
+def compose_pairs(
+    key: Key[Array, ""],
+    foreground: UInt8[Array, "batch 2 height width 3"],
+    background: UInt8[Array, "batch 2 height width 3"],
+    options: AugmentOptions,
+) -> Pair:
+    """Augment four crops per row and paste the foregrounds onto the backgrounds: I = F * M + B * (1 - M) (equation 1).
+
+    Args:
+      key: of this step; row r's draws follow from `fold_in(key, r)` alone, whatever the batch's size or sharding.
+      foreground: two crops of one image: query, key.
+      background: crops of two other images: for the query, for the key.
+      options: static.
+
+    Raises:
+      ValueError: if the images are not uint8 of one shape [batch, 2, height, width, 3].
+    """
+    shape = foreground.shape
+    if shape != background.shape or len(shape) != 5 or shape[1] != 2 or shape[4] != 3:
+        raise ValueError(
+            f"foreground {shape} and background {background.shape} must both be [batch, 2, height, width, 3]"
+        )
+    if foreground.dtype != jnp.uint8 or background.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8, not {foreground.dtype} and {background.dtype}")
+    batch, _, height, width, _ = shape
+    rows = rngs.per_sample(key, batch)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+
+    views = jnp.array([_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY])
+    draw = jax.vmap(lambda k: draw_view(k, options))(fold(rows, views).reshape(-1))
+    crops = jnp.concatenate([foreground, background], axis=1).reshape(-1, height, width, 3)
+    images = augment(crops, draw, options).reshape(batch, 2, 2, height, width, 3)
+
+    draw_mask = lambda k: masks.MASKS[options.mask](k, height, width, options.mask_law)  # noqa: E731
+    mask = jax.vmap(jax.vmap(draw_mask))(fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY])))
+    # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
+    composed = jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
+    return Pair(composed[:, 0], composed[:, 1], mask[:, 0], mask[:, 1])
+
+
+def feature_mask(
+    mask: Float[Array, "batch height width"], output_stride: int
+) -> Float[Array, "batch height//{output_stride} width//{output_stride}"]:
+    """Return the mask at the resolution of the features: the pixel at the centre of each cell, as the original samples.
+
+    Raises:
+      ValueError: if the stride does not divide height and width.
+    """
+    height, width = mask.shape[1:]
+    if height % output_stride or width % output_stride:
+        raise ValueError(f"output stride {output_stride} does not divide the mask's {height} x {width} pixels")
+    start = output_stride // 2
+    return mask[:, start::output_stride, start::output_stride]

@@ -1,0 +1,83 @@
+"""The knobs of the augmentation, as one hashable value."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from cp2_jax.augment.masks import MASKS, MaskLaw
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentOptions:
+    """How views and masks are drawn; defaults are MoCo v2's and CP2's. Hashable, hence static under `jax.jit`.
+
+    Attributes:
+      brightness, contrast, saturation: x draws a factor uniformly from [max(0, 1 - x), 1 + x].
+      hue: x draws a shift uniformly from [-x, x], in turns; at most 0.5.
+      jitter_probability, grayscale, blur, flip: probability of each, per image.
+      blur_sigma: range of the Gaussian's standard deviation in pixels.
+      mask: a name in `masks.MASKS`.
+      mask_area, mask_aspect, mask_aspect_law: see `masks.MaskLaw`.
+      mean, std: per RGB channel, on the scale [0, 1].
+
+    Raises:
+      ValueError: naming the field, its value and what is allowed.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter_probability: float = 0.8
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    flip: float = 0.5
+    mask: str = "rectangle"
+    mask_area: tuple[float, float] = (0.5, 0.8)
+    mask_aspect: tuple[float, float] = (0.8, 1.25)
+    mask_aspect_law: str = "uniform"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "AugmentOptions":
+        """Build from `config.augment` (an ml_collections ConfigDict or a mapping) that has exactly these fields.
+
+        Raises:
+          ValueError: for a missing or unknown field, or a bad value.
+        """
+        given, known = set(config.keys()), {field.name for field in dataclasses.fields(cls)}
+        if given != known:
+            raise ValueError(
+                f"config.augment: missing {sorted(known - given)}, unknown {sorted(given - known)}; "
+                "give exactly the fields of AugmentOptions"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.items()})
+
+    @property
+    def mask_law(self) -> MaskLaw:
+        """The part that the mask functions read."""
+        return MaskLaw(self.mask_area, self.mask_aspect, self.mask_aspect_law)
+
+    def __post_init__(self):
+        for name in ("jitter_probability", "grayscale", "blur", "flip"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            self._require(name, getattr(self, name) >= 0, "a number >= 0")
+        self._require("hue", 0 <= self.hue <= 0.5, "a number in [0, 0.5]")
+        self._require("mask", self.mask in MASKS, f"one of {', '.join(MASKS)}")
+        self._require("mask_aspect_law", self.mask_aspect_law in ("uniform", "log_uniform"), "uniform or log_uniform")
+        self._require("blur_sigma", self._is_range("blur_sigma"), "two numbers with 0 < low <= high")
+        self._require("mask_aspect", self._is_range("mask_aspect"), "two numbers with 0 < low <= high")
+        self._require("mask_area", self._is_range("mask_area") and self.mask_area[1] < 1, "0 < low <= high < 1")
+        self._require("mean", len(self.mean) == 3, "three numbers")
+        self._require("std", len(self.std) == 3 and min(self.std) > 0, "three numbers > 0")
+
+    def _is_range(self, name: str) -> bool:
+        value = getattr(self, name)
+        return isinstance(value, tuple) and len(value) == 2 and 0 < value[0] <= value[1]
+
+    def _require(self, name: str, good: bool, expected: str):
+        if not good:
+            raise ValueError(f"augment.{name} is {getattr(self, name)!r}; it must be {expected}")
