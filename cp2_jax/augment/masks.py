@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Key
 PATCH = 16
 
 _TRIES = 10
-_BLOCKS = 64
+# Enough that their union reaches 0.8 of the image even though some lie mostly outside of it.
+_BLOCKS = 96
 _BLOCK_SIDES = (0.15, 0.35)
 _VERTICES = 8
 
@@ -55,8 +56,8 @@ def rectangle(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Flo
     accepted = (tall < height) & (wide < width)
     first = jnp.argmax(accepted)
     found, tall, wide = accepted[first], tall[first], wide[first]
-    top = jax.random.randint(top_key, (), 0, jnp.maximum(height - tall, 0) + 1)
-    left = jax.random.randint(left_key, (), 0, jnp.maximum(width - wide, 0) + 1)
+    top = jax.random.randint(top_key, (), 0, jnp.maximum(height - tall, 0) + 1, jnp.int32)
+    left = jax.random.randint(left_key, (), 0, jnp.maximum(width - wide, 0) + 1, jnp.int32)
     y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
     return (inside & found).astype(jnp.float32)
@@ -92,7 +93,8 @@ def blocks(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[
     Sides are 0.15-0.35 of the image's; a block may stick out over the border. The last block is cut to fit the area.
     """
     area_key, centre_key, side_key = jax.random.split(key, 3)
-    centre = _uniform(centre_key, (0.0, 1.0), _BLOCKS, 2)
+    # Centres reach so far out that the border is covered as often as the middle.
+    centre = _uniform(centre_key, (-_BLOCK_SIDES[1] / 2, 1 + _BLOCK_SIDES[1] / 2), _BLOCKS, 2)
     side = _uniform(side_key, _BLOCK_SIDES, _BLOCKS, 2)
     # Coordinates within each block, where it reaches from 0 to 1.
     y = (_pixel_centres(height) - centre[:, :1]) / side[:, :1] + 0.5
