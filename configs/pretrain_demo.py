@@ -24,6 +24,7 @@ def get_config():
     config.model.dtype = "float32"
     config.model.resnet.depth = 18
     config.model.resnet.width = 16
+    config.model.resnet.stem_width = 16
     config.model.resnet.output_stride = 8
     config.model.aspp.channels = 64
     config.model.aspp.dilations = (1, 2, 3, 4)

@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     config.model.resnet = ConfigDict()
     config.model.resnet.depth = 50
     config.model.resnet.width = 64
+    config.model.resnet.stem_width = 64
     config.model.resnet.stage_sizes = ()  # blocks of each stage, if not those of `depth`
     config.model.resnet.output_stride = 16
     config.model.resnet.contract_dilation = False  # True: the original's dilations 1, 2, 2 in the last stage

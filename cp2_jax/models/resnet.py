@@ -1,0 +1,108 @@
+"""ResNet as torchvision lays it out (7x7 stem, stride in the 3x3 convolution), dilated to keep the output stride."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from cp2_jax.models.conv import Conv
+from cp2_jax.models.norm import BatchNorm
+
+STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_BASIC = (18, 34)
+
+
+class Block(nn.Module):
+    """Residual block: 1x1, 3x3, 1x1 (`bottleneck`) or 3x3, 3x3."""
+
+    width: int
+    stride: int
+    dilation: int
+    bottleneck: bool
+    norm: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+    zero_init_residual: bool
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        outputs = self.width * 4 if self.bottleneck else self.width
+        spatial = dict(stride=self.stride, dilation=self.dilation)
+        if self.bottleneck:
+            layers = [(self.width, 1, {}), (self.width, 3, spatial), (outputs, 1, {})]
+        else:
+            layers = [(outputs, 3, spatial), (outputs, 3, dict(dilation=self.dilation))]
+        y = x
+        for number, (features, size, options) in enumerate(layers, 1):
+            last = number == len(layers)
+            zero = {"scale_init": nn.initializers.zeros} if last and self.zero_init_residual else {}
+            y = self.conv(features, size, name=f"conv{number}", **options)(y)
+            y = self.norm(name=f"bn{number}", **zero)(y, train)
+            y = y if last else nn.relu(y)
+        if self.stride != 1 or x.shape[-1] != outputs:
+            x = self.conv(outputs, 1, stride=self.stride, name="downsample_conv")(x)
+            x = self.norm(name="downsample_bn")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNet-18/34/50/101/152, or any `stage_sizes`.
+
+    Attributes:
+      depth: which network; 18 and 34 have two 3x3 convolutions in a block, the others a bottleneck.
+      width: channels of the first stage's 3x3 convolutions.
+      stem_width: channels of the first convolution.
+      stage_sizes: blocks of each stage, if not those of `depth`.
+      output_stride: 8, 16 or 32; stages that would go beyond it keep the resolution and dilate instead.
+      contract_dilation: the first block of a dilated stage keeps the rate before it (the released code's 1, 2, 2), where
+        the paper dilates every 3x3 convolution of the stage.
+      zero_init_residual: the last norm scale of each block starts at zero (the released code).
+      norm: makes a batch norm.
+      padding: "torch" or "same", see `conv.convolve`.
+    """
+
+    depth: int = 50
+    width: int = 64
+    stem_width: int = 64
+    stage_sizes: tuple[int, ...] = ()
+    output_stride: int = 16
+    contract_dilation: bool = False
+    zero_init_residual: bool = False
+    norm: Callable[..., nn.Module] = BatchNorm
+    padding: str = "torch"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width 3"], train: bool
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """Return the outputs of the four stages, at strides 4, 8, 16, 32 but no more than `output_stride`."""
+
+        def conv(features, size, **options):
+            return Conv(features, size, padding=self.padding, dtype=self.dtype, **options)
+
+        def norm(**options):
+            return self.norm(dtype=self.dtype, **options)
+
+        x = nn.relu(norm(name="bn1")(conv(self.stem_width, 7, stride=2, name="conv1")(x), train))
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)] if self.padding == "torch" else "SAME")
+        outputs, reached, dilation = [], 4, 1
+        for stage, blocks in enumerate(self.stage_sizes or STAGE_SIZES[self.depth], 1):
+            stride, before = (1, dilation) if stage == 1 else (2, dilation)
+            if stride == 2 and reached >= self.output_stride:
+                stride, dilation = 1, dilation * 2
+            reached *= stride
+            for index in range(blocks):
+                x = Block(
+                    width=self.width * 2 ** (stage - 1),
+                    stride=stride if index == 0 else 1,
+                    dilation=before if index == 0 and self.contract_dilation else dilation,
+                    bottleneck=self.depth not in _BASIC,
+                    norm=norm,
+                    conv=conv,
+                    zero_init_residual=self.zero_init_residual,
+                    name=f"layer{stage}_{index}",
+                )(x, train)
+            outputs.append(x)
+        return tuple(outputs)

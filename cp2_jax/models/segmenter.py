@@ -1,0 +1,81 @@
+"""The segmentation model: backbone, head, and the projection or classifier on top."""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from cp2_jax.models.heads import ASPPHead, Classifier, FCNHead, Projection
+from cp2_jax.models.norm import BatchNorm
+from cp2_jax.models.resnet import ResNet
+from cp2_jax.models.vit import ViT
+
+
+class Segmenter(nn.Module):
+    """A whole segmentation model; exactly one of `projection` (pretraining) and `classifier` (finetuning) is given."""
+
+    backbone: nn.Module
+    head: nn.Module
+    projection: Projection | None = None
+    classifier: Classifier | None = None
+
+    def stages(self, images: Float[Array, "batch height width 3"], train: bool = False) -> tuple[Array, ...]:
+        """Return the backbone's outputs, the last one being what the head reads."""
+        return self.backbone(images, train)
+
+    def features(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch _ _ channels"]:
+        """Return the head's output, float32, before projection or classifier."""
+        return _widen(self.head(self.backbone(images, train)[-1], train))
+
+    def __call__(self, images: Float[Array, "batch height width 3"], train: bool) -> Float[Array, "batch _ _ outputs"]:
+        """Return projected features (not yet l2-normalised) or class logits at the output stride, float32."""
+        top = self.projection if self.projection is not None else self.classifier
+        return _widen(top(self.head(self.backbone(images, train)[-1], train), train))
+
+
+def _widen(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def build(
+    model: ConfigDict,
+    *,
+    top: str,
+    bn_groups: int = 1,
+    bn_strided: bool = False,
+    image_size: int = 224,
+) -> Segmenter:
+    """Make the model that a config describes.
+
+    Args:
+      model: `config.model` of a pretraining or finetuning config (see `configs/`).
+      top: "projection" (`model.projection_dim` outputs) or "classifier" (`model.num_classes`, `model.dropout`).
+      bn_groups, bn_strided: see `BatchNorm`.
+      image_size: side in pixels for which a ViT's position table is made.
+
+    Raises:
+      KeyError: for an unknown backbone, head or top.
+    """
+    dtype = jnp.dtype(model.dtype)
+    norm = functools.partial(BatchNorm, groups=bn_groups, strided=bn_strided)
+    backbone = {
+        "resnet": lambda: ResNet(**_fields(model.resnet), norm=norm, dtype=dtype),
+        "vit": lambda: ViT(image_size=image_size, **_fields(model.vit), dtype=dtype),
+    }[model.backbone]()
+    head = {
+        "aspp": lambda: ASPPHead(**_fields(model.aspp), norm=norm, dtype=dtype),
+        "fcn": lambda: FCNHead(**_fields(model.fcn), norm=norm, dtype=dtype),
+    }[model.head]()
+    make_top = {
+        "projection": lambda: {"projection": Projection(model.projection_dim, dtype=dtype)},
+        "classifier": lambda: {"classifier": Classifier(model.num_classes, model.dropout, dtype=dtype)},
+    }[top]
+    return Segmenter(backbone=backbone, head=head, **make_top())
+
+
+def _fields(section):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
