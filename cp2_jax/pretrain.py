@@ -139,7 +139,7 @@ def make_update(
             accuracy_instance=result.accuracy_instance,
             accuracy_dense=result.accuracy_dense,
             feature_std=metrics.feature_std(result.pooled_query),
-            gradient_norm=optax.global_norm(gradients),
+            gradient_norm=optax.tree.norm(gradients),
             skipped_samples=result.skipped,
             queue_age=queue.age(new_state.queue, new_state.step),
             learning_rate=schedule(state.step),

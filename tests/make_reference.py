@@ -21,15 +21,15 @@ KEEP = {
         rf"f64/step\d/{LOSSES}",
         r"f64/step\d/grad_norms",
         r"f64/step[03]/grad(_eq2)?/",
-        r"f64/step3/(param_[qk]_after|queue_after)",
+        r"f64/step[03]/param_[qk]_after", r"f64/step3/queue_after",
     ],
     "B_resnet_aspp_sgd_ws2": [rf"f64/step\d/rank\d/{LOSSES}", r"step\d/idx_shuffle", r"step\d/rank\d/bn_",
                               r"f64/step\d/grad/(backbone.layer3.0.bn3|decode_head)"],
     "B_vit_aspp_adamw": [r"init/", rf"step0/{LOSSES}", r"final/encoder_[qk]\.decode_head\.(bottleneck|contrast_conv)"],
     "B_vit_aspp_adamw_f64": [rf"f64/step\d/{LOSSES}", r"f64/step0/grad(_eq2)?/", r"f64/step\d/grad_norms",
-                             r"f64/step3/(param_[qk]_after|queue_after)"],
+                             r"f64/step[03]/param_[qk]_after", r"f64/step3/queue_after"],
     "B_vit_aspp_sgd": [rf"step0/{LOSSES}"],  # starts from the same weights as B_vit_aspp_adamw
-    "B_vit_aspp_sgd_f64": [rf"f64/step\d/{LOSSES}", r"f64/step\d/grad_norms", r"f64/step3/(param_[qk]_after|queue_after)"],
+    "B_vit_aspp_sgd_f64": [rf"f64/step\d/{LOSSES}", r"f64/step\d/grad_norms", r"f64/step[03]/param_[qk]_after", r"f64/step3/queue_after"],
     "B_vit_aspp_sgd_ws2": [rf"f64/step\d/rank\d/{LOSSES}", r"step\d/idx_shuffle", r"step\d/rank\d/bn_"],
 }
 
