@@ -26,9 +26,14 @@ class ImageFolder:
         self.root = Path(root).expanduser().absolute()
         if not self.root.is_dir():
             raise SourceError(f'no such folder of images: {self.root}; set data.path to an existing folder')
-        found = []
+        found, seen = [], set()
         for folder, folders, files in os.walk(self.root, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith('.')]
+            real = os.path.realpath(folder)
+            if real in seen:  # a link back up would never end
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith('.'))
             for name in files:
                 if not name.startswith('.') and os.path.splitext(name)[1].lower() in SUFFIXES:
                     found.append(os.path.relpath(os.path.join(folder, name), self.root))
