@@ -1,7 +1,6 @@
 """The knobs of the augmentation, as one hashable value."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from cp2_jax.augment.masks import MASKS, MaskLaw
@@ -41,7 +40,7 @@ class AugmentOptions:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "AugmentOptions":
+    def from_config(cls, config: Any) -> "AugmentOptions":
         """Build from `config.augment` (an ml_collections ConfigDict or a mapping) that has exactly these fields.
 
         Raises:
