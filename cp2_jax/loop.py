@@ -88,7 +88,7 @@ def fit(
                 save()
         save()
         checkpoints.wait()
-    if stop.is_set():
+    if number < total_steps:
         raise Preempted(f"stopped by a signal after step {number}, saved in {checkpoints.directory}; run again to go on")
     return state
 

@@ -29,7 +29,9 @@ def convolve(
     rows, columns = kernel.shape[:2]
     pads = [(dilation * (k // 2),) * 2 for k in (rows, columns)] if padding == "torch" else "SAME"
     if padding == "torch" and stride == 1 and dilation > 1:
-        keep, pads = zip(*(_useful_taps(k, n, dilation) for k, n in ((rows, x.shape[1]), (columns, x.shape[2]))))
+        keep, pads = zip(
+            *(_useful_taps(k, n, dilation) for k, n in ((rows, x.shape[1]), (columns, x.shape[2]))), strict=True
+        )
         kernel = kernel[keep[0], keep[1]]
     return jax.lax.conv_general_dilated(
         x,

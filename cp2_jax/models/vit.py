@@ -61,8 +61,15 @@ class Attention(nn.Module):
             3 * width, dtype=self.dtype, kernel_init=torch_linear_init, bias_init=torch_bias_init(width), name="qkv"
         )(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
-        mixed = jax.nn.dot_product_attention(query, key, value).reshape(batch, tokens, width)
+        # The library's attention has a float32 softmax, too coarse for float64 (the parity tests).
+        attend = _attend_plainly if self.dtype == jnp.float64 else jax.nn.dot_product_attention
+        mixed = attend(query, key, value).reshape(batch, tokens, width)
         return _dense(width, width, self.dtype, "proj")(mixed)
+
+
+def _attend_plainly(query, key, value):
+    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 def _dense(inputs, features, dtype, name):

@@ -1,0 +1,82 @@
+"""Pretrain a segmentation model with CP2: python scripts/pretrain.py --config configs/… --workdir DIR
+
+The configs say the whole command of each experiment. Run again with the same work directory, it resumes.
+"""
+
+import functools
+import pathlib
+
+import _cli
+
+FLAGS = _cli.define_config_flags()
+
+import jax  # noqa: E402
+from clu import parameter_overview  # noqa: E402
+
+from cp2_jax import loop, mesh, pretrain, settings, watch  # noqa: E402
+from cp2_jax.checkpoints import Checkpoints  # noqa: E402
+from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
+from cp2_jax.data.sources import open_source  # noqa: E402
+from cp2_jax.writers import Writer  # noqa: E402
+
+
+def main(_):
+    config = FLAGS.value
+    workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
+    settings.validate_pretrain(config, jax.device_count())
+    source = open_source(config.data)
+    steps_per_epoch = settings.steps_per_epoch(len(source), config.batch_size)
+    total_steps = settings.total_steps(config, len(source))
+    settings.save_config(workdir, config)
+    print(config)
+
+    device_mesh = mesh.make_mesh()
+    initial_state, step = pretrain.make_step(config, total_steps, steps_per_epoch, device_mesh)
+    state = initial_state()
+    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(f"{len(source)} images, {steps_per_epoch} steps an epoch, {total_steps} steps, on {jax.device_count()} "
+          f"{jax.devices()[0].device_kind}")  # fmt: skip
+
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
+    restored = checkpoints.restore(state)
+    if restored:
+        state, _ = restored
+        print(f"resuming after step {int(state.step)}")
+    start = int(state.step)
+    read = functools.partial(
+        pretrain_dataset, source, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale
+    )
+    dataset = read(
+        batch_size=config.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+    batches = Batches(dataset, source, place=lambda b: mesh.place_batch(device_mesh, b), ahead=config.data.prefetch)
+    with Writer(workdir, total_steps, start, title="pretraining") as writer:
+        hooks = []
+        if config.picture_every and jax.process_index() == 0:
+            few = next(iter(read(batch_size=4)))
+            hooks.append(watch.pretrain_pictures(config, few, writer))
+        loop.fit(
+            step,
+            state,
+            batches,
+            total_steps=total_steps,
+            writer=writer,
+            checkpoints=checkpoints,
+            meta={"kind": "pretrain", "config": settings.resolve(config)},
+            save_every=config.save_every,
+            log_every=config.log_every,
+            samples_per_step=config.batch_size,
+            extra_metrics=lambda: {"unreadable_images": batches.unreadable_count},
+            on_step=hooks,
+        )
+    batches.close()
+    checkpoints.close()
+    print(f"finished {total_steps} steps; model and pictures in {workdir}")
+
+
+if __name__ == "__main__":
+    _cli.run(main)
