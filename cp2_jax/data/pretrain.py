@@ -1,0 +1,251 @@
+"""Host batches for pretraining: which images, in which order, cropped how; read ahead by threads or processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from cp2_jax.data import decode as decoding
+
+# The three images of a sample: the foreground and one background for either view.
+STREAMS = ('foreground', 'background of the query', 'background of the key')
+
+# Beyond any run: 2**48 samples are 200 million epochs of ImageNet.
+_ENDLESS = 2**48
+_REPLACEMENTS = 32
+
+
+def _read(source, index: int) -> np.ndarray:
+    """Image `index` as uint8 [H, W, 3]; UnreadableImage also where the file itself cannot be read."""
+    try:
+        data = source[index]
+    except OSError as error:
+        raise decoding.UnreadableImage(source.name(index), f'cannot be read: {error}') from error
+    return decoding.decode(data, source.name(index))
+
+
+def _order(length: int, seed: int, stream: int) -> grain.MapDataset:
+    """Source indices by position, without end; every `length` positions hold each index once, in a new order."""
+    # Grain shuffles epoch e with seed + e: streams with neighbouring seeds would repeat one another an epoch
+    # later, so that the seeds are hashed apart.
+    (shuffle_seed,) = np.random.SeedSequence([seed, stream]).generate_state(1)
+    return grain.MapDataset.range(length).shuffle(seed=int(shuffle_seed)).repeat()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """From a position in the stream to a sample; everything follows from the fields and the position."""
+
+    source: Any
+    orders: Sequence[grain.MapDataset]
+    seed: int
+    image_size: int
+    crop_scale: tuple[float, float]
+
+    def _load(self, position: int, stream: int) -> tuple[np.ndarray, int]:
+        """The image and -1, or a substitute for it and the index of the unreadable one."""
+        index = int(self.orders[stream][position])
+        try:
+            return _read(self.source, index), -1
+        except decoding.UnreadableImage as error:
+            first = error
+        length = len(self.source)
+        rng = np.random.default_rng([self.seed, position, stream, 1])
+        substitutes = rng.choice(length, min(length, _REPLACEMENTS), replace=False)
+        for substitute in substitutes:
+            try:
+                return _read(self.source, int(substitute)), index
+            except decoding.UnreadableImage:
+                continue
+        raise RuntimeError(
+            f'{first}. None of {len(substitutes)} images drawn in its place could be read either: '
+            'check the data set, and that its disk is there'
+        )
+
+    def __call__(self, position: int) -> dict[str, np.ndarray]:
+        crops, unreadable = [], []
+        for stream, views in enumerate((2, 1, 1)):
+            image, replaced = self._load(position, stream)
+            rng = np.random.default_rng([self.seed, position, stream, 0])
+            crops += [
+                decoding.random_resized_crop(image, rng, self.image_size, self.crop_scale) for _ in range(views)
+            ]
+            unreadable.append(replaced)
+        return {
+            'foreground': np.stack(crops[:2]),
+            'background': np.stack(crops[2:]),
+            'unreadable': np.array(unreadable, np.int64),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Position:
+    """From the count of this process's rows to the position in the stream that all processes share."""
+
+    batch_size: int
+    rows: int
+    first_row: int
+
+    def __call__(self, count: int) -> int:
+        step, row = divmod(int(count), self.rows)
+        return step * self.batch_size + self.first_row + row
+
+
+def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def pretrain_dataset(
+    source,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    crop_scale: tuple[float, float] = (0.2, 1.0),
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int = 16,
+    prefetch: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+    """An endless iterator of this process's share of every batch, from batch `start_step` on.
+
+    Batches, with b = batch_size / process_count, S = image_size:
+      'foreground'  uint8 [b, 2, S, S, 3]: two random crops of one image, for the query and the key view;
+      'background'  uint8 [b, 2, S, S, 3]: one random crop of each of two other images, drawn independently;
+      'unreadable'  int64 [b, 3]: for foreground and the two backgrounds, the source index of an image that could
+                    not be read and was replaced by another, else -1. (`Batches` takes it out.)
+
+    Each of the three streams goes through the whole source in an order of its own, a new one each epoch. The last
+    samples of an epoch and the first of the next may share a batch: none is dropped. Sample t * batch_size + j is
+    row j of batch t for any number of processes, workers and threads, and depends on nothing but seed and source;
+    so a run resumes at step t with start_step=t. Process p gets rows [p * b, (p + 1) * b).
+
+    source: see `sources`; items are encoded images. batch_size: of all processes together. crop_scale: range of
+    the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1). workers: processes that decode; 0
+    decodes in `threads` threads of this process. prefetch: batches read ahead, for each worker. With workers, call
+    `.close()` when done, or let `Batches` do it.
+
+    Raises ValueError for sizes that do not fit; while iterating, RuntimeError if an image and all its substitutes
+    are unreadable.
+    """
+    if batch_size <= 0 or batch_size % process_count:
+        raise ValueError(f'batch_size {batch_size} must be a positive multiple of the {process_count} processes')
+    if not 0 <= process_index < process_count:
+        raise ValueError(f'process_index {process_index} must lie in 0 to {process_count - 1}')
+    if start_step < 0 or seed < 0:
+        raise ValueError(f'start_step ({start_step}) and seed ({seed}) must not be negative')
+    rows = batch_size // process_count
+    orders = tuple(_order(len(source), seed, stream) for stream in range(len(STREAMS)))
+    samples = (
+        grain.MapDataset.range(start_step * rows, _ENDLESS)
+        .map(_Position(batch_size, rows, process_index * rows))
+        .map(_Sample(source, orders, seed, image_size, tuple(crop_scale)))
+    )
+    if workers:
+        # Grain deals elements out to the workers in turn: these must be whole batches to stay as they are.
+        batches = samples.batch(rows, batch_fn=_stack).to_iter_dataset(grain.ReadOptions(1, prefetch))
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch))
+    else:
+        ahead = max(prefetch * rows, threads)
+        batches = samples.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(rows, batch_fn=_stack)
+    return iter(batches)
+
+
+class Batches:
+    """Batches placed on the device ahead of their use; counts and reports unreadable images.
+
+    A background thread draws host batches from `iterator`, takes 'unreadable' out, applies `place` (host batch ->
+    device batch) and keeps up to `ahead` results ready. The name of each unreadable file is logged once, with the
+    reason.
+
+    iterator: from `pretrain_dataset`, or any iterator of dicts. source: the one its indices refer to.
+    Attributes: unreadable_count, images replaced in the batches handed out so far; wait_seconds, time that the
+    consumer spent waiting in next().
+    Whatever goes wrong in the background is raised by next().
+    """
+
+    def __init__(self, iterator, source, place: Callable[[dict], Any] | None = None, ahead: int = 2):
+        self.unreadable_count = 0
+        self.wait_seconds = 0.0
+        self._iterator = iterator
+        self._source = source
+        self._place = place
+        self._reported: set[int] = set()
+        self._ready: queue.Queue = queue.Queue(maxsize=max(1, ahead))
+        self._closed = threading.Event()
+        self._end: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name='batches', daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Any:
+        if self._closed.is_set():
+            raise RuntimeError('these batches were closed')
+        if self._end is not None:
+            raise self._end
+        started = time.perf_counter()
+        batch, replaced, error = self._ready.get()
+        self.wait_seconds += time.perf_counter() - started
+        if error is not None:
+            self._end = error
+            raise error
+        self.unreadable_count += replaced
+        return batch
+
+    def close(self) -> None:
+        """Ends the background thread and the iterator's workers. May be called twice."""
+        self._closed.set()
+        while not self._ready.empty():  # a thread that waits for room sees `_closed` sooner
+            self._ready.get_nowait()
+        self._thread.join(timeout=30)
+        close = getattr(self._iterator, 'close', None)
+        if close is not None:
+            close()
+
+    def _work(self) -> None:
+        try:
+            for host_batch in self._iterator:
+                host_batch = dict(host_batch)
+                indices = host_batch.pop('unreadable', np.empty(0, np.int64))
+                indices = indices[indices >= 0]
+                self._report(indices)
+                batch = host_batch if self._place is None else self._place(host_batch)
+                if not self._put((batch, indices.size, None)):
+                    return
+            self._put((None, 0, StopIteration()))
+        except BaseException as error:
+            self._put((None, 0, error))
+
+    def _put(self, item: tuple) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _report(self, indices: np.ndarray) -> None:
+        for index in map(int, indices):
+            if index in self._reported:
+                continue
+            self._reported.add(index)
+            try:  # once more, for the reason: a worker process cannot hand it over within an array
+                _read(self._source, index)
+            except decoding.UnreadableImage as error:
+                logging.warning('unreadable image replaced by another: %s', error)
+            else:
+                logging.warning('unreadable image replaced by another, though readable now: %s',
+                                self._source.name(index))
