@@ -133,7 +133,8 @@ def pretrain_dataset(
     source: see `sources`; items are encoded images. batch_size: of all processes together. crop_scale: range of
     the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1). workers: processes that decode; 0
     decodes in `threads` threads of this process. prefetch: batches read ahead, for each worker. With workers, call
-    `.close()` when done, or let `Batches` do it.
+    `.close()` when done, or let `Batches` do it; and Grain then reads absl's flags, so that outside `absl.app.run`
+    they have to be marked as parsed: `absl.flags.FLAGS.mark_as_parsed()`.
 
     Raises ValueError for sizes that do not fit; while iterating, RuntimeError if an image and all its substitutes
     are unreadable.
@@ -159,6 +160,11 @@ def pretrain_dataset(
         ahead = max(prefetch * rows, threads)
         batches = samples.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(rows, batch_fn=_stack)
     return iter(batches)
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """A worker's array copied out of shared memory, which then is free at once, not when the batch is forgotten."""
+    return array if type(array) is np.ndarray else np.array(array)
 
 
 class Batches:
@@ -217,7 +223,7 @@ class Batches:
     def _work(self) -> None:
         try:
             for host_batch in self._iterator:
-                host_batch = dict(host_batch)
+                host_batch = {key: _own(value) for key, value in host_batch.items()}
                 indices = host_batch.pop('unreadable', np.empty(0, np.int64))
                 indices = indices[indices >= 0]
                 self._report(indices)
