@@ -1,4 +1,4 @@
-"""Vision transformer backbone (ViT-S/16 by default), as the original's: no final norm, the class token left out at the end."""
+"""Vision transformer backbone (ViT-S/16 by default) as the original's: no final norm, class token left out at the end."""
 
 from typing import Any
 
