@@ -3,7 +3,6 @@
 Nothing here knows a model or a task. A result goes into a PNG with `save_png`, or to TensorBoard as it is.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,13 @@ from PIL import Image
 # Outside of the outline's colour a dark line, so that it shows on any picture.
 _OUTLINE, _EDGE = (255, 215, 0), (20, 20, 20)
 _IGNORE = (224, 224, 224)
+
+# What `curves` draws unless told otherwise: a panel's title → the metrics in it.
+PANELS = {
+    "loss": ("loss", "loss_instance", "loss_dense"),
+    "accuracy": ("accuracy_instance", "accuracy_dense", "pixel_accuracy"),
+    "mean IoU": ("miou", "mean_iou"),
+}
 
 
 def save_png(path: str | pathlib.Path, picture: UInt8[np.ndarray, "height width 3"]):
@@ -64,27 +70,20 @@ def pairs(
 
 
 def mask_kinds(
-    masks: Mapping[str, Float[np.ndarray, "count height width"]],
-    composed: Mapping[str, UInt8[np.ndarray, "count height width 3"]],
+    samples: Mapping[str, tuple[Float[np.ndarray, "count height width"], UInt8[np.ndarray, "count height width 3"]]],
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
-    """Show each kind of mask and an image composed with it, as the paper's Figure 4 does.
+    """Show kinds of masks, each above an image composed with it, as the paper's Figure 4 does.
 
     Args:
-      masks: kind → masks.
-      composed: kind → the images composed with them.
-
-    Raises:
-      ValueError: if the two do not name the same kinds.
+      samples: kind → masks and the images composed with them.
     """
-    if masks.keys() != composed.keys():
-        raise ValueError(f"masks of {sorted(masks)} but images of {sorted(composed)}: both must have the same kinds")
     columns = {
-        f"{kind}\n{100 * np.mean(masks[kind]):.0f} % foreground": [
+        f"{kind}\n{100 * np.mean(masks):.0f} % foreground": [
             cell
-            for mask, image in zip(masks[kind], composed[kind], strict=True)
+            for mask, image in zip(masks, images, strict=True)
             for cell in (np.repeat((np.asarray(mask) * 255).astype(np.uint8)[..., None], 3, axis=2), image)
         ]
-        for kind in masks
+        for kind, (masks, images) in samples.items()
     }
     return _grid(columns)
 
@@ -182,39 +181,20 @@ def predictions(
     for axis, title in zip(axes[0], ("image", "ground truth", "prediction"), strict=True):
         axis.set_title(title)
     handles = [
-        Patch(facecolor=table[c] / 255, edgecolor="0.4", label="ignored" if c == ignore else names[c])
-        for c in occurring
+        Patch(facecolor=table[c] / 255, edgecolor="0.4", label="ignored" if c == ignore else names[c]) for c in occurring
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return _render(figure)
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Read a `metrics.jsonl`: one JSON object a line, each with a "step".
-
-    Raises:
-      ValueError: naming the file and the line that is no such object.
-    """
-    records = []
-    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            record["step"] + 0
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number}: not a JSON object with a number "step"') from error
-        records.append(record)
-    return records
-
-
 def curves(
-    records: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]
+    records: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]] = PANELS
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Draw metrics over steps.
 
     Args:
-      records: from `read_metrics`; a record may lack any of the metrics.
-      panels: title → names of the metrics to draw in it, e.g. {"loss": ["loss", "loss_dense"], "mIoU": ["miou"]}.
-        Panels none of whose metrics occur are left out.
+      records: each with a "step", as `writers.read_metrics` gives them; one may lack any of the metrics.
+      panels: title → names of the metrics to draw in it; panels none of whose metrics occur are left out.
 
     Raises:
       ValueError: if no metric of any panel occurs.

@@ -2,16 +2,19 @@
 
 import dataclasses
 
+import beartype
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import ml_collections
 import numpy as np
 import pytest
 from scipy import stats
 
-from cp2_jax.augment import compose
+from cp2_jax.augment import blur, color, compose
 from cp2_jax.augment.compose import AugmentOptions
 from cp2_jax.augment.masks import MASKS
+from cp2_jax.settings import ConfigError
 
 PLAIN = AugmentOptions(jitter_probability=0.0, grayscale=0.0, blur=0.0, flip=0.0)
 
@@ -60,9 +63,7 @@ def test_background_is_augmented_by_its_own_draw():
     whole = compose_pairs(jax.random.key(0), foreground, foreground, draw)
     outside = np.asarray(pair.mask_query) == 0
     assert np.abs(np.asarray(pair.image_query - whole.image_query))[outside].max() > 0.1
-    np.testing.assert_allclose(
-        np.asarray(pair.image_query)[~outside], np.asarray(whole.image_query)[~outside], atol=1e-6
-    )
+    np.testing.assert_allclose(np.asarray(pair.image_query)[~outside], np.asarray(whole.image_query)[~outside], atol=1e-6)
 
 
 @pytest.mark.parametrize("mask", ["rectangle", "blocks"])
@@ -164,6 +165,25 @@ def test_grayscale_comes_after_the_jitter():
     assert np.abs(gray[..., 0] - plain).max() > 0.01
 
 
+def test_documented_shapes_and_dtypes_hold():
+    checked = jaxtyping.jaxtyped(typechecker=beartype.beartype)
+    options, (foreground, background) = AugmentOptions(), crops(3)
+    pair = checked(compose.compose_pairs)(jax.random.key(0), foreground, background, options)
+    assert checked(compose.feature_mask)(pair.mask_query, 8).shape == (3, 4, 4)
+    draw = jax.vmap(lambda k: checked(compose.draw_view)(k, options))(jax.random.split(jax.random.key(0), 3))
+    checked(compose.augment)(foreground[:, 0], draw, options)
+    planes = jnp.transpose(pair.image_query, (0, 3, 1, 2))
+    checked(color.jitter)(planes, draw.factors, draw.order)
+    checked(color.shift_hue)(planes, draw.sigma)
+    checked(color.grayscale)(planes)
+    checked(blur.gaussian_blur)(planes, draw.sigma, 2.0)
+    checked(color.normalize)(foreground, options.mean, options.std)
+    for kind in MASKS.values():
+        checked(kind)(jax.random.key(0), 32, 48, options.mask_law)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        checked(compose.compose_pairs)(jax.random.key(0), foreground[:, :, 1:], background, options)
+
+
 @pytest.mark.parametrize("stride", [4, 8, 16])
 def test_feature_mask_takes_the_centre_of_each_cell(stride):
     mask = np.random.default_rng(0).integers(0, 2, (2, 32, 48)).astype(np.float32)
@@ -201,7 +221,7 @@ def test_from_config():
 
 def test_from_config_names_missing_and_unknown_fields():
     config = {k: v for k, v in as_config(blurr=0.5).items() if k != "flip"}
-    with pytest.raises(ValueError, match=r"missing \['flip'\], unknown \['blurr'\]"):
+    with pytest.raises(ConfigError, match=r"missing \['flip'\], unknown \['blurr'\]"):
         AugmentOptions.from_config(config)
 
 
@@ -226,5 +246,5 @@ def test_from_config_names_missing_and_unknown_fields():
     ],
 )
 def test_bad_options_are_named(field, value):
-    with pytest.raises(ValueError, match=f"augment.{field} is .*must be"):
+    with pytest.raises(ConfigError, match=f"augment.{field} is .*must be"):
         AugmentOptions(**{field: value})

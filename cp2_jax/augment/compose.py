@@ -101,9 +101,7 @@ def compose_pairs(
     """
     shape = foreground.shape
     if shape != background.shape or len(shape) != 5 or shape[1] != 2 or shape[4] != 3:
-        raise ValueError(
-            f"foreground {shape} and background {background.shape} must both be [batch, 2, height, width, 3]"
-        )
+        raise ValueError(f"foreground {shape} and background {background.shape} must both be [batch, 2, height, width, 3]")
     if foreground.dtype != jnp.uint8 or background.dtype != jnp.uint8:
         raise ValueError(f"images must be uint8, not {foreground.dtype} and {background.dtype}")
     batch, _, height, width, _ = shape

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from cp2_jax.augment.masks import MASKS, MaskLaw
+from cp2_jax.settings import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class AugmentOptions:
       mean, std: per RGB channel, on the scale [0, 1].
 
     Raises:
-      ValueError: naming the field, its value and what is allowed.
+      settings.ConfigError: naming the field, its value and what is allowed.
     """
 
     brightness: float = 0.4
@@ -44,11 +45,11 @@ class AugmentOptions:
         """Build from `config.augment` (an ml_collections ConfigDict or a mapping) that has exactly these fields.
 
         Raises:
-          ValueError: for a missing or unknown field, or a bad value.
+          settings.ConfigError: for a missing or unknown field, or a bad value.
         """
         given, known = set(config.keys()), {field.name for field in dataclasses.fields(cls)}
         if given != known:
-            raise ValueError(
+            raise ConfigError(
                 f"config.augment: missing {sorted(known - given)}, unknown {sorted(given - known)}; "
                 "give exactly the fields of AugmentOptions"
             )
@@ -79,4 +80,4 @@ class AugmentOptions:
 
     def _require(self, name: str, good: bool, expected: str):
         if not good:
-            raise ValueError(f"augment.{name} is {getattr(self, name)!r}; it must be {expected}")
+            raise ConfigError(f"augment.{name} is {getattr(self, name)!r}; it must be {expected}")
