@@ -1,13 +1,13 @@
 """Checkpoints (Orbax): a training state and its metadata in one atomic step; newest good one found by itself.
 
-Layout: `<directory>/<step>/{state,meta}`, and `<directory>/checksums/<step>.json` written once a step is complete. A save
-that was killed leaves a directory with a temporary name, which the next start removes.
+Layout: `<directory>/<step>/{state,meta,checksums.json}`. A step is written under a temporary name and renamed when
+complete, checksums included: a kill at any moment leaves the finished steps and what the next start removes.
 """
 
+import functools
 import json
 import pathlib
 import re
-import shutil
 import zlib
 from typing import Any
 
@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
+
+_CHECKSUMS = "checksums.json"
 
 
 class CheckpointError(Exception):
@@ -23,25 +26,29 @@ class CheckpointError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. With several processes, all of them call every method; the directory is shared.
 
     Args:
-      directory: made if absent.
+      directory: made if absent. What a killed run left half-written in it is removed.
       keep: how many of the newest to keep.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 3):
         self.directory = pathlib.Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._saving = None
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            ),
             item_names=("state", "meta"),
         )
-        self._seal()
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Save in the background; a failure of the save before surfaces here.
+        """Save in the background, after waiting for the save before. A step that is there already is left as it is.
 
         Args:
           step: number of finished steps.
@@ -49,123 +56,140 @@ class Checkpoints:
           meta: JSON values saved in the same atomic step: config, iterator position, kind of state.
 
         Raises:
-          CheckpointError: if the previous save failed.
+          CheckpointError: if the save before failed, or a later step is there.
         """
         self.wait()
+        if step == self.latest_step():
+            return
         if jax.default_backend() == "cpu":
             # Elsewhere Orbax copies to the host before it returns; on a CPU it may read the very buffers that the next
             # step is given to overwrite.
             state = jax.tree.map(jnp.copy, state)
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=_json(meta)))
+        # Through JSON once, so that what is saved equals what is read back (tuples become lists).
+        meta = json.loads(json.dumps(meta))
+        self._saving = step
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        if not self._manager.save(step, args=items):
+            raise CheckpointError(
+                f"step {step} was not saved: {self.directory} holds step {self.latest_step()}. "
+                "Use another work directory, or move the later checkpoints away"
+            )
 
     def wait(self) -> None:
         """Wait until the last save is complete on disk.
 
         Raises:
-          CheckpointError: if it failed.
+          CheckpointError: if it failed; the checkpoints before it are still there.
         """
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise CheckpointError(f"saving to {self.directory} failed: {error}") from error
-        self._seal()
+            self._manager.reload()
+            raise CheckpointError(
+                f"saving step {self._saving} to {self.directory} failed: {_first_line(error)}. "
+                f"The last complete checkpoint is that of step {self.latest_step()}"
+            ) from error
 
     def close(self) -> None:
-        """Wait, then release Orbax's threads."""
-        self.wait()
-        self._manager.close()
+        """Wait, then release Orbax's threads; raises as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
-        """Return the newest complete step, or None."""
-        return self._manager.latest_step()
+        """Return the newest step that is complete on disk, or None."""
+        return max(map(int, _step_directories(self.directory)), default=None)
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, meta) of the newest good checkpoint, or None if there is none at all.
 
-        A damaged one is named in the log, moved aside to `<step>.damaged`, and the one before it is used.
+        Damaged ones that are newer are named in the log and moved aside to `<step>.damaged`. If all are damaged, all stay.
 
         Args:
           like: a state, or `jax.ShapeDtypeStruct`s with shardings, that says what to restore and where to put it;
             the topology may differ from the one that saved.
 
         Raises:
-          CheckpointError: if a checkpoint holds another model (with the differences), or if all are damaged.
+          CheckpointError: if a checkpoint holds another model (with the differences), if all are damaged, or if an
+            intact one cannot be restored (out of memory, for instance).
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for step in steps:
-            path = self.directory / str(step)
+        damaged = {}
+        for path in reversed(_step_directories(self.directory).values()):
+            intact = False
             try:
-                _verify(path)
+                intact = _agree(functools.partial(_verify, path))
                 _compare(path, target)
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()),
-                )
-                return restored.state, restored.meta
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+                restored = self._manager.restore(int(path.name), args=items)
+                break
             except CheckpointError:
                 raise
             except Exception as error:
-                self._set_aside(path, error)
-        if steps:
+                # Of several processes, one alone cannot go on to the step before.
+                if intact or (jax.process_count() > 1 and not isinstance(error, _Damaged)):
+                    raise CheckpointError(f"checkpoint {path} cannot be restored: {error}") from error
+                damaged[path] = _first_line(error)
+        else:
+            if not damaged:
+                return None
             raise CheckpointError(
-                f"all checkpoints in {self.directory} are damaged; they are kept as *.damaged. "
-                "Start anew in another work directory, or put back a copy"
+                f"all checkpoints in {self.directory} are damaged:\n"
+                + "".join(f"  {path.name}: {problem}\n" for path, problem in damaged.items())
+                + "Put back a copy of one, or start anew in another work directory"
             )
-        return None
+        for path, problem in damaged.items():
+            self._set_aside(path, problem)
+        return restored.state, restored.meta
 
-    def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
+    def _set_aside(self, path: pathlib.Path, problem: str) -> None:
         aside = path.with_name(path.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        logging.warning("checkpoint %s is damaged (%s: %s); moved to %s", path, type(error).__name__, first_line, aside)
-        path.rename(aside)
+        while aside.exists():
+            aside = aside.with_name(aside.name + "_")
+        if jax.process_index() == 0:
+            logging.warning("checkpoint %s is damaged (%s); moved to %s", path, problem, aside)
+            path.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {path.name}")
         self._manager.reload()
 
     def _seal(self) -> None:
-        """Write checksums of complete steps that have none, and drop those of steps that are gone."""
-        folder = self.directory / "checksums"
-        folder.mkdir(exist_ok=True)
-        steps = {str(step) for step in self._manager.all_steps()}
-        for old in folder.glob("*.json"):
-            if old.stem not in steps:
-                old.unlink()
-        for step in steps:
-            if not (folder / f"{step}.json").exists():
-                _write_atomically(folder / f"{step}.json", json.dumps(_checksums(self.directory / step)))
+        """Write the checksums into the step that is about to be renamed (Orbax calls this just before)."""
+        for path in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
+
+
+class _Damaged(Exception):
+    """A checkpoint's files are not those that were written."""
 
 
 def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     """Return (tree of NumPy arrays, meta) of a checkpoint; needs none of the classes that saved it.
 
     Args:
-      path: a work directory, its `checkpoints` directory, or one step's directory; of several steps, the newest that is
-        not damaged.
+      path: a work directory, its `checkpoints` directory, one step's directory, or what `write_variables` wrote; of several
+        steps, the newest that is not damaged.
 
     Raises:
       CheckpointError: if there is no (good) checkpoint.
     """
     path = pathlib.Path(path).absolute()
-    for root in (path / "checkpoints", path):
-        steps = sorted((p for p in root.glob("*") if p.name.isdigit() and p.is_dir()), key=lambda p: -int(p.name))
-        if steps:
-            break
-    else:
-        steps = [path] if (path / "state").is_dir() else []
+    steps = _step_directories(path / "checkpoints") or _step_directories(path)
+    steps = list(steps.values()) or [path] * (path / "state").is_dir()
     problems = []
-    for step in steps:
+    for step in reversed(steps):
         try:
             _verify(step)
             handler = ocp.PyTreeCheckpointHandler()
-            as_numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(step / "state").tree
-            )
+            abstract = handler.metadata(step / "state").tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
             tree = handler.restore(step / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
             return tree, json.loads((step / "meta" / "metadata").read_text())
         except Exception as error:
-            problems.append(f"{step}: {(str(error).splitlines() or [''])[0][:200]}")
-            logging.warning("checkpoint %s cannot be read, trying the one before it", problems[-1])
+            problems.append(f"{step}: {_first_line(error)}")
+            logging.warning("checkpoint %s cannot be read", problems[-1])
     if problems:
         raise CheckpointError("no readable checkpoint:\n  " + "\n  ".join(problems))
     raise CheckpointError(f"no checkpoint at {path} (looked for a work directory, a checkpoints directory, or a step)")
@@ -185,31 +209,68 @@ def read_variables(path: str | pathlib.Path) -> tuple[dict, dict]:
 
 
 def write_variables(path: str | pathlib.Path, variables: dict, meta: dict) -> None:
-    """Write a model that was not trained here (a converted checkpoint) so that `read_variables` reads it."""
+    """Write a model that was not trained here (a converted checkpoint) so that `read_variables` reads it.
+
+    Raises:
+      CheckpointError: if there is a checkpoint at `path` already.
+    """
+    path = pathlib.Path(path).absolute()
+    if _step_directories(path):
+        raise CheckpointError(f"{path} holds a checkpoint already: remove it, or write elsewhere")
     saver = Checkpoints(path, keep=1)
     saver.save(0, {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta)
     saver.close()
 
 
-def _json(meta: dict):
-    # Through JSON once, so that what is saved equals what is read back (tuples become lists).
-    return ocp.args.JsonSave(json.loads(json.dumps(meta)))
+def _step_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return the complete steps in a directory, oldest first, by name."""
+    steps = (path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir())
+    return {path.name: path for path in sorted(steps, key=lambda path: int(path.name))}
 
 
 def _checksums(step: pathlib.Path) -> dict[str, int]:
-    return {str(p.relative_to(step)): zlib.crc32(p.read_bytes()) for p in sorted(step.rglob("*")) if p.is_file()}
+    # Orbax touches its own note beside them (_CHECKPOINT_METADATA) once more at the renaming.
+    files = (path for item in ("state", "meta") for path in sorted((step / item).rglob("*")) if path.is_file())
+    return {str(path.relative_to(step)): _checksum(path) for path in files}
 
 
-def _verify(step: pathlib.Path) -> None:
-    """Compare a step's files with their recorded checksums, if they were recorded."""
-    recorded = step.parent / "checksums" / f"{step.name}.json"
-    if not recorded.exists():
-        return
-    expected, found = json.loads(recorded.read_text()), _checksums(step)
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            state = "missing" if name not in found else "changed" if name in expected else "unexpected"
-            raise ValueError(f"file {name} is {state}")
+def _checksum(path: pathlib.Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _verify(step: pathlib.Path) -> bool:
+    """Compare a step's files with their checksums; False if it has none (an older checkpoint), raises `_Damaged`."""
+    path = step / _CHECKSUMS
+    if not path.exists():
+        return False
+    try:
+        recorded = json.loads(path.read_text())
+    except ValueError as error:
+        raise _Damaged(f"file {path.name} is not readable: {error}") from error
+    found = _checksums(step)
+    for name, checksum in recorded.items():
+        if found.get(name) != checksum:
+            raise _Damaged(f"file {name} is {'changed' if name in found else 'missing'}")
+    return True
+
+
+def _agree(verify) -> bool:
+    """Let the first process verify, and all return or raise what it found."""
+    if jax.process_count() == 1:
+        return verify()
+    try:
+        verdict = int(verify()) if jax.process_index() == 0 else 0
+    except _Damaged as error:
+        logging.warning("%s", error)
+        verdict = 2
+    verdict = int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
+    if verdict == 2:
+        raise _Damaged("its files are not those that were written")
+    return bool(verdict)
 
 
 def _compare(path: pathlib.Path, target: Any) -> None:
@@ -234,7 +295,5 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {re.sub(r"[\[\].']+", "/", jax.tree_util.keystr(path)).strip("/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
