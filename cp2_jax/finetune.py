@@ -1,0 +1,215 @@
+"""Finetuning for semantic segmentation: the state, its start from a pretrained model, and the one jitted step.
+
+The protocol is that of the paper's section 4.1, MMSegmentation's EncoderDecoder: the projection makes way for a
+classifier, logits are upsampled to the labels' size, batch norm is synchronised over the batch (`bn_groups` = 1).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+from flax import traverse_util
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from cp2_jax import mesh, optim, resize, rngs
+from cp2_jax.augment import color
+from cp2_jax.models import segmenter
+from cp2_jax.settings import ConfigError
+
+
+class InitError(ConfigError):
+    """A checkpoint does not fit the model; the message says where, and what to do."""
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that training changes."""
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class FinetuneMetrics(clu_metrics.Collection):
+    """One finetuning step. `pixel_accuracy`: share of the labelled pixels of the batch that are right."""
+
+    loss: clu_metrics.Average.from_output("loss")
+    pixel_accuracy: clu_metrics.Average.from_output("pixel_accuracy")
+    gradient_norm: clu_metrics.Average.from_output("gradient_norm")
+    learning_rate: clu_metrics.LastValue.from_output("learning_rate")
+
+
+def normalize(
+    images: UInt8[Array, "batch height width 3"],
+    size: Int[Array, "batch 2"],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float[Array, "batch height width 3"]:
+    """Normalise and set to 0, the mean, what lies outside the first `size` (height, width) pixels of each image.
+
+    MMSegmentation pads after it has normalised; here images are padded in uint8 and normalised on the device.
+    """
+    inside = (jnp.arange(images.shape[1])[None, :, None] < size[:, 0, None, None]) & (
+        jnp.arange(images.shape[2])[None, None, :] < size[:, 1, None, None]
+    )
+    return jnp.where(inside[..., None], color.normalize(images, mean, std), 0)
+
+
+def cross_entropy(
+    logits: Float[Array, "batch h w classes"],
+    label: Int[Array, "batch height width"] | UInt8[Array, "batch height width"],
+    average: str,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the loss and the share of labelled pixels that are right, at the labels' resolution.
+
+    Args:
+      logits: at the output stride; upsampled bilinearly to the labels' size first.
+      label: pixels that are no class (255) have no loss.
+      average: "all" divides by the number of all pixels, ignored ones included, as the original and MMSegmentation do
+        (paper_vs_code item 23); "labelled" by the number of labelled ones.
+
+    Raises:
+      KeyError: for another `average`.
+    """
+    logits = resize.bilinear(logits, label.shape[1:])
+    classes = logits.shape[-1]
+    labelled = label < classes
+    target = jnp.where(labelled, label, 0).astype(jnp.int32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target) * labelled
+    count = jnp.maximum(jnp.sum(labelled), 1).astype(losses.dtype)
+    loss = jnp.sum(losses) / {"all": jnp.asarray(label.size, losses.dtype), "labelled": count}[average]
+    right = (jnp.argmax(logits, axis=-1) == target) & labelled
+    return loss, jnp.sum(right) / count
+
+
+def merge(initial: Mapping, loaded: Mapping, head: str) -> tuple[dict, str]:
+    """Put a pretrained model's backbone, and its head if wanted, in place of the initial ones.
+
+    Args:
+      initial: variables {'params', 'batch_stats'} of the finetuning model.
+      loaded: variables of a pretraining, finetuning or converted checkpoint.
+      head: "checkpoint" or "random" (the baselines of the paper, and Table 3's ablation).
+
+    Returns:
+      The variables, and a table that says for each part what was loaded, left out, or stays as it was initialised.
+
+    Raises:
+      InitError: if a wanted part is not in the checkpoint, in part or whole, or has other shapes.
+      KeyError: for another `head`.
+    """
+    wanted = {"checkpoint": ("backbone", "head"), "random": ("backbone",)}[head]
+    ours, theirs = _by_part(initial), _by_part(loaded)
+    problems, merged, rows = [], {}, []
+    for part, leaves in ours.items():
+        other = theirs.get(part, {})
+        use = part in wanted
+        if use and not other:
+            advice = "; set init.head=random to start it afresh" if part == "head" else ""
+            problems.append(f"{part}: not in the checkpoint, which has {', '.join(theirs) or 'nothing'}{advice}")
+        elif use:
+            for name in sorted(leaves.keys() | other.keys()):
+                shapes = [tuple(x[name].shape) if name in x else "absent" for x in (other, leaves)]
+                if shapes[0] != shapes[1]:
+                    problems.append(f"{'/'.join(name)}: checkpoint {shapes[0]}, model {shapes[1]}")
+        merged |= {name: other.get(name, value) if use else value for name, value in leaves.items()}
+        rows.append((part, "loaded" if use else "initial", leaves))
+    rows += [(part, "left out", leaves) for part, leaves in theirs.items() if part not in ours or part not in wanted]
+    if problems:
+        shown = problems[:8] + ([f"… and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise InitError("init.checkpoint does not fit config.model:\n  " + "\n  ".join(shown))
+    lines = [f"{'part':12} {'from':10} {'arrays':>7} {'values':>12}"]
+    lines += [
+        f"{part:12} {origin:10} {len(leaves):7d} {sum(x.size for x in leaves.values()):12,d}"
+        for part, origin, leaves in rows
+    ]
+    variables = {"batch_stats": {}} | traverse_util.unflatten_dict(merged)
+    # The checkpoint's arrays may be of NumPy and of another precision.
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), variables, dict(initial)), "\n".join(lines)
+
+
+def _by_part(variables: Mapping) -> dict[str, dict[tuple, Any]]:
+    """Return {'backbone': {('params', 'backbone', …): array}, 'head': …} over parameters and statistics."""
+    parts: dict[str, dict] = {}
+    for name, value in traverse_util.flatten_dict(dict(variables)).items():
+        parts.setdefault(name[1], {})[name] = value
+    return parts
+
+
+def build_model(config: ConfigDict) -> segmenter.Segmenter:
+    """Return the model with a classifier on top. `config.image_size` is the size of the images of pretraining, for
+    which a ViT's position table was made; the model resizes the table to each input."""
+    return segmenter.build(
+        config.model, top="classifier", bn_groups=config.bn_groups, image_size=config.image_size
+    )
+
+
+def init_variables(config: ConfigDict) -> dict:
+    """Return the variables {'params', 'batch_stats'} of `build_model`, initialised at random from `config.seed`."""
+    images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
+    variables = build_model(config).init(rngs.key(config.seed, "init"), images, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
+    """Return `(initial_state, step)`: the placed state and the jitted step that donates it.
+
+    Args:
+      config: a validated finetuning config (see `configs/`).
+      total_steps, steps_per_epoch: the length of the run, for the schedule.
+      device_mesh: from `mesh.make_mesh`.
+
+    Returns:
+      initial_state: `(variables) -> State`, placed on the mesh.
+      step: `(state, batch) -> (state, FinetuneMetrics)`; batch is what `data.segmentation_stream` yields.
+    """
+    schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
+    optimizer = optim.make(config.optimizer, schedule)
+    model = build_model(config)
+    everywhere, split = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
+
+    def step(state: State, batch: dict[str, Array]):
+        images = normalize(batch["image"], batch["size"], config.data.mean, config.data.std)
+        dropout = {"dropout": rngs.key(config.seed, "dropout", state.step)}
+
+        def loss_of(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=dropout)
+            loss, accuracy = cross_entropy(logits, batch["label"], config.loss.average)
+            return loss, (accuracy, changed.get("batch_stats", {}))
+
+        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new_state = State(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return new_state, FinetuneMetrics.single_from_model_output(
+            loss=loss,
+            pixel_accuracy=accuracy,
+            gradient_norm=optax.global_norm(gradients),
+            learning_rate=schedule(state.step),
+        )
+
+    def start(variables) -> State:
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=optimizer.init(variables["params"]),
+        )
+
+    initial_state = jax.jit(start, out_shardings=everywhere)
+    jitted = jax.jit(
+        step, in_shardings=(everywhere, split), out_shardings=(everywhere, everywhere), donate_argnums=0
+    )
+    return initial_state, jitted

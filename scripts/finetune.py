@@ -1,0 +1,72 @@
+"""Finetune for semantic segmentation: python scripts/finetune.py --config configs/finetune_… --workdir DIR
+
+Run again with the same work directory, it resumes. Last model: DIR/checkpoints; best: DIR/best; scores: DIR/scores.json.
+"""
+
+import pathlib
+
+import _cli
+
+FLAGS = _cli.define_config_flags()
+
+import jax  # noqa: E402
+from clu import parameter_overview  # noqa: E402
+
+from cp2_jax import evaluate, finetune, loop, mesh, settings  # noqa: E402
+from cp2_jax.checkpoints import Checkpoints, read_variables  # noqa: E402
+from cp2_jax.data import segmentation  # noqa: E402
+from cp2_jax.data.pretrain import Batches  # noqa: E402
+from cp2_jax.data.segmentation_stream import training_dataset, training_options  # noqa: E402
+from cp2_jax.writers import Writer  # noqa: E402
+
+
+def main(_):
+    config = FLAGS.value
+    workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
+    settings.validate_finetune(config, jax.device_count())
+    examples = segmentation.open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
+    evaluator = evaluate.Evaluator(config, mesh.make_mesh())
+    steps_per_epoch = settings.steps_per_epoch(len(examples), config.batch_size)
+    total_steps = settings.total_steps(config, len(examples))
+    settings.save_config(workdir, config)
+    print(config)
+
+    initial_state, step = finetune.make_step(config, total_steps, steps_per_epoch, evaluator.device_mesh)
+    variables = finetune.init_variables(config)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
+    if config.init.checkpoint and checkpoints.latest_step() is None:
+        variables, table = finetune.merge(variables, read_variables(config.init.checkpoint)[0], config.init.head)
+        print(f"{config.init.checkpoint}:\n{table}")
+    state = initial_state(variables)
+    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(f"{len(examples)} images, {steps_per_epoch} steps an epoch, {total_steps} steps, on {jax.device_count()} "
+          f"{jax.devices()[0].device_kind}")  # fmt: skip
+    if restored := checkpoints.restore(state):
+        state, _ = restored
+        print(f"resuming after step {int(state.step)}")
+    start = int(state.step)
+    dataset = training_dataset(
+        examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        options=training_options(config.data),
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+    place = lambda batch: mesh.place_batch(evaluator.device_mesh, batch)  # noqa: E731
+    batches = Batches(iter(dataset), examples, place, ahead=config.data.prefetch)
+    meta = {"kind": "finetune", "config": settings.resolve(config)}
+    with Writer(workdir, total_steps, start, title="finetuning") as writer:
+        loop.fit(
+            step, state, batches, total_steps=total_steps, writer=writer, checkpoints=checkpoints, meta=meta,
+            save_every=config.save_every, log_every=config.log_every, samples_per_step=config.batch_size,
+            on_step=[evaluate.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)],
+        )  # fmt: skip
+    batches.close()
+    checkpoints.close()
+
+
+if __name__ == "__main__":
+    _cli.run(main)
