@@ -49,7 +49,6 @@ def outline(
     contours, _ = cv2.findContours((np.asarray(mask) > 0.5).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     canvas = np.ascontiguousarray(image)
     thick = max(1, image.shape[0] // 112)
-    # Lines on the picture's own border would lie half outside.
     for color, width in ((_EDGE, thick + 2), (_OUTLINE, thick)):
         canvas = cv2.drawContours(canvas.copy(), contours, -1, color, width)
     return canvas
@@ -62,9 +61,12 @@ def pairs(
     mask_key: Float[np.ndarray, "batch height width"],
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Show composed pairs side by side, the foreground outlined; one row per pair."""
+    # Lines are at least a pixel wide: small images are enlarged first, so that they do not disappear beneath them.
+    factor = -(-224 // image_query.shape[1])
+    enlarge = lambda x: np.repeat(np.repeat(x, factor, axis=0), factor, axis=1)  # noqa: E731
     columns = {
-        "query": [outline(i, m) for i, m in zip(image_query, mask_query, strict=True)],
-        "key": [outline(i, m) for i, m in zip(image_key, mask_key, strict=True)],
+        "query": [outline(enlarge(i), enlarge(m)) for i, m in zip(image_query, mask_query, strict=True)],
+        "key": [outline(enlarge(i), enlarge(m)) for i, m in zip(image_key, mask_key, strict=True)],
     }
     return _grid(columns)
 
