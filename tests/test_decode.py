@@ -206,6 +206,8 @@ def test_crop_box_by_hand():
     rng = Fixed([0.375, 0.5], [0, 60])
     assert decoding.crop_box(100, 200, rng, (0.2, 1.0), (3 / 4, 4 / 3)) == (0, 60, 100, 100)
     assert rng.asked == [1, 101]
+    rng = Fixed([1.0, 0.5] * 9 + [0.375, 0.5], [0, 60])  # the tenth try still counts
+    assert decoding.crop_box(100, 200, rng, (0.2, 1.0), (3 / 4, 4 / 3)) == (0, 60, 100, 100)
     # Area 1 never fits into 100 x 200; the eleventh pair of draws is not asked for.
     rng = Fixed([1.0, 0.5] * 10)
     assert decoding.crop_box(100, 200, rng, (0.2, 1.0), (3 / 4, 4 / 3)) == (0, 33, 100, 133)
