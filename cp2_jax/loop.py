@@ -1,12 +1,7 @@
 """The training loop. It knows no task: a step, a state, batches, and what to do between steps."""
 
-import collections
-import contextlib
 import functools
 import math
-import resource
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,7 +9,8 @@ from typing import Any
 import jax
 
 from cp2_jax.checkpoints import Checkpoints
-from cp2_jax.writers import Writer
+from cp2_jax.preemption import stop_requests
+from cp2_jax.writers import Writer, host_memory
 
 
 class NonFiniteLoss(Exception):
@@ -47,8 +43,9 @@ def fit(
         `loss`; its values are read one step late, so that the device always has the next step to work on.
       state: has a scalar `step`, the number of finished steps.
       batches: yields what `step` takes, beginning with batch number `state.step`.
-      meta: saved with each checkpoint, together with the position of `batches`.
-      save_every, log_every: in steps; the last step is saved and logged as well.
+      meta: JSON values saved with each checkpoint, together with the position of `batches`.
+      save_every, log_every: in steps. A line of the log averages the steps since the line before; each saved step ends
+        a line too, so that a resumed run writes the lines that an unbroken one does. The last step is saved.
       samples_per_step: for the rate.
       extra_metrics: read at each line of the log.
       on_step: called as `(number of finished steps, state)` after each step.
@@ -59,29 +56,46 @@ def fit(
     Raises:
       NonFiniteLoss: nothing is saved from the step at fault on.
       Preempted: after SIGTERM or SIGINT, once the state is saved. A second SIGINT interrupts at once.
+      RuntimeError: if the batches end too early.
     """
-    log = _Log(writer, log_every, total_steps, samples_per_step, extra_metrics, checkpoints)
-    number = int(state.step)
-    unread = collections.deque()
+    log = _Log(writer, samples_per_step, extra_metrics)
+    number, unread = int(state.step), None
+
+    def look(log_every: int):
+        nonlocal unread
+        if unread is None:
+            return
+        if problem := log.add(*unread):
+            checkpoints.wait()
+            raise NonFiniteLoss(
+                f"{problem}. The last good checkpoint is that of step {checkpoints.latest_step()} in "
+                f"{checkpoints.directory}. Lower the learning rate, add warmup_steps, or compute in float32"
+            )
+        if unread[0] % log_every == 0:
+            log.write(unread[0])
+        unread = None
 
     def save():
-        # Only a state whose loss was seen to be finite is worth keeping.
-        while unread:
-            log.add(*unread.popleft())
-        if checkpoints.latest_step() != number:
-            checkpoints.save(number, state, meta | {"iterator": {"next_batch": number}})
+        look(log_every=1)  # only a state whose loss was seen to be finite is worth keeping
+        checkpoints.save(number, state, meta | {"iterator": {"next_batch": number}})
 
-    with _stop_requests() as stop:
-        log.start()
-        while number < total_steps and not stop.is_set():
+    with stop_requests() as stop_requested:
+        while number < total_steps and not stop_requested(number):
             begin = time.monotonic()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except Exception as error:
+                if stop_requested(number):
+                    break  # Ctrl-C reaches the processes that decode, too
+                if isinstance(error, StopIteration):
+                    raise RuntimeError(f"the batches ended after step {number} of {total_steps}") from None
+                raise
             log.waited += time.monotonic() - begin
             state, metrics = step(state, batch)
+            look(log_every)
             number += 1
-            unread.append((number, metrics))
-            if len(unread) > 1:
-                log.add(*unread.popleft())
+            unread = (number, metrics)
+            writer.progress(number)
             for hook in on_step:
                 hook(number, state)
             if number % save_every == 0:
@@ -96,56 +110,33 @@ def fit(
 class _Log:
     """Collects metrics between two lines of the log, and looks at every loss."""
 
-    def __init__(self, writer, log_every, total_steps, samples_per_step, extra_metrics, checkpoints):
-        self._writer, self._every, self._total = writer, log_every, total_steps
-        self._samples, self._extra, self._checkpoints = samples_per_step, extra_metrics, checkpoints
-        self.start()
+    def __init__(self, writer: Writer, samples_per_step: int, extra_metrics: Callable[[], dict[str, float]]):
+        self._writer, self._samples, self._extra = writer, samples_per_step, extra_metrics
+        self._start()
 
-    def start(self):
+    def _start(self):
         self._window, self._begin, self.waited = [], time.monotonic(), 0.0
 
-    def add(self, number: int, metrics: Any) -> None:
-        metrics = jax.device_get(metrics)
-        if not math.isfinite(metrics.loss.compute()):
-            values = ", ".join(f"{name} {float(value):.6g}" for name, value in metrics.compute().items())
-            good = self._checkpoints.latest_step()
-            kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is that of step {good}"
-            raise NonFiniteLoss(
-                f"the loss of step {number} is not finite ({values}); {kept} in {self._checkpoints.directory}. "
-                "Lower the learning rate, add warmup_steps, or compute in float32"
-            )
-        self._window.append(metrics)
-        if number % self._every == 0 or number == self._total:
-            merged = functools.reduce(lambda a, b: a.merge(b), self._window)
-            seconds = time.monotonic() - self._begin
-            timings = {
-                "time/images_per_second": len(self._window) * self._samples / seconds,
-                "time/seconds_per_step": seconds / len(self._window),
-                "time/input_wait_seconds": self.waited,
-                "time/input_wait_share": self.waited / seconds,
-                "time/eta_seconds": self._writer.eta(number),
-                "host/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
-            self._writer.scalars(number, {k: float(v) for k, v in merged.compute().items()} | self._extra() | timings)
-            self.start()
+    def add(self, number: int, metrics: Any) -> str | None:
+        """Take one step's metrics; return what is wrong with them, if anything."""
+        self._window.append(jax.device_get(metrics))
+        values = {name: float(value) for name, value in self._window[-1].compute().items()}
+        # With an infinite gradient the loss is finite for the last time.
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values.get(name, 0.0)):
+                shown = ", ".join(f"{key} {value:.6g}" for key, value in values.items())
+                return f"the {name} of step {number} is not finite ({shown})"
+        return None
 
-
-@contextlib.contextmanager
-def _stop_requests():
-    """Turn SIGTERM and the first SIGINT into an event; outside the main thread signals cannot be caught."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number, _frame):
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def write(self, number: int) -> None:
+        merged = functools.reduce(lambda a, b: a.merge(b), self._window).compute()
+        steps, seconds = len(self._window), time.monotonic() - self._begin
+        timings = {
+            "time/images_per_second": steps * self._samples / seconds,
+            "time/seconds_per_step": seconds / steps,
+            "time/input_wait_seconds": self.waited,
+            "time/input_wait_share": self.waited / seconds,
+            "time/eta_seconds": self._writer.eta(number),
+        }
+        self._writer.scalars(number, {k: float(v) for k, v in merged.items()} | self._extra() | timings | host_memory())
+        self._start()

@@ -1,10 +1,14 @@
 """Where a run's numbers and pictures go: terminal, `metrics.jsonl`, TensorBoard files and PNGs, all without TensorFlow."""
 
+import collections
 import json
+import math
 import pathlib
+import resource
 import sys
 import time
 
+import jax
 import numpy as np
 import rich.console
 import rich.progress
@@ -16,8 +20,12 @@ _SHOWN = ("loss", "loss_instance", "loss_dense", "accuracy_instance", "accuracy_
           "learning_rate", "miou")  # fmt: skip
 
 
+# Keys of `metrics.jsonl` with these prefixes differ between two runs that compute the same.
+VARYING = ("time/", "host/")
+
+
 class Writer:
-    """Writes one run's metrics and pictures into its work directory.
+    """Writes one run's metrics and pictures into its work directory. Of several processes, only the first writes.
 
     Args:
       workdir: made if absent.
@@ -32,67 +40,92 @@ class Writer:
     def __init__(self, workdir: str | pathlib.Path, total_steps: int, start_step: int = 0, title: str = "training"):
         self.workdir = pathlib.Path(workdir)
         self.pictures = self.workdir / "pictures"
+        self._total = total_steps
+        # (time, step) at the start and at the last lines of the log, for the rate.
+        self._start, self._marks = (time.monotonic(), start_step), collections.deque(maxlen=10)
+        self._first = jax.process_index() == 0
+        self._bar = None
+        if not self._first:
+            return
         self.pictures.mkdir(parents=True, exist_ok=True)
-        self._total, self._start, self._begin = total_steps, start_step, time.monotonic()
         path = self.workdir / "metrics.jsonl"
         _truncate(path, start_step)
         self._lines = path.open("a")
-        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
-        self._console = rich.console.Console()
-        self._bar = None
-        if self._console.is_terminal:
+        purge_step = start_step + 1 if start_step else None
+        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge_step, flush_secs=10)
+        console = rich.console.Console()
+        if console.is_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn(title),
                 rich.progress.BarColumn(),
                 rich.progress.MofNCompleteColumn(),
                 rich.progress.TimeElapsedColumn(),
-                rich.progress.TimeRemainingColumn(),
                 rich.progress.TextColumn("{task.fields[shown]}"),
-                console=self._console,
+                console=console,
             )
             self._bar.start()
             self._task = self._bar.add_task(title, total=total_steps, completed=start_step, shown="")
 
+    def progress(self, step: int) -> None:
+        """Move the progress bar; cheap enough for every step."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write one line of metrics, exact to the last bit; keys under `time/` are those that differ between runs."""
-        self._lines.write(json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}) + "\n")
+        """Write one line of metrics, floats exact to the last bit (NaN and infinities, which JSON lacks, as null).
+
+        Args:
+          step: number of finished steps.
+          values: by name; those whose keys begin with one of `VARYING` say how fast it went, the others what it computed.
+        """
+        if not self._marks or step > self._marks[-1][1]:
+            self._marks.append((time.monotonic(), step))
+        if not self._first:
+            return
+        plain = {name: np.asarray(value).item() for name, value in values.items()}
+        as_json = {name: value if math.isfinite(value) else None for name, value in plain.items()}
+        self._lines.write(json.dumps({"step": step} | as_json, allow_nan=False) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, _plain(value), step)
-        shown = " ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
-        rate = values.get("time/images_per_second")
-        if rate is not None:
-            shown += f" {rate:.1f} images/s"
+        for name, value in plain.items():
+            self._board.add_scalar(name, value, step)
+        shown = " ".join(f"{name} {plain[name]:.4g}" for name in _SHOWN if name in plain)
+        if "time/images_per_second" in plain:
+            shown += f" {plain['time/images_per_second']:.1f} images/s"
+        if plain.get("time/input_wait_share", 0.0) > 0.05:
+            shown += f" ({plain['time/input_wait_share']:.0%} waiting for input)"
+        shown += f" eta {_clock(self.eta(step))}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, shown=shown)
         else:
-            print(f"step {step}/{self._total} {shown} eta {_clock(self.eta(step))}", flush=True)
+            print(f"step {step}/{self._total} {shown}", flush=True)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> pathlib.Path:
         """Write a picture (uint8 [height, width, 3]) as `pictures/<name>_<step>.png` and to TensorBoard."""
         path = self.pictures / f"{name}_{step:07d}.png"
-        Image.fromarray(picture).save(path)
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        if self._first:
+            Image.fromarray(picture).save(path)
+            self._board.add_image(name, picture, step, dataformats="HWC")
         return path
 
     def text(self, message: str) -> None:
         """Print a message above the progress bar."""
         if self._bar is not None:
             self._bar.console.print(message, markup=False, highlight=False)
-        else:
+        elif self._first:
             print(message, flush=True)
 
     def eta(self, step: int) -> float:
-        """Return the seconds that are left, at the rate so far; NaN before the first step."""
-        done = step - self._start
-        return (time.monotonic() - self._begin) / done * (self._total - step) if done > 0 else float("nan")
+        """Return the seconds that are left, at the rate of the last lines of the log; infinite before the first step."""
+        then, before = self._marks[0] if len(self._marks) > 1 else self._start  # the first steps compile
+        return (time.monotonic() - then) / (step - before) * (self._total - step) if step > before else math.inf
 
     def close(self) -> None:
         """Flush and close all files."""
         if self._bar is not None:
             self._bar.stop()
-        self._lines.close()
-        self._board.close()
+        if self._first:
+            self._lines.close()
+            self._board.close()
         sys.stdout.flush()
 
     def __enter__(self):
@@ -100,6 +133,15 @@ class Writer:
 
     def __exit__(self, *_):
         self.close()
+
+
+def host_memory() -> dict[str, float]:
+    """Return this process's memory in MiB: {'host/memory_mb': now (absent without /proc), 'host/peak_memory_mb'}."""
+    status = pathlib.Path("/proc/self/statm")
+    now = {"host/memory_mb": int(status.read_text().split()[1]) * resource.getpagesize() / 2**20} if status.exists() else {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts it in bytes, Linux in KiB.
+    return now | {"host/peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
@@ -126,14 +168,8 @@ def _truncate(path: pathlib.Path, start_step: int) -> None:
     temporary.replace(path)
 
 
-def _plain(value) -> float | int:
-    """Turn NumPy and JAX scalars into Python's; float32 widens to a double, which JSON writes exactly."""
-    value = np.asarray(value).item()
-    return value
-
-
 def _clock(seconds: float) -> str:
-    if seconds != seconds:
+    if not math.isfinite(seconds):
         return "?"
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,48 +1,163 @@
-"""Lines, pictures and TensorBoard files, and how a file that a kill broke off is taken up again."""
+"""Writers: the lines of metrics.jsonl, what a resumption does to them, TensorBoard files, pictures, terminal."""
 
+import io
 import json
-import subprocess
-import sys
+import struct
+import time
 
 import numpy as np
 import pytest
+import rich.console
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from tensorboardX.proto import event_pb2
 
-from cp2_jax.writers import Writer, read_metrics
+from cp2_jax import writers
+from cp2_jax.writers import Writer
 
 
-def test_values_are_exact_and_terminal_lines_say_what_matters(tmp_path, capsys):
-    value = np.float32(0.1)
+def write(workdir, steps, start_step=0, total=100):
+    with Writer(workdir, total, start_step) as writer:
+        for step in steps:
+            writer.scalars(step, {"loss": 1.0 / step, "time/images_per_second": time.monotonic()})
+
+
+def events(workdir):
+    """Read TensorBoard's records by hand: length, its checksum, a protobuf, its checksum."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_floats_come_back_exactly(tmp_path_factory, value):
+    folder = tmp_path_factory.mktemp("run")
+    with Writer(folder, 10) as writer:
+        writer.scalars(1, {"loss": np.float32(value), "as_double": value})
+    (line,) = writers.read_metrics(folder / "metrics.jsonl")
+    assert np.float32(line["loss"]).tobytes() == np.float32(value).tobytes()
+    assert line["as_double"] == value and line["step"] == 1
+
+
+def test_what_json_cannot_say_is_null(tmp_path):
     with Writer(tmp_path, 10) as writer:
-        writer.scalars(1, {"loss": value, "time/images_per_second": 12.34})
-    assert np.float32(read_metrics(tmp_path / "metrics.jsonl")[0]["loss"]) == value
-    assert "step 1/10 loss 0.1 12.3 images/s eta 0:00:0" in capsys.readouterr().out
-    assert list((tmp_path / "tensorboard").glob("events*"))
+        writer.scalars(1, {"a": float("nan"), "b": np.float32("inf"), "c": np.int32(3)})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert line == {"step": 1, "a": None, "b": None, "c": 3}
 
 
-@pytest.mark.parametrize("broken", ["", '{"step": 4, "lo'])
-def test_resuming_drops_lines_that_will_be_computed_again(tmp_path, broken):
+def test_resuming_drops_the_lines_that_will_be_computed_again(tmp_path):
+    write(tmp_path / "unbroken", range(1, 9))
+    write(tmp_path / "broken", range(1, 7))
+    write(tmp_path / "broken", range(5, 9), start_step=4)
+    lines = [writers.read_metrics(tmp_path / run / "metrics.jsonl") for run in ("unbroken", "broken")]
+    computed = [[{k: v for k, v in x.items() if not k.startswith(writers.VARYING)} for x in run] for run in lines]
+    assert computed[0] == computed[1] and len(computed[0]) == 8
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["metrics.jsonl", "pictures", "tensorboard"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_last_line_broken_off_by_a_kill(tmp_path, cut):
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-cut])
+    whole = 3 if cut == 1 else 2  # without the newline alone, the line is complete
+    assert [line["step"] for line in writers.read_metrics(path)] == list(range(1, whole + 1))
+    write(tmp_path, [4], start_step=3)
+    assert [line["step"] for line in writers.read_metrics(path)] == [*range(1, whole + 1), 4]
+
+
+def test_a_new_run_in_an_old_directory_starts_empty(tmp_path):
+    write(tmp_path, range(1, 4))
+    write(tmp_path, [1])
+    assert len(writers.read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
     with Writer(tmp_path, 10) as writer:
-        for step in (1, 2, 3):
-            writer.scalars(step, {"loss": step})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(broken)
-    with Writer(tmp_path, 10, start_step=2) as writer:
-        writer.scalars(3, {"loss": 30})
-    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2), (3, 30)]
-
-
-def test_pictures_are_written_as_they_are(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    with Writer(tmp_path, 10) as writer:
+        writer.scalars(3, {"loss": 0.25})
         path = writer.image(3, "pairs", picture)
-    assert path == tmp_path / "pictures" / "pairs_0000003.png"
+    values = {value.tag: value for event in events(tmp_path) if event.step == 3 for value in event.summary.value}
+    assert values["loss"].simple_value == 0.25
+    np.testing.assert_array_equal(Image.open(io.BytesIO(values["pairs"].image.encoded_image_string)), picture)
     np.testing.assert_array_equal(Image.open(path), picture)
+    assert path == tmp_path / "pictures" / "pairs_0000003.png"
 
 
-def test_no_tensorflow_is_imported():
-    """Of all the project's libraries, none may pull it in."""
-    code = ("import sys, json, cp2_jax.pretrain, cp2_jax.writers, cp2_jax.checkpoints, cp2_jax.data.pretrain, cp2_jax.loop;"
-            "print(json.dumps([m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'torch')]))")  # fmt: skip
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert json.loads(out.splitlines()[-1]) == []
+def test_plain_lines(tmp_path, capsys):
+    with Writer(tmp_path, 200) as writer:
+        writer.text("three [bold] words")
+        writer.scalars(1, {"loss": 7.5})
+        writer._marks[0] = (time.monotonic() - 10.0, 1)
+        writer.progress(2)
+        writer.scalars(
+            2, {"loss": 7.123456, "gradient_norm": 1.0, "time/images_per_second": 12.34, "time/input_wait_share": 0.256}
+        )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "three [bold] words"
+    assert lines[1].startswith("step 1/200 loss 7.5 eta 0:00:")
+    assert lines[2] == "step 2/200 loss 7.123 12.3 images/s (26% waiting for input) eta 0:33:00"  # 198 steps, 10 s each
+
+
+def test_eta_leaves_out_the_first_steps(tmp_path):
+    now = time.monotonic()
+    with Writer(tmp_path, 110, start_step=10) as writer:
+        assert writer.eta(10) == float("inf")
+        writer._start = (now - 50.0, 10)  # 50 seconds of compiling for one step
+        assert writer.eta(11) == pytest.approx(50.0 * 99, rel=0.01)
+        writer.scalars(11, {})
+        writer.scalars(12, {})
+        writer._marks[0], writer._marks[1] = (now - 4.0, 11), (now - 3.0, 12)
+        assert writer.eta(13) == pytest.approx(4.0 / 2 * 97, rel=0.05)
+
+
+def test_a_progress_bar_on_a_terminal(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    console = rich.console.Console
+    monkeypatch.setattr(
+        writers.rich.console, "Console", lambda: console(file=screen, force_terminal=True, width=120, color_system=None)
+    )
+    with Writer(tmp_path, 8, start_step=2, title="pretraining") as writer:
+        writer.progress(3)
+        writer.scalars(4, {"loss": 7.123456})
+        writer.text("a [red] message")
+    shown = screen.getvalue()
+    assert "pretraining" in shown and "4/8" in shown and "loss 7.123 eta" in shown and "a [red] message" in shown
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "run", [1])
+    capsys.readouterr()
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+    with Writer(tmp_path / "run", 10) as writer:
+        writer.progress(1)
+        writer.scalars(1, {"loss": 2.0})
+        writer.image(1, "pairs", np.zeros((2, 2, 3), np.uint8))
+        writer.text("message")
+        assert writer.eta(2) > 0
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    assert capsys.readouterr().out == ""
+
+
+def test_host_memory_follows_what_is_allocated():
+    before = writers.host_memory()
+    held = np.ones((64, 2**20), np.uint8)
+    after = writers.host_memory()
+    assert 60 < after["host/memory_mb"] - before["host/memory_mb"] < 80
+    assert after["host/peak_memory_mb"] >= after["host/memory_mb"] - 1
+    del held
+    assert writers.host_memory()["host/memory_mb"] < after["host/memory_mb"] - 50
+
+
+def test_metrics_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        writers.read_metrics(tmp_path / "metrics.jsonl")

@@ -1,0 +1,37 @@
+"""Requests to stop a run: SIGTERM from a scheduler that wants the machine back, Ctrl-C from a person."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Give a function `(number of finished steps) -> bool` that says whether SIGTERM or SIGINT asked to stop.
+
+    To be called once between every two steps, by all processes. One process: a second SIGINT raises KeyboardInterrupt at
+    once; the handlers of before come back at the end; outside the main thread, where signals cannot be handled, it is
+    always False. Several processes: SIGTERM to any of them stops all after the same step; SIGINT interrupts at once.
+    """
+    if jax.process_count() > 1:
+        # JAX's coordination service, which handles SIGTERM itself, agrees on the step.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    stop = threading.Event()
+
+    def request(number, _frame):
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT) if in_main}
+    try:
+        yield lambda _: stop.is_set()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
