@@ -1,0 +1,216 @@
+"""Demo data: small scenes of textured objects on textured backgrounds with exact masks, written as a TFDS data set.
+
+Made so that labels are scarce and pretraining can help: a class is told by its texture and its shape, which take context
+to see, and not by colour, which is drawn anew for every surface. The data set is an `array_record` one and is read through
+the same path as an ImageNet that TFDS prepared.
+"""
+
+import pathlib
+import shutil
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+CLASSES = ("background", "striped ellipse", "checked triangle", "dotted rectangle", "ringed star", "woven blob")
+NAME = "cp2_demo"
+VERSION = "1.0.0"
+# Part of each scene's seed: append, never renumber.
+_SPLITS = {"train": 0, "train_labelled": 1, "validation": 2}
+
+
+def scene(seed: int, split: str, index: int, size: int = 64) -> tuple[UInt8[np.ndarray, "size size 3"], np.ndarray]:
+    """Draw one scene; the same arguments always give the same scene.
+
+    Returns:
+      image: RGB.
+      mask: uint8 [size, size], index into `CLASSES`. One or two objects cover about 15 to 50% of the image.
+    """
+    rng = np.random.default_rng([seed, _SPLITS[split], index])
+    image = _blend(rng, _noise(rng, size, rng.choice([2, 4, 8])))
+    mask = np.zeros((size, size), np.uint8)
+    for _ in range(rng.integers(1, 3)):
+        label = int(rng.integers(1, len(CLASSES)))
+        shape = _SHAPES[label](rng, size, rng.uniform(0.22, 0.34) * size)
+        surface = _blend(rng, _TEXTURES[label](rng, size))
+        image = np.where(shape[..., None], surface, image)
+        mask[shape] = label
+    shade = 1 + 0.25 * (_noise(rng, size, 2)[..., None] - 0.5)
+    grain = rng.normal(0, 0.03, image.shape)
+    return (np.clip(image * shade + grain, 0, 1) * 255).astype(np.uint8), mask
+
+
+def _blend(rng, field):
+    """Colour a field in [0, 1] with two random colours that can be told apart."""
+    while True:
+        first, second = rng.random((2, 3))
+        if np.abs(first - second).sum() > 0.7:
+            return first + (second - first) * field[..., None]
+
+
+def _noise(rng, size, cells):
+    """Return smooth noise in [0, 1] with about `cells` bumps a side."""
+    coarse = rng.random((int(cells) + 2, int(cells) + 2)).astype(np.float32)
+    field = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.clip(field, 0, 1)
+
+
+def _rotated(rng, size):
+    """Return pixel coordinates (u, v) under a random rotation and shift."""
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:size, :size] + rng.uniform(0, size, 2)[:, None, None]
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+def _wave(coordinate, period):
+    return (np.sin(2 * np.pi * coordinate / period) > 0).astype(float)
+
+
+def _stripes(rng, size):
+    return _wave(_rotated(rng, size)[0], rng.uniform(5, 8))
+
+
+def _checks(rng, size):
+    u, v = _rotated(rng, size)
+    period = rng.uniform(7, 11)
+    return np.abs(_wave(u, period) - _wave(v, period))
+
+
+def _dots(rng, size):
+    u, v = _rotated(rng, size)
+    period = rng.uniform(6, 9)
+    return (np.hypot(u % period - period / 2, v % period - period / 2) < period * 0.32).astype(float)
+
+
+def _rings(rng, size):
+    y, x = np.mgrid[:size, :size] - rng.uniform(0.3, 0.7, 2)[:, None, None] * size
+    return _wave(np.hypot(x, y), rng.uniform(5, 8))
+
+
+def _weave(rng, size):
+    u, v = _rotated(rng, size)
+    period = rng.uniform(6, 9)
+    return np.maximum(u % period < period * 0.28, v % period < period * 0.28).astype(float)
+
+
+def _place(rng, size, radius):
+    """Return a centre that keeps most of the object inside the image."""
+    return rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
+
+
+def _polygon(points, size):
+    canvas = np.zeros((size, size), np.uint8)
+    return cv2.fillPoly(canvas, [np.rint(points).astype(np.int32)], 1) > 0
+
+
+def _round_polygon(rng, size, radius, radii):
+    angles = rng.uniform(0, 2 * np.pi) + np.arange(len(radii)) * 2 * np.pi / len(radii)
+    offsets = radius * np.asarray(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return _polygon(_place(rng, size, radius) + offsets, size)
+
+
+def _ellipse(rng, size, radius):
+    squeeze, angles = rng.uniform(0.6, 0.8), np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    turn = rng.uniform(0, np.pi)
+    points = radius * 1.15 * np.stack([np.cos(angles), squeeze * np.sin(angles)], axis=1)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return _polygon(_place(rng, size, radius) + points @ rotation, size)
+
+
+def _triangle(rng, size, radius):
+    return _round_polygon(rng, size, radius, rng.uniform(1.2, 1.5, 3))
+
+
+def _rectangle(rng, size, radius):
+    half, turn = radius * np.array([1.1, rng.uniform(0.65, 0.95)]), rng.uniform(0, np.pi)
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return _polygon(_place(rng, size, radius) + corners @ rotation, size)
+
+
+def _star(rng, size, radius):
+    return _round_polygon(rng, size, radius, np.tile([1.4, 0.7], int(rng.integers(5, 7))))
+
+
+def _blob(rng, size, radius):
+    smooth = cv2.GaussianBlur(np.tile(rng.uniform(0.6, 1.4, 12), 3)[None].astype(np.float32), (7, 1), 1.5)[0, 12:24]
+    return _round_polygon(rng, size, radius, np.repeat(smooth, 2))
+
+
+_SHAPES = (None, _ellipse, _triangle, _rectangle, _star, _blob)
+_TEXTURES = (None, _stripes, _checks, _dots, _rings, _weave)
+
+
+def _png(array: np.ndarray) -> bytes:
+    encoded = cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1]
+    return encoded.tobytes()
+
+
+def prepare(
+    output: str | pathlib.Path,
+    size: int = 64,
+    train: int = 4000,
+    labelled: int = 40,
+    validation: int = 200,
+    seed: int = 0,
+) -> pathlib.Path:
+    """Write the data set and return the directory that `TfdsSource` opens.
+
+    Safe to run twice: a complete data set with the same numbers is left alone, a half-written one is replaced.
+
+    Args:
+      output: made if absent; the data set goes into `output/cp2_demo/1.0.0`.
+      size: side of the scenes in pixels.
+      train, labelled, validation: number of scenes of the splits `train` (meant for pretraining, without its masks),
+        `train_labelled` and `validation`.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = pathlib.Path(output).absolute()
+    result = folder / NAME / VERSION
+    settings = f"size={size} train={train} labelled={labelled} validation={validation} seed={seed}"
+    complete = result / "complete.txt"
+    if complete.exists() and complete.read_text() == settings:
+        return result
+    shutil.rmtree(folder / NAME, ignore_errors=True)
+    counts = {"train": train, "train_labelled": labelled, "validation": validation}
+
+    def examples(split):
+        for index in range(counts[split]):
+            image, mask = scene(seed, split, index, size)
+            yield index, {"image": _png(image), "segmentation_mask": _png(mask)}
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+        }
+    )
+
+    class Cp2Demo(tfds.core.GeneratorBasedBuilder):
+        """Textured objects on textured backgrounds."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        name = NAME
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _dl_manager):
+            return {split: examples(split) for split in counts}
+
+        def _generate_examples(self):
+            raise AssertionError("splits are given as generators")
+
+    Cp2Demo(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    complete.write_text(settings)
+    return result
+
+
+def contact_sheet(count: int = 24, columns: int = 8, size: int = 64, seed: int = 0) -> UInt8[np.ndarray, "h w 3"]:
+    """Return `count` validation scenes above their masks, for looking at."""
+    colors = np.array([[40, 40, 40], [230, 60, 60], [60, 180, 75], [70, 110, 230], [250, 190, 40], [170, 70, 190]], np.uint8)
+    pairs = [scene(seed, "validation", index, size) for index in range(count)]
+    tiles = [np.concatenate([image, colors[mask]]) for image, mask in pairs]
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, count, columns)]
+    return np.concatenate(rows)
