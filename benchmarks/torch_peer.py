@@ -71,7 +71,7 @@ class Cp2(nn.Module):
         m_q, m_k = (m[:, 8::16, 8::16].flatten(1) for m in (mask_q, mask_k))
         pooled_q = F.normalize((q * m_q[:, None]).sum(2), dim=1)
         pooled_k = F.normalize((k * m_k[:, None]).sum(2), dim=1)
-        logits = torch.cat([(pooled_q * pooled_k).sum(1, keepdim=True), pooled_q @ self.queue], 1) / 0.2
+        logits = torch.cat([(pooled_q * pooled_k).sum(1, keepdim=True), pooled_q @ self.queue.clone()], 1) / 0.2
         instance = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         pairs = m_q[:, :, None] * m_k[:, None, :]
         log_softmax = F.log_softmax(torch.einsum("bcq,bck->bqk", q, k), dim=2)

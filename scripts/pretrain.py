@@ -27,11 +27,10 @@ def main(_):
     source = open_source(config.data)
     steps_per_epoch = settings.steps_per_epoch(len(source), config.batch_size)
     total_steps = settings.total_steps(config, len(source))
-    settings.save_config(workdir, config)
-    print(config)
-
     device_mesh = mesh.make_mesh()
     initial_state, step = pretrain.make_step(config, total_steps, steps_per_epoch, device_mesh)
+    settings.save_config(workdir, config)
+    print(config)
     state = initial_state()
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(f"{len(source)} images, {steps_per_epoch} steps an epoch, {total_steps} steps, on {jax.device_count()} "
