@@ -115,7 +115,8 @@ def merge(initial: Mapping, loaded: Mapping, head: str) -> tuple[dict, str]:
             advice = "; set init.head=random to start it afresh" if part == "head" else ""
             problems.append(f"{part}: not in the checkpoint, which has {', '.join(theirs) or 'nothing'}{advice}")
         elif use:
-            for name in sorted(leaves.keys() | other.keys()):
+            # Parameters before statistics, whose shapes follow from theirs.
+            for name in sorted(leaves.keys() | other.keys(), key=lambda name: (name[0] != "params", name)):
                 shapes = [tuple(x[name].shape) if name in x else "absent" for x in (other, leaves)]
                 if shapes[0] != shapes[1]:
                     problems.append(f"{'/'.join(name)}: checkpoint {shapes[0]}, model {shapes[1]}")
@@ -154,7 +155,8 @@ def build_model(config: ConfigDict) -> segmenter.Segmenter:
 def init_variables(config: ConfigDict) -> dict:
     """Return the variables {'params', 'batch_stats'} of `build_model`, initialised at random from `config.seed`."""
     images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
-    variables = build_model(config).init(rngs.key(config.seed, "init"), images, train=False)
+    model = build_model(config)
+    variables = jax.jit(lambda key: model.init(key, images, train=False))(rngs.key(config.seed, "init"))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -196,7 +198,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
         return new_state, FinetuneMetrics.single_from_model_output(
             loss=loss,
             pixel_accuracy=accuracy,
-            gradient_norm=optax.global_norm(gradients),
+            gradient_norm=optax.tree.norm(gradients),
             learning_rate=schedule(state.step),
         )
 

@@ -1,0 +1,252 @@
+"""Finetuning against the recorded original and plain NumPy; initialisation from checkpoints; a run that learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import finetune_camvid, finetune_voc, pretrain_r50_aspp
+from cp2_jax import finetune, mesh, resize
+from cp2_jax.convert import names
+from cp2_jax.models import segmenter
+from cp2_jax.settings import validate_finetune
+
+
+def tiny_config(**changes):
+    """A ResNet-18 eight channels wide, 3 classes, 32x32 images."""
+    config = finetune_voc.get_config()
+    config.model.resnet.update(depth=18, width=4, output_stride=8, stem_width=4)
+    config.model.aspp.update(channels=8, dilations=(1, 2))
+    config.model.dtype = "float32"
+    config.model.num_classes = config.data.num_classes = 3
+    config.data.class_names = ("left", "right", "other")
+    config.data.crop_size = (32, 32)
+    config.image_size, config.batch_size, config.steps = 32, 8, 40
+    config.optimizer.learning_rate = 0.1
+    config.update(changes)
+    return config
+
+
+# Recorded arrays.
+
+
+@pytest.mark.parametrize("run", ["A_resnet_aspp", "A_resnet_fcn", "A_vit_aspp"])
+def test_upsampled_logits_loss_and_gradient_equal_the_original(reference, run):
+    """Dropout off, training-mode batch norm, labels with ignored pixels: as recorded."""
+    recorded = np.load(DATA / f"{run}.npz")
+    config = finetune_voc.get_config()
+    config.model = pretrain_r50_aspp.get_config().model
+    config.model.update(backbone=run.split("_")[1], head=run.split("_")[2], dtype="float32")
+    config.model.resnet.update(width=8, contract_dilation=True)
+    config.model.vit.update(width=48, depth=3, heads=3)
+    config.model.aspp.update(channels=16)
+    config.model.fcn.update(channels=16)
+    config.model.num_classes, config.model.dropout, config.image_size = 5, 0.0, 64
+    state = {k[6:]: recorded[k] for k in recorded if k.startswith("state/") and "contrast_conv" not in k}
+    variables = jax.tree.map(jnp.asarray, names.variables_from_torch(state))
+    model = finetune.build_model(config)
+    images = jnp.asarray(recorded["images"].transpose(0, 2, 3, 1))
+    labels = jnp.asarray(recorded["seg/labels"][:, 0])
+    assert (labels == 255).any()
+
+    logits = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
+    whole = resize.bilinear(logits, (64, 64)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(logits.transpose(0, 3, 1, 2), recorded["seg/logits_eval"], atol=2e-5)
+    np.testing.assert_allclose(whole, recorded["seg/whole_eval"], atol=2e-5)
+
+    def loss_of(params):
+        logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return finetune.cross_entropy(logits, labels, "all")
+
+    (loss, _), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(variables["params"])
+    np.testing.assert_allclose(loss, recorded["seg/loss_train_nodropout"], rtol=2e-5)
+    kernel = gradients["classifier"]["conv_seg"]["kernel"].transpose(3, 2, 0, 1)
+    expected = recorded["seg/grad/decode_head.conv_seg.weight"]
+    np.testing.assert_allclose(kernel, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def upsampled_by_hand(x, height, width):
+    """PyTorch's definition for align_corners=False, one output pixel after the other."""
+    rows, columns = x.shape[:2]
+    out = np.zeros((height, width, x.shape[2]))
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * rows / height - 0.5, 0), rows - 1)
+            z = min(max((j + 0.5) * columns / width - 0.5, 0), columns - 1)
+            y0, z0 = int(y), int(z)
+            y1, z1 = min(y0 + 1, rows - 1), min(z0 + 1, columns - 1)
+            top = x[y0, z0] * (1 - z + z0) + x[y0, z1] * (z - z0)
+            bottom = x[y1, z0] * (1 - z + z0) + x[y1, z1] * (z - z0)
+            out[i, j] = top * (1 - y + y0) + bottom * (y - y0)
+    return out
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_bilinear_equals_the_definition(rows, columns, height, width, seed):
+    """Enlarging, shrinking and a mixture."""
+    x = np.random.default_rng(seed).normal(size=(2, rows, columns, 3)).astype(np.float32)
+    ours = resize.bilinear(jnp.asarray(x), (height, width))
+    for mine, one in zip(ours, x, strict=True):
+        np.testing.assert_allclose(mine, upsampled_by_hand(one, height, width), atol=2e-6)
+
+
+@pytest.mark.parametrize("average", ["all", "labelled"])
+def test_cross_entropy_equals_numpy(average):
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(size=(2, 4, 5, 3)), rng.integers(0, 3, (2, 4, 5))
+    label[rng.random(label.shape) < 0.3] = 255
+    total = right = count = 0.0
+    for values, truth in zip(logits.reshape(-1, 3), label.ravel(), strict=True):
+        if truth != 255:
+            total -= np.log(np.exp(values[truth]) / np.exp(values).sum())
+            right, count = right + (values.argmax() == truth), count + 1
+    loss, accuracy = finetune.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.uint8), average)
+    np.testing.assert_allclose(loss, total / (label.size if average == "all" else count), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, right / count, rtol=1e-6)
+
+
+def test_batch_without_a_label_has_loss_zero_and_a_finite_gradient():
+    label = jnp.full((1, 8, 8), 255, jnp.uint8)
+    for average in ("all", "labelled"):
+        loss, gradient = jax.value_and_grad(lambda x, a=average: finetune.cross_entropy(x, label, a)[0])(
+            jnp.ones((1, 2, 2, 3))
+        )
+        assert loss == 0 and np.all(gradient == 0)
+    with pytest.raises(KeyError):
+        finetune.cross_entropy(jnp.ones((1, 2, 2, 3)), label, "some")
+
+
+def test_padding_is_the_mean_after_normalising():
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 7, 3)).astype(np.uint8)
+    size = np.array([[4, 7], [6, 3]], np.int32)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    ours = np.asarray(finetune.normalize(jnp.asarray(images), jnp.asarray(size), mean, std))
+    expected = (images / 255 - np.array(mean)) / np.array(std)
+    expected[0, 4:] = 0
+    expected[1, :, 3:] = 0
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+# Initialisation.
+
+
+def pretrained(config):
+    """Variables of a pretraining model, other than what seed 0 gives."""
+    model = segmenter.build(config.model, top="projection", image_size=config.image_size)
+    return jax.jit(lambda: model.init(jax.random.key(1), jnp.zeros((2, 32, 32, 3)), train=False))()
+
+
+def differs(a, b):
+    return not all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+
+
+@pytest.mark.parametrize("head", ["checkpoint", "random"])
+def test_merge_loads_what_is_wanted_and_says_so(head):
+    config = tiny_config()
+    initial, loaded = finetune.init_variables(config), pretrained(config)
+    loaded = jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.5, loaded)  # as read from disk, and unlike any start
+    variables, table = finetune.merge(initial, loaded, head)
+    same = lambda tree, part, other: not differs(tree["params"][part], other["params"][part])  # noqa: E731
+    assert same(variables, "backbone", loaded) and same(variables, "classifier", initial)
+    assert same(variables, "head", loaded if head == "checkpoint" else initial)
+    assert not differs(variables["batch_stats"]["backbone"], loaded["batch_stats"]["backbone"])
+    assert "projection" not in variables["params"]
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
+    rows = {(line.split()[0], " ".join(line.split()[1:-2])) for line in table.splitlines()[1:]}
+    expected = {("backbone", "loaded"), ("classifier", "initial"), ("projection", "left out")}
+    expected |= {("head", "loaded")} if head == "checkpoint" else {("head", "initial"), ("head", "left out")}
+    assert rows == expected
+
+
+def test_merge_refuses_what_does_not_fit():
+    config = tiny_config()
+    initial, loaded = finetune.init_variables(config), pretrained(config)
+    other = tiny_config()
+    other.model.aspp.channels = 16
+    with pytest.raises(finetune.InitError, match=r"head/aspp_0/conv/kernel: checkpoint \(1, 1, 32, 16\), model .* 8\)"):
+        finetune.merge(initial, pretrained(other), "checkpoint")
+    finetune.merge(initial, pretrained(other), "random")  # its backbone fits
+    without_head = {k: {p: v for p, v in tree.items() if p != "head"} for k, tree in loaded.items()}
+    with pytest.raises(finetune.InitError, match="head: not in the checkpoint.*init.head=random"):
+        finetune.merge(initial, without_head, "checkpoint")
+    with pytest.raises(finetune.InitError, match="backbone: not in the checkpoint"):
+        finetune.merge(initial, {"params": {"something": {"kernel": np.zeros(3)}}}, "random")
+    part = jax.tree.map(lambda x: x, dict(loaded))
+    del part["params"]["backbone"]["conv1"]
+    with pytest.raises(finetune.InitError, match="params/backbone/conv1/kernel: checkpoint absent"):
+        finetune.merge(initial, part, "checkpoint")
+
+
+# Training.
+
+
+def halves(seed, count=8):
+    """Images whose left part is bright and right part dark, with a random border; padded on one side."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 60, (count, 32, 32, 3)).astype(np.uint8)
+    label = np.ones((count, 32, 32), np.uint8)
+    size = np.full((count, 2), 32, np.int32)
+    for row in range(count):
+        border = rng.integers(8, 24)
+        image[row, :, :border] += 150
+        label[row, :, :border] = 0
+        label[row, 28:] = 255
+        image[row, 28:] = 0
+        size[row, 0] = 28
+    return {"image": image, "label": label, "size": size}
+
+
+def train(config, steps, devices=None):
+    device_mesh = mesh.make_mesh(devices)
+    initial_state, step = finetune.make_step(config, config.steps, 10, device_mesh)
+    state, losses, accuracies = initial_state(finetune.init_variables(config)), [], []
+    for number in range(steps):
+        state, metrics = step(state, mesh.place_batch(device_mesh, halves(number)))
+        values = metrics.compute()
+        losses.append(float(values["loss"]))
+        accuracies.append(float(values["pixel_accuracy"]))
+        assert np.isfinite(values["gradient_norm"])
+    return state, losses, accuracies, float(values["learning_rate"])
+
+
+def test_a_run_learns_and_repeats_exactly():
+    config = tiny_config()
+    state, losses, accuracies, rate = train(config, 40)
+    assert losses[-1] < 0.4 * losses[0] and accuracies[-1] > 0.9
+    assert int(state.step) == 40
+    # Poly from 0.1 to 1e-4 in 40 steps, after 39 of them.
+    np.testing.assert_allclose(rate, (0.1 - 1e-4) * (1 / 40) ** 0.9 + 1e-4, rtol=1e-5)
+    again, losses_again, *_ = train(config, 3)
+    assert losses_again == losses[:3]
+
+
+def test_dropout_differs_from_step_to_step():
+    """With a zero learning rate and one batch, only dropout changes the loss."""
+    config = tiny_config()
+    config.optimizer.update(learning_rate=1e-30, min_learning_rate=1e-30)
+    device_mesh = mesh.make_mesh()
+    losses = {}
+    for rate in (0.0, 0.1):
+        config.model.dropout = rate
+        initial_state, step = finetune.make_step(config, 40, 10, device_mesh)
+        variables = finetune.init_variables(config)
+        kernel = variables["params"]["classifier"]["conv_seg"]["kernel"]
+        variables["params"]["classifier"]["conv_seg"]["kernel"] = kernel * 50
+        state, seen = initial_state(variables), set()
+        for _ in range(3):
+            state, metrics = step(state, mesh.place_batch(device_mesh, halves(0)))
+            seen.add(float(metrics.compute()["loss"]))
+        losses[rate] = seen
+    assert len(losses[0.0]) == 1 and len(losses[0.1]) == 3
+
+
+def test_configs_are_valid_and_decay_no_weights():
+    """The paper's section 4.1 turns weight decay off for CP2 models."""
+    assert finetune_voc.get_config().optimizer.weight_decay == 0
+    for config in (finetune_voc.get_config(), finetune_camvid.get_config(), tiny_config()):
+        config.data.path = "somewhere"
+        validate_finetune(config, 1)
