@@ -2,13 +2,21 @@
 
 import difflib
 import json
+import math
+import numbers
+import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import jax
+from absl import logging
 from ml_collections import ConfigDict
 
-# What may change between a run and its resumption without changing what is computed.
-_HARMLESS = ("log_every", "save_every", "keep", "picture_every", "eval_every", "data.workers", "data.prefetch", "data.path")
+# What may change between a run and its resumption: how it is watched, fed and kept, and how long it lasts.
+_HARMLESS = (
+    "steps", "epochs", "log_every", "save_every", "keep", "picture_every", "eval_every", "evaluation.batch_size",
+    "data.workers", "data.prefetch", "data.path",
+)  # fmt: skip
 
 
 class ConfigError(Exception):
@@ -22,7 +30,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, object]:
     """Return {'optimizer.learning_rate': 0.03, …}."""
     flat = {}
     for key, value in config.items():
@@ -54,15 +62,44 @@ def _require(condition: bool, key: str, value: object, fix: str) -> None:
 
 
 def _one_of(config: ConfigDict, key: str, known: Iterable[str]) -> None:
-    value = flatten(config)[key]
-    known = list(known)
-    _require(value in known, key, value, f"must be one of {', '.join(known)}{nearest(str(value), known)}")
+    value, known = flatten(config)[key], list(known)
+    suggestion = nearest(str(value), known) if difflib.get_close_matches(str(value), known, 1, 0.5) else ""
+    _require(value in known, key, value, f"must be one of {', '.join(known)}{suggestion}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _positive(config: ConfigDict, *keys: str) -> None:
     flat = flatten(config)
     for key in keys:
-        _require(flat[key] > 0, key, flat[key], "must be greater than 0")
+        _require(_number(flat[key]) and flat[key] > 0, key, flat[key], "must be greater than 0")
+
+
+def _at_least_0(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(_number(flat[key]) and flat[key] >= 0, key, flat[key], "must be 0 or more")
+
+
+def _whole(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(isinstance(flat[key], numbers.Integral), key, flat[key], "must be a whole number")
+
+
+def _share(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(_number(flat[key]) and 0 <= flat[key] <= 1, key, flat[key], "must lie between 0 and 1")
+
+
+def _range(config: ConfigDict, key: str, highest: float, what: str) -> None:
+    value = flatten(config)[key]
+    good = isinstance(value, list | tuple) and len(value) == 2 and all(map(_number, value))
+    bound = "" if highest == math.inf else f" <= {highest:g}"
+    _require(good and 0 < value[0] <= value[1] <= highest, key, value, f"must be {what}, 0 < low <= high{bound}")
 
 
 def _nearest_multiples(value: int, factor: int) -> str:
@@ -78,28 +115,74 @@ def _nearest_divisors(value: int, of: int) -> str:
 
 
 def _check_common(config: ConfigDict, devices: int) -> None:
-    _positive(config, "batch_size", "bn_groups", "log_every", "save_every", "keep", "optimizer.learning_rate")
-    batch, groups = config.batch_size, config.bn_groups
+    _whole(config, "seed", "batch_size", "image_size", "bn_groups", "steps", "log_every", "save_every", "keep")
+    _whole(config, "data.workers", "data.prefetch", "optimizer.warmup_steps")
+    _positive(config, "batch_size", "image_size", "bn_groups", "log_every", "save_every", "keep", "data.prefetch")
+    _at_least_0(config, "seed", "steps", "epochs", "data.workers")
     _require(config.steps > 0 or config.epochs > 0, "steps", config.steps, "give a length: steps or epochs above 0")
-    fix = f"must be divisible by bn_groups={groups}; use {_nearest_multiples(batch, groups)}, or bn_groups="
-    _require(batch % groups == 0, "batch_size", batch, fix + _nearest_divisors(groups, batch))
-    fix = f"must be divisible by the number of devices, {devices}; use {_nearest_multiples(batch, devices)}"
+    _require(bool(config.data.path), "data.path", "''", "say where the images are: --config.data.path=/folder/of/images")
+    _one_of(config, "data.source", ("folder", "tfds"))
+    _check_batch(config, devices)
+    _check_optimizer(config)
+    _check_model(config)
+
+
+def _check_batch(config: ConfigDict, devices: int) -> None:
+    batch, groups = config.batch_size, config.bn_groups
+    both = _nearest_multiples(batch, math.lcm(groups, devices))
+    fix = f"must be divisible by bn_groups={groups}; use {both}, or bn_groups={_nearest_divisors(groups, batch)}"
+    _require(batch % groups == 0, "batch_size", batch, fix)
+    fix = f"must be divisible by the number of devices, {devices}; use {both}"
     _require(batch % devices == 0, "batch_size", batch, fix)
+    # ASPP pools each image to one value per channel: normalised over a single image, that is zero.
+    fix = f"leaves one image per group, too few for the ASPP head's batch norm; use {batch // 2} at most"
+    fix = fix if batch > 1 else "the ASPP head's batch norm needs two images per step"
+    _require(config.model.head != "aspp" or batch // groups > 1, "bn_groups", groups, fix)
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    _one_of(config, "optimizer.name", ("sgd", "adamw"))
+    _one_of(config, "optimizer.schedule", ("cosine", "cosine_by_epoch", "poly", "constant"))
+    _positive(config, "optimizer.learning_rate", "optimizer.power")
+    _at_least_0(config, "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.min_learning_rate")
+    _share(config, "optimizer.momentum")
+    lowest, peak = config.optimizer.min_learning_rate, config.optimizer.learning_rate
+    fix = f"must not be above optimizer.learning_rate={peak}"
+    _require(config.optimizer.schedule != "poly" or lowest <= peak, "optimizer.min_learning_rate", lowest, fix)
+
+
+def _check_model(config: ConfigDict) -> None:
     _one_of(config, "model.backbone", ("resnet", "vit"))
     _one_of(config, "model.head", ("aspp", "fcn"))
     _one_of(config, "model.dtype", ("float32", "bfloat16", "float64"))
-    _one_of(config, "optimizer.name", ("sgd", "adamw"))
-    _one_of(config, "optimizer.schedule", ("cosine", "cosine_by_epoch", "poly", "constant"))
     if config.model.backbone == "resnet":
+        _positive(config, "model.resnet.width")
         depth, stages = config.model.resnet.depth, tuple(config.model.resnet.stage_sizes)
         _require(depth in (18, 34, 50, 101, 152), "model.resnet.depth", depth, "must be 18, 34, 50, 101 or 152")
         _require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
         stride = config.model.resnet.output_stride
         _require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
     else:
+        _positive(config, *(f"model.vit.{key}" for key in ("patch", "width", "depth", "heads", "mlp_ratio")))
         width, heads = config.model.vit.width, config.model.vit.heads
         fix = f"must divide model.vit.width={width}; use {_nearest_divisors(heads, width)}"
         _require(width % heads == 0, "model.vit.heads", heads, fix)
+        _check_multiples(config, "image_size", [config.image_size])
+    if config.model.head == "aspp":
+        _positive(config, "model.aspp.channels")
+        rates = tuple(config.model.aspp.dilations)
+        good = len(rates) > 0 and all(isinstance(r, int) and r > 0 for r in rates)
+        _require(good, "model.aspp.dilations", rates, "give one whole number above 0 for each branch, e.g. (1, 6, 12, 18)")
+    else:
+        _positive(config, "model.fcn.channels", "model.fcn.num_convs", "model.fcn.dilation")
+
+
+def _check_multiples(config: ConfigDict, key: str, sides: Iterable[int]) -> None:
+    stride = output_stride(config)
+    what = "the ViT's patch" if config.model.backbone == "vit" else "the output stride"
+    for side in sides:
+        fix = f"must be a multiple of {what}, {stride}; use {_nearest_multiples(side, stride)}"
+        _require(isinstance(side, int) and side > 0 and side % stride == 0, key, side, fix)
 
 
 def output_stride(config: ConfigDict) -> int:
@@ -117,38 +200,46 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
     """
     _check_common(config, devices)
-    _positive(config, "image_size", "loss.queue_size", "loss.temperature_instance", "loss.temperature_dense")
-    stride, size = output_stride(config), config.image_size
-    what = "the ViT's patch" if config.model.backbone == "vit" else "the output stride"
-    _require(size % stride == 0, "image_size", size, f"must be a multiple of {what}, {stride}; use "
-             + _nearest_multiples(size, stride))  # fmt: skip
+    _whole(config, "loss.queue_size", "model.projection_dim")
+    _positive(config, "loss.queue_size", "loss.temperature_instance", "loss.temperature_dense", "model.projection_dim")
+    _check_multiples(config, "image_size", [config.image_size])
     queue, batch = config.loss.queue_size, config.batch_size
     fix = f"must be a multiple of batch_size={batch}; use {_nearest_multiples(queue, batch)}"
     _require(queue % batch == 0, "loss.queue_size", queue, fix)
-    _require(0 <= config.loss.momentum <= 1, "loss.momentum", config.loss.momentum, "must lie between 0 and 1")
+    _share(config, "loss.momentum")
+    _at_least_0(config, "loss.alpha", "loss.alpha_instance", "picture_every")
     _one_of(config, "loss.dense_axis", ("key", "query"))
     _one_of(config, "key_shuffle", ("strided", "permutation", "none"))
-    _one_of(config, "data.source", ("folder", "tfds"))
-    low, high = config.data.crop_scale
-    _require(0 < low <= high <= 1, "data.crop_scale", (low, high), "must be two shares of the image, 0 < low <= high <= 1")
-    _require(bool(config.data.path), "data.path", "''", "say where the images are: --config.data.path=/folder/of/images")
+    _range(config, "data.crop_scale", 1.0, "two shares of the image")
 
 
 def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
     """Check a finetuning config.
 
+    Args:
+      devices: number of devices of all processes.
+
     Raises:
       ConfigError: as `validate_pretrain`.
     """
     _check_common(config, devices)
-    _positive(config, "model.num_classes")
+    _whole(config, "model.num_classes", "data.num_classes", "data.ignore_label", "eval_every")
+    _at_least_0(config, "eval_every", "data.limit", "evaluation.limit")
+    classes = config.data.num_classes
+    _require(classes > 1, "data.num_classes", classes, "must be 2 or more, background included")
+    fix = f"must equal data.num_classes={classes}"
+    _require(config.model.num_classes == classes, "model.num_classes", config.model.num_classes, fix)
+    names = tuple(config.data.class_names)
+    _require(len(names) == classes, "data.class_names", names, f"give data.num_classes={classes} names, not {len(names)}")
+    _share(config, "model.dropout", "data.flip", "data.crop_max_ratio")
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "loss.average", ("all", "labelled"))
+    _range(config, "data.scale_range", math.inf, "two factors")
+    crop = tuple(config.data.crop_size)
+    good = len(crop) == 2 and all(isinstance(side, int) and side > 0 for side in crop)
+    _require(good, "data.crop_size", crop, "give height and width in pixels, e.g. (512, 512)")
     if config.model.backbone == "vit":
-        for side in config.data.crop_size:
-            patch = config.model.vit.patch
-            _require(side % patch == 0, "data.crop_size", tuple(config.data.crop_size),
-                     f"a ViT needs multiples of its patch, {patch}; use {_nearest_multiples(side, patch)}")  # fmt: skip
+        _check_multiples(config, "data.crop_size", crop)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -157,8 +248,8 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def total_steps(config: ConfigDict, num_images: int) -> int:
-    """Return the length of the run: `config.steps`, or else `config.epochs` epochs."""
-    return config.steps or int(config.epochs * steps_per_epoch(num_images, config.batch_size))
+    """Return the length of the run: `config.steps`, or else `config.epochs` epochs, at least 1."""
+    return config.steps or max(1, int(config.epochs * steps_per_epoch(num_images, config.batch_size)))
 
 
 def resolve(config: ConfigDict) -> dict:
@@ -167,26 +258,36 @@ def resolve(config: ConfigDict) -> dict:
 
 
 def save_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
-    """Write `config.json`; if the work directory has one, refuse values that would make it another run.
+    """Write `config.json`. If the work directory holds checkpoints, refuse values that would make it another run.
+
+    Values that do no harm, such as `log_every` or a longer run, are listed in the log and taken.
 
     Raises:
-      ConfigError: naming the changed keys with old and new values.
+      ConfigError: naming the changed keys with old and new values, or a `config.json` that cannot be read.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    new = resolve(config)
-    if path.exists():
-        old_flat, new_flat = flatten(json.loads(path.read_text())), flatten(new)
-        changed = [
-            f"  {key}: was {old_flat.get(key, 'absent')}, now {new_flat.get(key, 'absent')}"
+    workdir = pathlib.Path(workdir)
+    path, new = workdir / "config.json", resolve(config)
+    started = any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
+    if path.exists() and started:
+        try:
+            old_flat, new_flat = flatten(json.loads(path.read_text())), flatten(new)
+        except ValueError as error:
+            raise ConfigError(f"{path} is no JSON ({error}); put it right, or use another --workdir") from error
+        changed = {
+            key: f"{key}: was {old_flat.get(key, 'absent')}, now {new_flat.get(key, 'absent')}"
             for key in sorted(old_flat.keys() | new_flat.keys())
-            if old_flat.get(key) != new_flat.get(key) and key not in _HARMLESS
-        ]
-        if changed:
+            if old_flat.get(key) != new_flat.get(key)
+        }
+        if changed.keys() - set(_HARMLESS):
             raise ConfigError(
-                f"{path.parent} holds a run with another config:\n" + "\n".join(changed) + "\n"
-                "Resume with the same values, or use another --workdir"
+                f"{workdir} holds a run with another config:\n"
+                + "".join(f"  {line}\n" for key, line in changed.items() if key not in _HARMLESS)
+                + "Resume with the same values, or use another --workdir"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+        for line in changed.values():
+            logging.warning("resuming with another %s", line)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Every process of a run may write it, to the same end.
+    temporary = path.with_name(f"config.json.{jax.process_index()}.{os.getpid()}")
     temporary.write_text(json.dumps(new, indent=2) + "\n")
     temporary.replace(path)

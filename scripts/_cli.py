@@ -3,9 +3,11 @@
 import os
 import pathlib
 import re
+import runpy
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_CHECKOUT))
 # Compiled programs are kept between runs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "cp2_jax"))
 
@@ -25,34 +27,69 @@ _USER_ERRORS = (ConfigError, CheckpointError, UnreadableImage, SourceError, NonF
 def define_config_flags(default: str | None = None) -> flags.FlagHolder:
     """Define --config (a file with `get_config`; --config.key=value overrides) and --workdir."""
     flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go; resumes what is there.", required=True)
-    return config_flags.DEFINE_config_file("config", default, "Config file, see configs/.", lock_config=True)
+    return define_config("Config file, see configs/.", default, required=True)
+
+
+def define_config(text: str, default: str | None = None, required: bool = False) -> flags.FlagHolder:
+    """Define --config alone."""
+    try:
+        config = config_flags.DEFINE_config_file("config", default, text, lock_config=True)
+    except Exception as error:  # overrides of a default config are looked at here already
+        _explain_override(["", f"--config={default}", *sys.argv[1:]], error)
+        raise
+    if required:
+        flags.mark_flag_as_required("config")
+    return config
 
 
 def _parse_flags(argv):
     """Parse, turning a misspelt or mistyped override into a line that names the nearest key."""
     try:
-        return flags.FLAGS(argv, known_only=False)
+        rest = flags.FLAGS(argv, known_only=False)
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.keys()  # one that could not be loaded raises when it is used first
+        return rest
     except Exception as error:
         _explain_override(argv, error)
         fail(" ".join(str(error).split()), 2)
 
 
+_EXPECTED = {
+    "int": "a whole number", "float": "a number", "bool": "True or False", "str": "a text",
+    "tuple": "a tuple, such as (0.2, 1.0)", "ConfigDict": "no value itself, but its keys do",
+}  # fmt: skip
+
+
 def _explain_override(argv, error):
     """If an override is at fault, say which and how; otherwise return."""
-    path = next((_value(argv, i) for i, a in enumerate(argv) if re.match(r"--?config(=|$)", a)), None)
-    if not path or not os.path.exists(path):
+    path = _config_path(argv)
+    overridden = next((a for a in argv if re.match(r"--?config\.", a)), None)
+    if not path and overridden:
+        fail(f"{overridden}: there is no config to change; give one, --config=configs/….py", 2)
+    if not path or ":" in path:
         return
-    config = config_flags.config_flags._LoadConfigModule("config", path).get_config()
-    for argument in argv:
+    if not os.path.exists(path):
+        known = ", ".join(sorted(str(p.name) for p in _CHECKOUT.glob("configs/*.py")))
+        fail(f"--config={path}: there is no such file; configs/ has {known}", 2)
+    try:
+        config = runpy.run_path(path)["get_config"]()
+    except Exception as broken:
+        fail(f"--config={path} cannot be loaded: {type(broken).__name__}: {broken}", 2)
+    for index, argument in enumerate(argv):
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match:
             try:
                 check_override(config, match[1])
             except ConfigError as misspelt:
                 fail(str(misspelt), 2)
-            if match[1] in str(error):
+            if f"config.{match[1]}=" in str(error) or f"config.{match[1]}'" in str(error):
                 want = type(_lookup(config, match[1])).__name__
-                fail(f"{argument}: {match[1]} takes a {want} ({' '.join(str(error).split())[:160]})", 2)
+                fail(f"--config.{match[1]}={_value(argv, index)}: {match[1]} takes {_EXPECTED.get(want, want)}", 2)
+
+
+def _config_path(argv):
+    default = flags.FLAGS["config"].default if "config" in flags.FLAGS else None
+    return next((_value(argv, i) for i, a in enumerate(argv) if re.match(r"--?config(=|$)", a)), default)
 
 
 def _value(argv, index):
@@ -65,9 +102,9 @@ def _lookup(config, name):
     return config
 
 
-def fail(message: str, status: int):
+def fail(message: str, status: int, prefix: str = "error: "):
     """Print one message and leave."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"{prefix}{message}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -78,7 +115,9 @@ def run(main) -> None:
         try:
             main(argv)
         except Preempted as stopped:
-            fail(str(stopped), PREEMPTED)
+            fail(str(stopped), PREEMPTED, prefix="")
+        except KeyboardInterrupt:
+            fail("interrupted", 130, prefix="")
         except _USER_ERRORS as error:
             fail(str(error), 2 if isinstance(error, ConfigError) else 1)
 
