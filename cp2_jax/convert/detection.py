@@ -1,0 +1,132 @@
+"""Find which of `formats.FORMATS` a file's contents are, and which of its tensors are which of ours."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from cp2_jax.convert import files, formats, layouts
+from cp2_jax.convert.formats import Format
+from cp2_jax.convert.layouts import Layout
+from cp2_jax.convert.pickles import Refused
+
+# By the number of convolutions, all that SimCLR's names tell of the depth.
+_TENSORFLOW_DEPTHS = {
+    21: ((2, 2, 2, 2), False), 37: ((3, 4, 6, 3), False),
+    53: ((3, 4, 6, 3), True), 104: ((3, 4, 23, 3), True), 155: ((3, 8, 36, 3), True),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Match:
+    """A format found in a file: its tensors by the source's names, and the canonical name of each that is understood."""
+
+    format: Format
+    where: tuple[str, ...]
+    prefix: str
+    tensors: dict[str, Any]
+    assigned: dict[str, tuple[str, layouts.Turn]]
+
+
+def detect(tree: Any, container: str, name: str | None = None) -> Match:
+    """Return the first format that fits a file's contents, or the one that is asked for.
+
+    Raises:
+      Refused: nothing fits (with the names that came nearest), or the file is of a kind that is known and not supported.
+    """
+    known = {f.name: f for f in [*formats.FORMATS, formats.SIMCLR_TENSORFLOW]}
+    if name and name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0)
+        raise Refused(f"no format is called {name!r} (nearest: {near[0]}); there are {', '.join(sorted(known))}")
+    if container == "tensorflow" and name in (None, formats.SIMCLR_TENSORFLOW.name):
+        return _match_tensorflow(tree)
+    for form in [known[name]] if name else [f for f in formats.FORMATS if f.automatic]:
+        match = _match(form, tree, forced=bool(name))
+        if match:
+            return match
+    raise Refused(_nothing_matches(tree, name))
+
+
+def _tensors_at(tree: Any, where: tuple[str, ...], layout: Layout) -> dict[str, Any]:
+    for key in where:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return {}
+        tree = tree[key]
+    if layout is layouts.HAIKU:
+        return _haiku_tensors(tree)
+    return {k: v for k, v in tree.items() if isinstance(k, str) and files.is_array(v)} if isinstance(tree, Mapping) else {}
+
+
+def _haiku_tensors(tree: Any) -> dict[str, Any]:
+    """Return the online network's parameters and averages, by module/parameter."""
+    if getattr(tree, "args", None):  # the named tuple (online_params, target_params, online_state, target_state, …)
+        fields = ("online_params", "target_params", "online_state", "target_state")
+        tree = dict(zip(fields, tree.args, strict=False))
+    if not isinstance(tree, Mapping):
+        return {}
+    parts = [tree[k] for k in ("online_params", "online_state", "params", "state") if k in tree] or [tree]
+    flat: dict[str, Any] = {}
+    for part in parts:
+        # A FlatMapping is made from its dict, and so has it among its arguments.
+        mapping = next((a for a in getattr(part, "args", ()) if isinstance(a, Mapping)), part)
+        flat |= layouts.flatten(mapping, files.is_array)
+    return flat
+
+
+def _match(form: Format, tree: Any, forced: bool) -> Match | None:
+    for where in form.at:
+        for layout in form.layouts:
+            tensors = _tensors_at(tree, where, layout)
+            names = frozenset(tensors)
+            if form.name == "insloc":
+                tensors = {_insloc_c4(n): v for n, v in tensors.items()}
+            if not tensors or not (forced or form.evidence(names, tree)):
+                continue
+            for prefix in form.prefixes:
+                under = {n[len(prefix) :]: n for n in tensors if n.startswith(prefix)}
+                assigned = {under[n]: hit for n, hit in layout.assign(under).items()}
+                # A few names in common are no match: `conv1.weight` is in every second network.
+                if len(assigned) >= 8:
+                    if form.head is not None:
+                        assigned |= _head(form, prefix, tensors)
+                    return Match(form, where, prefix, tensors, assigned)
+    return None
+
+
+def _insloc_c4(name: str) -> str:
+    """The C4 variant of InsLoc keeps the last stage in its detection head."""
+    return name.replace("roi_head.shared_head.layer4.", "backbone.layer4.", 1)
+
+
+def _head(form: Format, prefix: str, tensors: Mapping) -> dict:
+    base = prefix.removesuffix("backbone.") + form.head
+    under = {n[len(base) :]: n for n in tensors if n.startswith(base)}
+    return {under[n]: hit for n, hit in layouts.HEAD.assign(under).items()}
+
+
+def _match_tensorflow(tree: Mapping) -> Match:
+    probe = layouts.tensorflow((), True)
+    convolutions = sum(p.startswith("conv/") for p in probe.prepare(tree).values())
+    if convolutions not in _TENSORFLOW_DEPTHS:
+        kernels = sorted(name for name in tree if "conv" in name.lower())[:3]
+        raise Refused(
+            f"a TensorFlow checkpoint with {convolutions} convolutions in SimCLR's naming; ResNet-18, 34, 50, 101 and 152 "
+            f"have {', '.join(map(str, _TENSORFLOW_DEPTHS))}. Selective-kernel variants (sk1) are another network and are "
+            f"not supported{'; it has ' + ', '.join(kernels) if kernels else ''}"
+        )
+    assigned = layouts.tensorflow(*_TENSORFLOW_DEPTHS[convolutions]).assign(tree)
+    return Match(formats.SIMCLR_TENSORFLOW, (), "", dict(tree), assigned)
+
+
+def _nothing_matches(tree: Any, name: str | None) -> str:
+    entries = list(tree) if isinstance(tree, Mapping) else []
+    flat = {}
+    for where in ((), *((k,) for k in entries if isinstance(k, str))):
+        flat |= _tensors_at(tree, where, layouts.TORCHVISION)
+    what = f"it is not as {name} would have it" if name else "no known format has such names"
+    if not flat:
+        return f"{what}: it holds no named tensors (its entries: {', '.join(map(str, entries[:6])) or type(tree).__name__})"
+    typical = ("conv1.weight", "layer1.0.conv1.weight", "bn1.weight", "blocks.0.attn.qkv.weight", "patch_embed.proj.weight")
+    near = [close for t in typical for close in difflib.get_close_matches(t, flat, 1, 0.6)][:3]
+    names = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(list(flat)[:3])}, …"
+    return f"{what} ({len(flat)} tensors; {names}). A backbone has names such as {', '.join(typical[:2])} or {typical[3]}"

@@ -1,0 +1,326 @@
+"""The checkpoints we know: where each keeps its backbone, what is left out, and what the weights do not tell.
+
+A plain list: the first whose names are found in a file is taken, so the particular come before the general.
+Facts about each source: docs/checkpoints.md.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from cp2_jax.convert import layouts
+from cp2_jax.convert.layouts import Layout
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+INPUTS = {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}
+
+_RESNET = (layouts.TORCHVISION,)
+_VIT = (layouts.TIMM,)
+_EITHER = (layouts.TORCHVISION, layouts.TIMM, layouts.MMSEG_VIT)
+_STATE_DICT = (("state_dict",),)
+_ANYWHERE = (("state_dict",), ("model",), ())
+
+Names = frozenset[str]
+
+
+def _any(*starts: str) -> Callable[[Names, Mapping], bool]:
+    """Evidence: some tensor's name starts with one of these."""
+    return lambda names, tree: any(name.startswith(starts) for name in names)
+
+
+def _entry(key: str) -> Callable[[Names, Mapping], bool]:
+    """Evidence: the file has this entry beside its tensors."""
+    return lambda names, tree: isinstance(tree, Mapping) and key in tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One source of checkpoints.
+
+    Attributes:
+      name: for --format. title: for people.
+      at: where in the file its named tensors may lie. prefixes: whole prefixes of the backbone's names, in order.
+      layouts: what follows the prefix.
+      evidence: (names, file) → whether this source wrote it.
+      head: prefix of a segmentation head that is loaded too, relative to where the backbone's prefix begins.
+      left_out: ((start of the name, why), …).
+      heads: attention heads by width of the network, or None if nobody knows.
+      input: mean and standard deviation that the network's inputs are normalised with, on [0, 1].
+      padding: "torch" or "same", see `models.conv.convolve`. pool_padding: likewise of the max-pool.
+      notes: what a user should know.
+    """
+
+    name: str
+    title: str
+    prefixes: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    at: tuple[tuple[str, ...], ...] = _STATE_DICT
+    evidence: Callable[[Names, Mapping], bool] = lambda names, tree: True
+    head: str | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
+    heads: Callable[[int], int | None] = lambda width: None
+    input: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    padding: str = "torch"
+    pool_padding: str = "torch"
+    notes: tuple[str, ...] = ()
+    automatic: bool = True
+
+
+def _sixty_four(width: int) -> int | None:
+    """Heads of 64 channels: DINO, timm and Hugging Face at every size."""
+    return width // 64 if width % 64 == 0 else None
+
+
+def _twelve(width: int) -> int | None:
+    return 12 if width % 12 == 0 else None
+
+
+_KEY_ENCODER = "the key encoder: a new run starts it as a copy of the query encoder"
+_QUEUE = "the queue: a new run fills its own"
+_OLD_HEAD = "the source's own projection or classifier"
+_MOCO = (
+    ("module.encoder_k.", _KEY_ENCODER),
+    ("encoder_k.", _KEY_ENCODER),
+    ("module.queue", _QUEUE),
+    ("queue", _QUEUE),
+    ("module.encoder_q.fc.", _OLD_HEAD),
+    ("encoder_q.fc.", _OLD_HEAD),
+    ("module.encoder_q.head.", _OLD_HEAD),
+    ("encoder_q.head.", _OLD_HEAD),
+)
+_QUERY = ("module.encoder_q.", "encoder_q.")
+
+
+def _has(suffix: str) -> Callable[[Names, Mapping], bool]:
+    return lambda names, tree: any(f"{prefix}{suffix}" in names for prefix in _QUERY)
+
+
+FORMATS = [
+    Format(
+        "cp2",
+        "CP² pretraining",
+        ("module.encoder_q.backbone.", "encoder_q.backbone.", "module.backbone.", "backbone."),
+        _EITHER,
+        _ANYWHERE,
+        evidence=lambda names, tree: any("decode_head.contrast_conv." in name for name in names),
+        head="decode_head.",
+        left_out=_MOCO,
+        heads=_twelve,
+        notes=("heads = 12, the original's default: pass --heads if the run changed it",),
+    ),
+    Format(
+        "moco_v1",
+        "MoCo v1 (ResNet)",
+        _QUERY,
+        _RESNET,
+        evidence=_has("fc.weight"),
+        left_out=_MOCO,
+    ),
+    Format("moco_v2", "MoCo v2 (ResNet)", _QUERY, _RESNET, left_out=_MOCO),
+    Format(
+        "moco_v2_vit",
+        "MoCo v2 (ViT)",
+        _QUERY,
+        _VIT,
+        left_out=_MOCO,
+        notes=("its source is unverified: 6 heads of 64 if it is built as DINO's ViT-S, 12 if as the original's default",),
+    ),
+    Format(
+        "moco_v3",
+        "MoCo v3",
+        ("module.base_encoder.", "base_encoder."),
+        (*_VIT, *_RESNET),
+        left_out=(
+            ("module.base_encoder.head.", _OLD_HEAD),
+            ("module.base_encoder.fc.", _OLD_HEAD),
+            ("module.momentum_encoder.", "the momentum encoder"),
+            ("module.predictor.", _OLD_HEAD),
+        ),
+        heads=_twelve,
+        notes=("pos_embed is its fixed sine-cosine table, loaded as it is",),
+    ),
+    Format(
+        "dino",
+        "DINO (full checkpoint, the teacher)",
+        ("backbone.", "module.backbone."),
+        (*_VIT, *_RESNET),
+        (("teacher",),),
+        left_out=(("head.", _OLD_HEAD), ("module.head.", _OLD_HEAD)),
+        heads=_sixty_four,
+    ),
+    Format(
+        "infomin",
+        "InfoMin (PyContrast)",
+        ("module.encoder.", "encoder."),
+        _RESNET,
+        (("model",), ("model_ema",)),
+        evidence=lambda names, tree: "contrast" in tree or _any("module.head", "head")(names, tree),
+        left_out=(("module.head", _OLD_HEAD), ("head", _OLD_HEAD), ("module.encoder.fc.", _OLD_HEAD)),
+    ),
+    Format(
+        "pixpro",
+        "PixPro",
+        ("module.encoder.", "module.base.", "encoder.", "base."),
+        _RESNET,
+        (("model",),),
+        left_out=(
+            ("module.encoder_k.", _KEY_ENCODER),
+            ("module.projector", _OLD_HEAD),
+            ("module.value_transform.", _OLD_HEAD),
+            ("module.encoder.fc.", _OLD_HEAD),
+        ),
+    ),
+    Format(
+        "insloc",
+        "InsLoc",
+        ("backbone.", "module.backbone."),
+        _RESNET,
+        evidence=_any("backbone_k.", "neck_k.", "module.backbone_k."),
+        left_out=(
+            ("backbone_k.", _KEY_ENCODER),
+            ("neck", "the feature pyramid, which a DeepLab model lacks"),
+            ("roi_head.", "the detection head"),
+            ("queue", _QUEUE),
+        ),
+        notes=("trained on inputs in [0, 255] with ImageNet's mean and std in that scale, which is the same network",),
+    ),
+    Format(
+        "densecl",
+        "DenseCL",
+        ("backbone.", ""),
+        _RESNET,
+        evidence=lambda names, tree: "author" in tree or _any("encoder_q.0.")(names, tree),
+        left_out=(
+            ("encoder_q.0.", "the backbone once more"),
+            ("encoder_q.", _OLD_HEAD),
+            ("encoder_k.", _KEY_ENCODER),
+            ("neck.", _OLD_HEAD),
+            ("head.", _OLD_HEAD),
+            ("queue", _QUEUE),
+        ),
+    ),
+    Format(
+        "mmseg",
+        "MMSegmentation",
+        ("backbone.", "module.backbone."),
+        _EITHER,
+        _ANYWHERE,
+        evidence=lambda names, tree: _any("decode_head.", "module.decode_head.")(names, tree),
+        head="decode_head.",
+        left_out=(("auxiliary_head.", "an auxiliary head, which this project's models lack"),),
+    ),
+    Format(
+        "merged",
+        "CP² merged for finetuning (backbone and head without prefixes)",
+        ("", "module."),
+        _EITHER,
+        _ANYWHERE,
+        evidence=_any("image_pool.1.", "convs.0.conv.", "aspp_modules.0."),
+        head="",
+        left_out=(("auxiliary_head.", "an auxiliary head, which this project's models lack"),),
+        heads=_twelve,
+    ),
+    Format(
+        "openmmlab",
+        "an OpenMMLab-style model's backbone",
+        ("backbone.", "module.backbone."),
+        _EITHER,
+        _ANYWHERE,
+        left_out=(("neck.", _OLD_HEAD), ("head.", _OLD_HEAD)),
+    ),
+    Format(
+        "simclr_separius",
+        "SimCLR through SimCLRv2-Pytorch",
+        ("",),
+        (layouts.SEPARIUS,),
+        (("resnet",), ()),
+        left_out=(("fc.", _OLD_HEAD),),
+        input=UNIT,
+    ),
+    Format(
+        "simclr",
+        "SimCLR through simclr-converter (torchvision's names)",
+        ("", "module."),
+        _RESNET,
+        _ANYWHERE,
+        left_out=(("fc.", _OLD_HEAD),),
+        input=UNIT,
+        automatic=False,
+    ),
+    Format(
+        "byol",
+        "BYOL",
+        ("",),
+        (layouts.HAIKU,),
+        (("experiment_state",),),
+        left_out=(("projector", _OLD_HEAD), ("predictor", _OLD_HEAD), ("classifier", _OLD_HEAD)),
+        padding="same",
+        pool_padding="same",
+    ),
+    Format(
+        "detcon",
+        "DetCon",
+        ("",),
+        (layouts.HAIKU,),
+        ((),),
+        left_out=(
+            ("projector", _OLD_HEAD),
+            ("predictor", _OLD_HEAD),
+            ("classifier", _OLD_HEAD),
+            ("logits", _OLD_HEAD),
+        ),
+        padding="same",
+        pool_padding="same",
+    ),
+    Format(
+        "hugging_face",
+        "Hugging Face ViT",
+        ("vit.", "", "model.vit."),
+        (layouts.HUGGING_FACE,),
+        _ANYWHERE,
+        left_out=(
+            ("classifier.", _OLD_HEAD),
+            ("pooler.", _OLD_HEAD),
+            ("vit.pooler.", _OLD_HEAD),
+            ("embeddings.mask_token", "used by masked pretraining alone"),
+            ("vit.embeddings.mask_token", "used by masked pretraining alone"),
+        ),
+        heads=_sixty_four,
+        notes=("layer norms were made with epsilon 1e-12 (Hugging Face's default), here it is 1e-6",),
+    ),
+    Format(
+        "timm",
+        "timm or DINO ViT (backbone file)",
+        ("", "module.", "backbone."),
+        _VIT,
+        _ANYWHERE,
+        left_out=(("head.", _OLD_HEAD), ("fc_norm.", _OLD_HEAD), ("head_dist.", _OLD_HEAD)),
+        heads=_sixty_four,
+    ),
+    Format(
+        "torchvision",
+        "torchvision ResNet",
+        ("", "module."),
+        _RESNET,
+        _ANYWHERE,
+        left_out=(("fc.", _OLD_HEAD), ("module.fc.", _OLD_HEAD)),
+        notes=("if it is SimCLR's by way of simclr-converter, pass --format simclr: inputs stay in [0, 1]",),
+    ),
+]
+SIMCLR_TENSORFLOW = Format(
+    "simclr_tensorflow",
+    "SimCLR (TensorFlow)",
+    ("",),
+    (),
+    ((),),
+    left_out=(
+        ("head_contrastive", _OLD_HEAD),
+        ("head_supervised", _OLD_HEAD),
+        ("projection_head", _OLD_HEAD),
+        ("ema_model/", "the averaged copy"),
+        ("global_step", "the optimiser's"),
+    ),
+    input=UNIT,
+    pool_padding="same",
+)

@@ -1,0 +1,289 @@
+"""A foreign checkpoint file to our variables: read, recognise, check that nothing is missing, rename."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from cp2_jax.convert import detection, files, formats, names, networks, report
+from cp2_jax.convert.detection import Match
+from cp2_jax.convert.formats import Format
+from cp2_jax.convert.pickles import CheckpointFormatError, Refused
+
+
+@dataclasses.dataclass
+class Imported:
+    """A converted checkpoint.
+
+    Attributes:
+      variables: {'params', 'batch_stats'} in float32, as `names` lays them out.
+      meta: what `checkpoints.write_variables` keeps: kind, format, the file's name and SHA-256, `model` (in the words of
+        `config.model`), `input` (mean and std), notes, and PyTorch's batch counters.
+      report: the table for people.
+    """
+
+    variables: dict
+    meta: dict
+    report: str
+
+
+def import_checkpoint(
+    path: str | pathlib.Path,
+    *,
+    format: str | None = None,
+    heads: int | None = None,
+    stage_sizes: tuple[int, ...] | None = None,
+    input: str | None = None,
+) -> Imported:
+    """Read a checkpoint of any of `formats.FORMATS`.
+
+    Args:
+      path: see `files.read`.
+      format: a format's name, if it is not to be detected.
+      heads: attention heads of a ViT, if the format does not tell.
+      stage_sizes: allows a ResNet of just these numbers of blocks, which no known depth has.
+      input: "imagenet", "half" (mean and std 0.5) or "unit" ([0, 1] as it is), if the format is wrong about it.
+
+    Raises:
+      CheckpointFormatError: the file cannot be read, is of no known format, or lacks a tensor of its network.
+    """
+    path = pathlib.Path(path)
+    tree, container = files.read(path)
+    try:
+        return _import(path, tree, container, format, heads, stage_sizes, input)
+    except Refused as error:
+        raise CheckpointFormatError(f"{path}: {error}") from error
+
+
+def _import(path, tree, container, format, heads, stage_sizes, input_name):
+    match = detection.detect(tree, container, format)
+    left_out = _refuse_others(match)
+    merged, sources = _merge(match)
+    counters = {n: int(a.numpy_value()) for n, a in merged.items() if n.endswith(".num_batches_tracked")}
+    shapes = {n: a.shape for n, a in merged.items() if n not in counters}
+    if "decode_head.contrast_conv.0.weight" in shapes:
+        for name in [n for n in shapes if n.startswith("decode_head.conv_seg.")]:
+            left_out[sources[name][0]] = "the classifier, which pretraining leaves as it was initialised"
+            del shapes[name]
+    backbone, expected = networks.describe_backbone(shapes, stage_sizes)
+    outputs = backbone.pop("outputs")
+    head, expected_head = networks.describe_head(shapes, outputs)
+    expected |= expected_head
+    _check(match, shapes, expected, sources, left_out)
+    settings = _settings(path, tree, match.format, backbone, heads, input_name)
+    arrays = {name: merged[name].numpy_value() for name in expected}
+    notes = [*match.format.notes, *settings.pop("notes"), *_dtype_notes(arrays)]
+    for name, array in arrays.items():
+        arrays[name] = array = np.asarray(array, np.float32)
+        if not np.isfinite(array).all():
+            raise Refused(f"{sources[name][0]} holds values that are not finite")
+    if settings.pop("bgr"):
+        arrays["backbone.conv1.weight"] = arrays["backbone.conv1.weight"][:, ::-1]
+    meta = {
+        "kind": "converted",
+        "format": match.format.name,
+        "file": path.name,
+        "sha256": _digest(path),
+        "model": backbone | head,
+        "input": settings["input"],
+        "notes": notes,
+        "num_batches_tracked": {n: c for n, c in counters.items() if n.rpartition(".")[0] + ".running_mean" in expected},
+    }
+    variables = names.variables_from_torch({n: np.ascontiguousarray(a) for n, a in arrays.items()})
+    table = report.render(path, container, match, meta, sources, expected, left_out, tree)
+    return Imported(variables, meta, table)
+
+
+@dataclasses.dataclass
+class _Lazy:
+    """A canonical tensor whose parts are still in the file: shape now, values later."""
+
+    parts: list[tuple[Any, Any]]  # (array in the file, how to turn it)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shapes = [turn(np.broadcast_to(np.zeros((), bool), array.shape)).shape for array, turn in self.parts]
+        return (sum(s[0] for s in shapes), *shapes[0][1:]) if len(shapes) > 1 else tuple(shapes[0])
+
+    def numpy_value(self) -> np.ndarray:
+        turned = [turn(files.to_numpy(array)) for array, turn in self.parts]
+        return np.concatenate(turned) if len(turned) > 1 else turned[0]
+
+
+def _merge(match: Match) -> tuple[dict[str, _Lazy], dict[str, list[str]]]:
+    """Return the canonical tensors, fused where they come in parts, and the source names of each."""
+    found: dict[str, dict[str, tuple[str, Any]]] = {}
+    for source, (canonical, turn) in match.assigned.items():
+        name, _, part = canonical.partition("#")
+        if part in found.setdefault(name, {}):
+            raise Refused(f"{source} and {found[name][part][0]} are both {name}")
+        found[name][part] = (source, turn)
+    merged, sources = {}, {}
+    for name, parts in found.items():
+        if "" not in parts and sorted(parts) != ["0", "1", "2"]:
+            have = ", ".join(source for source, _ in parts.values())
+            raise Refused(f"{name}: of query, key and value only {have} is there")
+        ordered = [parts[k] for k in sorted(parts)]
+        sources[name] = [source for source, _ in ordered]
+        try:
+            merged[name] = _Lazy([(match.tensors[source], turn) for source, turn in ordered])
+            merged[name].shape  # noqa: B018 (turns that do not fit fail here, where the name is known)
+        except ValueError as error:
+            raise Refused(f"{sources[name][0]} has {len(match.tensors[sources[name][0]].shape)} axes") from error
+    return merged, sources
+
+
+def _refuse_others(match: Match) -> dict[str, str]:
+    """Return {source name: why it is left out}; refuse networks that only look like ours."""
+    reasons = {}
+    for source in match.tensors:
+        if source in match.assigned:
+            continue
+        if source.startswith(match.prefix):
+            for start, reason in networks.NOT_OURS:
+                if source[len(match.prefix) :].startswith(start):
+                    raise Refused(f"{source}: {reason}")
+        known = (why for start, why in match.format.left_out if source.startswith(start))
+        reasons[source] = next(known, "")
+    return reasons
+
+
+_ROOTS = r"(conv1|bn1|layer\d+|blocks|layers|patch_embed|cls_token|pos_embed|norm|ln1|embeddings|encoder)(\.|$)"
+
+
+def _check(match: Match, shapes: Mapping, expected: Mapping, sources: Mapping, left_out: dict) -> None:
+    """Refuse a file in which a tensor of the network is missing, has another shape, or is surplus."""
+    spare = [name for name, reason in left_out.items() if not reason]
+    problems = []
+    for name, shape in expected.items():
+        if name not in shapes:
+            near = difflib.get_close_matches(name, spare, 2, 0.5) or difflib.get_close_matches(name, match.tensors, 2, 0.5)
+            problems.append(f"{name} is missing (nearest: {', '.join(near) or 'nothing like it'})")
+        elif tuple(shapes[name]) != tuple(shape):
+            problems.append(f"{sources[name][0]} is {shapes[name]}, {name} takes {shape}")
+    problems += [f"{sources[name][0]}: no such tensor in this network" for name in shapes if name not in expected]
+    for name in spare:
+        rest = name[len(match.prefix) :] if name.startswith(match.prefix) else ""
+        if rest and (match.prefix or re.match(_ROOTS, rest)):
+            problems.append(f"{name}: no such tensor in this network")
+        left_out[name] = "no part of this project's models"
+    if problems:
+        shown = problems[:8] + ([f"… and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise Refused(
+            f"read as {match.format.title} ({match.format.name}), {len(problems)} of its tensors do not fit:\n  "
+            + "\n  ".join(shown)
+        )
+
+
+def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads: int | None, input_name: str | None):
+    """Fill in what weights do not tell: heads, input normalisation, padding; from options, files beside, or the format."""
+    beside = _beside(path)
+    config = _text_config(tree)
+    notes = []
+    settings = {"bgr": False, "notes": notes}
+    mean, std = form.input
+    if "mean" in beside:
+        mean, std = beside["mean"], beside["std"]
+        notes.append(f"input normalisation from {beside['source']}")
+    elif "mean" in config:
+        mean, std = config["mean"], config["std"]
+        settings["bgr"] = config["bgr"] and backbone["backbone"] == "resnet"
+        if settings["bgr"]:
+            mean, std = mean[::-1], std[::-1]
+            notes.append("made for BGR images: the first convolution's channels were turned round to RGB")
+    elif backbone["backbone"] == "vit" and form.name in ("timm", "hugging_face") and input_name is None:
+        notes.append("taken to have ImageNet's mean and std; many timm and Google models have 0.5: then pass --input half")
+    if input_name:
+        if input_name not in formats.INPUTS:
+            raise Refused(f"--input {input_name}: there are {', '.join(formats.INPUTS)}")
+        mean, std = formats.INPUTS[input_name]
+    settings["input"] = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
+    if (tuple(mean), tuple(std)) != formats.IMAGENET:
+        notes.append(
+            f"set config.augment.mean to {tuple(settings['input']['mean'])} and std to {tuple(settings['input']['std'])}"
+        )
+    if backbone["backbone"] == "resnet":
+        backbone["resnet"]["padding"] = form.padding
+        if form.padding == "same":
+            notes.append("every convolution pads as TensorFlow's SAME: set config.model.resnet.padding to 'same'")
+        elif form.pool_padding == "same":
+            notes.append("the source's max-pool pads as TensorFlow's SAME, here it is symmetric: features differ a little")
+        return settings
+    width = backbone["vit"]["width"]
+    found = heads or beside.get("heads") or config.get("heads") or form.heads(width)
+    if not found or width % found:
+        why = f"{found} do not divide {width} channels" if found else "weights do not tell them, nor does this format"
+        hint = f" ({form.notes[0]})" if form.name == "moco_v2_vit" else ""
+        raise Refused(f"how many attention heads? {why}: pass --heads N{hint}. ViT-S has 6 in DINO and timm, 12 in MoCo v3")
+    backbone["vit"]["heads"] = int(found)
+    return settings
+
+
+def _beside(path: pathlib.Path) -> dict[str, Any]:
+    """Return what `config.json` and `preprocessor_config.json` of a Hugging Face folder say of heads and input."""
+    found: dict[str, Any] = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        file = path.with_name(name)
+        if not file.is_file() or file.stat().st_size > 1 << 20:
+            continue
+        try:
+            stated = json.loads(file.read_text())
+            stated |= stated.get("pretrained_cfg") or {}
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise Refused(f"{file} beside it is no JSON object") from error
+        heads = stated.get("num_attention_heads", stated.get("num_heads"))
+        found |= {"heads": heads} if type(heads) is int and heads > 0 else {}
+        mean, std = (stated.get(a) or stated.get(b) for a, b in (("image_mean", "mean"), ("image_std", "std")))
+        if _three(mean) and _three(std):
+            found |= {"mean": tuple(mean), "std": tuple(std), "source": name}
+    return found
+
+
+def _three(values):
+    return isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+
+
+def _text_config(tree: Any) -> dict[str, Any]:
+    """Return what the config text that OpenMMLab's checkpoints carry says of heads and input; values on [0, 1]."""
+    meta = tree.get("meta") if isinstance(tree, Mapping) else None
+    text = meta.get("config", meta.get("cfg")) if isinstance(meta, Mapping) else None
+    if not isinstance(text, str):
+        return {}
+    found: dict[str, Any] = {}
+    heads = re.search(r"\bnum_heads=(\d{1,3})\b", text)
+    if heads:
+        found["heads"] = int(heads[1])
+    number = r"\s*([\d.]+)\s*"
+    triple = rf"[\[(]{number},{number},{number},?\s*[\])]"
+    both = re.search(rf"mean={triple},\s*std={triple}", text)
+    if both:
+        values = [float(v) / 255 for v in both.groups()]
+        found |= {"mean": tuple(values[:3]), "std": tuple(values[3:])}
+        # The published constants, as everyone writes them, are these to three digits.
+        if np.allclose(values, np.ravel(formats.IMAGENET), atol=2e-4):
+            found["mean"], found["std"] = formats.IMAGENET
+        found["bgr"] = bool(re.search(r"(to_rgb|bgr_to_rgb)\s*=\s*False", text))
+    return found
+
+
+def _dtype_notes(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    kinds = {str(a.dtype) for a in arrays.values()} - {"float32"}
+    exact = {"float16", str(np.dtype(ml_dtypes.bfloat16))}
+    notes = [f"{kind} widened to float32, exactly" for kind in sorted(kinds & exact)]
+    if kinds - exact - {"float64"}:
+        raise Refused(f"weights of type {', '.join(sorted(kinds - exact))}")
+    return notes + (["float64 rounded to float32"] if "float64" in kinds else [])
+
+
+def _digest(path: pathlib.Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
