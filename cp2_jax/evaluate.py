@@ -10,18 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
 from cp2_jax import confusion, mesh, pictures
 from cp2_jax.checkpoints import Checkpoints, read
 from cp2_jax.data.segmentation import Examples, SegmentationError, open_examples
-from cp2_jax.inference import Options, Predictor
-from cp2_jax.models import segmenter
-from cp2_jax.settings import ConfigError
+from cp2_jax.inference import Predictor, check_variables, make_predictor, save_class_map
 from cp2_jax.writers import Writer
 
 
@@ -176,50 +173,6 @@ def overlays(
     return drawn
 
 
-def make_predictor(config: ConfigDict) -> Predictor:
-    """Return the predictor that a finetuning config describes."""
-    model = segmenter.build(config.model, top="classifier", image_size=config.image_size)
-    return Predictor(model, config.data.mean, config.data.std, Options.from_config(config.evaluation))
-
-
-def check_variables(config: ConfigDict, variables: Any) -> None:
-    """Compare a checkpoint's arrays with those of the model that a config describes.
-
-    Raises:
-      ConfigError: naming what differs; a pretrained model that was not finetuned lacks the classifier.
-    """
-    model = segmenter.build(config.model, top="classifier", image_size=config.image_size)
-    shape = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
-    expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), shape)
-    expected, found = (
-        {"/".join(k): tuple(v.shape) for k, v in traverse_util.flatten_dict(dict(tree)).items()}
-        for tree in (expected, variables)
-    )
-    wrong = [
-        f"{name}: checkpoint {found.get(name, 'absent')}, model {expected.get(name, 'absent')}"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
-    if wrong:
-        shown = wrong[:6] + ([f"… and {len(wrong) - 6} more"] if len(wrong) > 6 else [])
-        raise ConfigError("the checkpoint is of another model than the config's:\n  " + "\n  ".join(shown))
-
-
-def save_class_map(path: str | pathlib.Path, predicted: np.ndarray) -> None:
-    """Write a class map, uint8 [height, width], as a PNG of indices with VOC's palette, as VOC's server takes it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(predicted)
-    picture.putpalette(pictures.class_colors(256).tobytes())
-    picture.save(path, format="PNG")
-
-
-def overlay(image: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return the image, uint8 RGB, with the classes' colours laid over it by half."""
-    colors = pictures.class_colors(256)[predicted]
-    return ((image.astype(np.uint16) + colors) // 2).astype(np.uint8)
-
-
 class Evaluator:
     """The evaluation split of a config and the predictor for it, kept over a run so that nothing compiles twice.
 
@@ -308,7 +261,9 @@ class Periodic:
         values = {"miou": scores.mean_iou, "mean_accuracy": scores.mean_accuracy}
         values |= {"evaluation_pixel_accuracy": scores.pixel_accuracy, "time/evaluation_seconds": result.seconds}
         self._writer.scalars(number, values)
-        if scores.mean_iou > self.best:
+        # The loop will stop at the next look at a loss; until then a broken model must not count as the best.
+        finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params))
+        if scores.mean_iou > self.best and finite:
             self.best = scores.mean_iou
             self._checkpoints.save(number, variables, self._meta | {"step": number, "mean_iou": self.best})
             self._checkpoints.wait()

@@ -4,6 +4,7 @@ Images are never padded and pixels of one image never meet another's, so that a 
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
-from cp2_jax import resize
+from cp2_jax import pictures, resize
 from cp2_jax.augment import color
 from cp2_jax.data import transforms
+from cp2_jax.models import segmenter
+from cp2_jax.settings import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,3 +162,47 @@ class Predictor:
         """Return the class map of one image, at its own size."""
         views = [jnp.asarray(view[None]) for view in self.options.views(image)]
         return np.asarray(self.predict(variables, views, image.shape[:2])[0])
+
+
+def make_predictor(config: ConfigDict) -> Predictor:
+    """Return the predictor that a finetuning config describes."""
+    model = segmenter.build(config.model, top="classifier", image_size=config.image_size)
+    return Predictor(model, config.data.mean, config.data.std, Options.from_config(config.evaluation))
+
+
+def check_variables(config: ConfigDict, variables: Any) -> None:
+    """Compare a checkpoint's arrays with those of the model that a config describes.
+
+    Raises:
+      ConfigError: naming what differs; a pretrained model that was not finetuned lacks the classifier.
+    """
+    model = segmenter.build(config.model, top="classifier", image_size=config.image_size)
+    shape = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
+    expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), shape)
+    expected, found = (
+        {"/".join(k): tuple(v.shape) for k, v in traverse_util.flatten_dict(dict(tree)).items()}
+        for tree in (expected, variables)
+    )
+    wrong = [
+        f"{name}: checkpoint {found.get(name, 'absent')}, model {expected.get(name, 'absent')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if wrong:
+        shown = wrong[:6] + ([f"… and {len(wrong) - 6} more"] if len(wrong) > 6 else [])
+        raise ConfigError("the checkpoint is of another model than the config's:\n  " + "\n  ".join(shown))
+
+
+def save_class_map(path: str | pathlib.Path, predicted: np.ndarray) -> None:
+    """Write a class map, uint8 [height, width], as a PNG of indices with VOC's palette, as VOC's server takes it."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(predicted)
+    picture.putpalette(pictures.class_colors(256).tobytes())
+    picture.save(path, format="PNG")
+
+
+def overlay(image: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return the image, uint8 RGB, with the classes' colours laid over it by half."""
+    colors = pictures.class_colors(256)[predicted]
+    return ((image.astype(np.uint16) + colors) // 2).astype(np.uint8)

@@ -16,7 +16,7 @@ CONFIG = _cli.config_flags.DEFINE_config_file("config", None, "Finetuning config
 import rich.progress  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from cp2_jax import evaluate, pictures  # noqa: E402
+from cp2_jax import inference, pictures  # noqa: E402
 from cp2_jax.checkpoints import read_variables  # noqa: E402
 from cp2_jax.data.decode import decode  # noqa: E402
 from cp2_jax.data.sources import ImageFolder  # noqa: E402
@@ -29,15 +29,15 @@ def main(_):
     if not CONFIG.value and "config" not in meta:
         raise ConfigError(f"{flags.checkpoint} has no config in it; give one with --config configs/finetune_….py")
     config = CONFIG.value or ConfigDict(meta["config"])
-    predictor = evaluate.make_predictor(config)
-    evaluate.check_variables(config, variables)
+    predictor = inference.make_predictor(config)
+    inference.check_variables(config, variables)
     images, output = ImageFolder(flags.images), pathlib.Path(flags.output)
     for index in rich.progress.track(range(len(images)), "predicting"):
         image = decode(images[index], images.name(index))
         predicted = predictor.predict_image(variables, image)
         name = pathlib.Path(images.name(index)).relative_to(images.root).with_suffix(".png")
-        evaluate.save_class_map(output / "masks" / name, predicted)
-        pictures.save_png(output / "overlays" / name, evaluate.overlay(image, predicted))
+        inference.save_class_map(output / "masks" / name, predicted)
+        pictures.save_png(output / "overlays" / name, inference.overlay(image, predicted))
     print(f"{len(images)} images; masks and overlays in {output}")
 
 

@@ -185,11 +185,11 @@ def test_unreadable_image_is_an_error(network, split):
 
 def test_class_maps_keep_their_indices(tmp_path):
     predicted = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    evaluate.save_class_map(tmp_path / "a/b.png", predicted)
+    inference.save_class_map(tmp_path / "a/b.png", predicted)
     mask = segmentation.decode_mask((tmp_path / "a/b.png").read_bytes(), "b.png")
     np.testing.assert_array_equal(mask, predicted)
     image = random_images(1, 3, 4)[0]
-    drawn = evaluate.overlay(image, predicted)
+    drawn = inference.overlay(image, predicted)
     np.testing.assert_array_equal(drawn, (image.astype(int) + pictures.class_colors(12)[predicted]) // 2)
 
 
@@ -251,6 +251,10 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     hook(4, always(2))
     assert [step for step, _ in writer.values] == [2, 4] and writer.values[-1][1]["miou"] == 0 < best
 
+    broken = always(0)
+    hook(6, broken.replace(params=jax.tree.map(lambda x: x * jnp.nan, broken.params)))
+    assert hook.best == best
+
     again = evaluate.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
     assert again.best == best
     again(6, always(2))
@@ -278,14 +282,14 @@ def test_class_names_and_numbers_must_agree(tmp_path):
 def test_checkpoint_of_another_model_is_refused():
     config = tiny_config()
     variables = finetune.init_variables(config)
-    evaluate.check_variables(config, variables)
+    inference.check_variables(config, variables)
     other = tiny_config()
     other.model.num_classes = 4
     with pytest.raises(ConfigError, match=r"conv_seg/bias: checkpoint \(3,\), model \(4,\)"):
-        evaluate.check_variables(other, variables)
+        inference.check_variables(other, variables)
     del variables["params"]["classifier"]
     with pytest.raises(ConfigError, match="classifier/conv_seg/kernel: checkpoint absent"):
-        evaluate.check_variables(config, variables)
+        inference.check_variables(config, variables)
 
 
 ROOT = pathlib.Path(__file__).parents[1]

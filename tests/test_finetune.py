@@ -8,9 +8,10 @@ from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import finetune_camvid, finetune_voc, pretrain_r50_aspp
+from configs import finetune_camvid, finetune_cityscapes, finetune_voc, pretrain_r50_aspp
 from cp2_jax import finetune, mesh, resize
 from cp2_jax.convert import names
+from cp2_jax.data.segmentation import label_table
 from cp2_jax.models import segmenter
 from cp2_jax.settings import validate_finetune
 
@@ -247,6 +248,10 @@ def test_dropout_differs_from_step_to_step():
 def test_configs_are_valid_and_decay_no_weights():
     """The paper's section 4.1 turns weight decay off for CP2 models."""
     assert finetune_voc.get_config().optimizer.weight_decay == 0
-    for config in (finetune_voc.get_config(), finetune_camvid.get_config(), tiny_config()):
+    cityscapes = finetune_cityscapes.get_config()
+    table = label_table(19, cityscapes.data.label_map)
+    assert (table[:34] >= 0).all() and table[7] == 0 and table[33] == 18
+    assert sorted(table[(table >= 0) & (table < 255)]) == list(range(19))
+    for config in (finetune_voc.get_config(), finetune_camvid.get_config(), cityscapes, tiny_config()):
         config.data.path = "somewhere"
         validate_finetune(config, 1)
