@@ -90,11 +90,11 @@ def fit(
                 if isinstance(error, StopIteration):
                     raise RuntimeError(f"the batches ended after step {number} of {total_steps}") from None
                 raise
-            log.waited += time.monotonic() - begin
+            waited = time.monotonic() - begin
             state, metrics = step(state, batch)
             look(log_every)
             number += 1
-            unread = (number, metrics)
+            unread = (number, metrics, waited, time.monotonic())
             writer.progress(number)
             for hook in on_step:
                 hook(number, state)
@@ -112,14 +112,12 @@ class _Log:
 
     def __init__(self, writer: Writer, samples_per_step: int, extra_metrics: Callable[[], dict[str, float]]):
         self._writer, self._samples, self._extra = writer, samples_per_step, extra_metrics
-        self._start()
+        self._window, self._waited, self._begin = [], 0.0, time.monotonic()
 
-    def _start(self):
-        self._window, self._begin, self.waited = [], time.monotonic(), 0.0
-
-    def add(self, number: int, metrics: Any) -> str | None:
-        """Take one step's metrics; return what is wrong with them, if anything."""
+    def add(self, number: int, metrics: Any, waited: float, now: float) -> str | None:
+        """Take one step's metrics, its wait for input and when it was dispatched; return what is wrong, if anything."""
         self._window.append(jax.device_get(metrics))
+        self._waited, self._now = self._waited + waited, now
         values = {name: float(value) for name, value in self._window[-1].compute().items()}
         # With an infinite gradient the loss is finite for the last time.
         for name in ("loss", "gradient_norm"):
@@ -130,13 +128,13 @@ class _Log:
 
     def write(self, number: int) -> None:
         merged = functools.reduce(lambda a, b: a.merge(b), self._window).compute()
-        steps, seconds = len(self._window), time.monotonic() - self._begin
+        steps, seconds = len(self._window), self._now - self._begin
         timings = {
             "time/images_per_second": steps * self._samples / seconds,
             "time/seconds_per_step": seconds / steps,
-            "time/input_wait_seconds": self.waited,
-            "time/input_wait_share": self.waited / seconds,
+            "time/input_wait_seconds": self._waited,
+            "time/input_wait_share": self._waited / seconds,
             "time/eta_seconds": self._writer.eta(number),
         }
         self._writer.scalars(number, {k: float(v) for k, v in merged.items()} | self._extra() | timings | host_memory())
-        self._start()
+        self._window, self._waited, self._begin = [], 0.0, self._now

@@ -293,7 +293,7 @@ def test_timings_and_extra_metrics(tmp_path):
     run(tmp_path, 20, data=slow(), log_every=10, save_every=100, extra_metrics=lambda: {"unreadable_images": 3})
     line = writers.read_metrics(tmp_path / "metrics.jsonl")[1]
     assert line["unreadable_images"] == 3
-    assert 9 * 0.02 <= line["time/input_wait_seconds"] <= 10 * line["time/seconds_per_step"]
+    assert 0.2 <= line["time/input_wait_seconds"] <= 10 * line["time/seconds_per_step"]
     assert 0.5 < line["time/input_wait_share"] <= 1
     assert line["time/images_per_second"] == pytest.approx(8 / line["time/seconds_per_step"])
     assert line["host/memory_mb"] > 50 and line["time/eta_seconds"] == pytest.approx(0)
@@ -374,7 +374,7 @@ def test_two_processes_stop_after_the_same_step_and_resume(tmp_path):
 
     first = both()
     stopped = int(first[0][0].split()[1])
-    assert first == [[f"preempted {stopped}"]] * 2 and 7 <= stopped <= 20
+    assert first == [[f"preempted {stopped}"]] * 2 and 7 <= stopped < 1000
     # Those two did one checkpoint and one log; now the newest checkpoint is damaged, which both must agree on.
     assert [line["step"] for line in computed(tmp_path)] == list(range(1, stopped + 1))
     newest = tmp_path / "checkpoints" / str(stopped)
