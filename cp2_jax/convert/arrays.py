@@ -229,9 +229,15 @@ def _jax_array(machine, function, args, state, *_):
     # JAX pickles an array as the pieces of a NumPy one.
     array = machine.call(function, args)
     if not isinstance(array, Array):
-        raise Refused("a JAX array that is made of something else than a NumPy one")
+        raise Refused("an array that is made of something else than a NumPy one")
     array.set_state(machine, state)
     return array
+
+
+def _dill_array(machine, function, args, state, attributes=None):
+    if attributes:
+        raise Refused("a NumPy array of a subclass, with attributes")
+    return _jax_array(machine, function, args, state)
 
 
 _FLOATS = {n: n for n in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
@@ -242,6 +248,7 @@ BUILDERS: dict[str, Callable] = {
     "numpy.core.multiarray._reconstruct": _reconstruct,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _from_buffer,
+    "dill._dill._create_array": _dill_array,
     "jax._src.array._reconstruct_array": _jax_array,
     "jax._src.device_array.reconstruct_device_array": _jax_array,
     "jax.interpreters.xla._reconstruct_device_array": _jax_array,

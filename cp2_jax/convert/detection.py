@@ -8,7 +8,7 @@ from typing import Any
 from cp2_jax.convert import files, formats, layouts
 from cp2_jax.convert.formats import Format
 from cp2_jax.convert.layouts import Layout
-from cp2_jax.convert.pickles import Refused
+from cp2_jax.convert.pickles import Inert, Refused
 
 # By the number of convolutions, all that SimCLR's names tell of the depth.
 _TENSORFLOW_DEPTHS = {
@@ -59,17 +59,15 @@ def _tensors_at(tree: Any, where: tuple[str, ...], layout: Layout) -> dict[str, 
 
 def _haiku_tensors(tree: Any) -> dict[str, Any]:
     """Return the online network's parameters and averages, by module/parameter."""
-    if getattr(tree, "args", None):  # the named tuple (online_params, target_params, online_state, target_state, …)
-        fields = ("online_params", "target_params", "online_state", "target_state")
-        tree = dict(zip(fields, tree.args, strict=False))
-    if not isinstance(tree, Mapping):
-        return {}
-    parts = [tree[k] for k in ("online_params", "online_state", "params", "state") if k in tree] or [tree]
+    if isinstance(tree, Inert) and len(tree.args) >= 4:
+        # BYOL's named tuple (online_params, target_params, online_state, target_state, opt_state).
+        parts = [tree.args[0], tree.args[2]]
+    else:
+        tree = layouts.mapping(tree)
+        parts = [tree[k] for k in ("online_params", "online_state", "params", "state") if k in tree] or [tree]
     flat: dict[str, Any] = {}
     for part in parts:
-        # A FlatMapping is made from its dict, and so has it among its arguments.
-        mapping = next((a for a in getattr(part, "args", ()) if isinstance(a, Mapping)), part)
-        flat |= layouts.flatten(mapping, files.is_array)
+        flat |= layouts.flatten(part, files.is_array)
     return flat
 
 

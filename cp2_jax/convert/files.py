@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cp2_jax.convert import arrays, pickles, tensorflow_files
+from cp2_jax.convert import allowlist, arrays, tensorflow_files
 from cp2_jax.convert.arrays import Storage, StorageType, Tensor
 from cp2_jax.convert.pickles import CheckpointFormatError, Machine, Refused
 
@@ -111,8 +111,15 @@ class _Storages:
         return known
 
 
-def _machine(stream, budget, storages):
-    return Machine(stream, budget, arrays.BUILDERS | arrays.TORCH_BUILDERS, arrays.torch_value, storages.persistent)
+def _plain(stream, budget):
+    """Return a machine for pickles of Python's and NumPy's values."""
+    return Machine(stream, budget, allowlist.BUILDERS | arrays.BUILDERS, allowlist.is_inert)
+
+
+def _torch(stream, budget, storages):
+    """Return a machine for pickles that PyTorch may have written."""
+    builders = allowlist.BUILDERS | arrays.BUILDERS | arrays.TORCH_BUILDERS
+    return Machine(stream, budget, builders, allowlist.is_inert, arrays.torch_value, storages.persistent)
 
 
 def _read_zip(path, data):
@@ -133,7 +140,7 @@ def _read_zip(path, data):
     order = root + "byteorder"
     swapped = order in by_name and bytes(_entry(data, by_name[order])).decode() != sys.byteorder
     storages = _Storages()
-    tree = _machine(io.BytesIO(_entry(data, by_name[pickled[0]])), _budget(data), storages).run()
+    tree = _torch(io.BytesIO(_entry(data, by_name[pickled[0]])), _budget(data), storages).run()
     for key, storage in storages.by_key.items():
         entry = by_name.get(f"{root}data/{key}")
         if entry is None:
@@ -163,17 +170,17 @@ def _entry(data, entry):
 
 def _read_pickle(data):
     stream, budget, storages = io.BytesIO(data), _budget(data), _Storages()
-    first = _machine(stream, budget, storages).run()
+    first = _torch(stream, budget, storages).run()
     if first != _LEGACY_MAGIC or type(first) is not int:
         if storages.by_key:
             raise Refused("tensors without contents")
         return first, "pickle"
-    version, system = (pickles.Machine(stream, budget).run() for _ in range(2))
+    version, system = (_plain(stream, budget).run() for _ in range(2))
     if version != 1001:
         raise Refused(f"PyTorch serialisation protocol {str(version)[:20]}; 1001 is the one that exists")
     swapped = (system.get("little_endian", True)) != (sys.byteorder == "little")
-    tree = _machine(stream, budget, storages).run()
-    keys = pickles.Machine(stream, budget).run()
+    tree = _torch(stream, budget, storages).run()
+    keys = _plain(stream, budget).run()
     if sorted(map(str, keys)) != sorted(storages.by_key):
         raise Refused("its list of storages is not the one that its tensors use")
     position = stream.tell()
@@ -198,7 +205,7 @@ def _read_npy(data):
     shape, _, dtype = header(stream)
     if dtype.kind != "O":
         raise Refused("a .npy file with one plain array: no checkpoint, which would be a dict of named arrays")
-    array = Machine(stream, _budget(data), arrays.BUILDERS).run()
+    array = _plain(stream, _budget(data)).run()
     if not isinstance(array, arrays.Array) or array.objects is None or len(array.objects) != 1:
         raise Refused("a .npy file that holds something other than one dict")
     return array.objects[0]

@@ -151,10 +151,17 @@ def _refuse_others(match: Match) -> dict[str, str]:
                 if source[len(match.prefix) :].startswith(start):
                     raise Refused(f"{source}: {reason}")
         known = (why for start, why in match.format.left_out if source.startswith(start))
-        reasons[source] = next(known, "")
+        ended = (why for end, why in _BOOKKEEPING.items() if source.endswith(end))
+        reasons[source] = next(known, next(ended, ""))
     return reasons
 
 
+_BOOKKEEPING = {
+    "_ema/hidden": "the average before Haiku's correction of its start",
+    "_ema/counter": "Haiku's count of batches",
+    "/Momentum": "the optimiser's",
+    "/Momentum_1": "the optimiser's",
+}
 _ROOTS = r"(conv1|bn1|layer\d+|blocks|layers|patch_embed|cls_token|pos_embed|norm|ln1|embeddings|encoder)(\.|$)"
 
 

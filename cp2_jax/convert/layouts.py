@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cp2_jax.convert.pickles import Refused
+from cp2_jax.convert.pickles import Inert, Refused
 
 Turn = Callable[[np.ndarray], np.ndarray]
 
@@ -261,6 +261,14 @@ HEAD = Layout(
 )
 
 
+def mapping(node: Any) -> Mapping:
+    """Return a dict, or the one inside an object that stands for one (Haiku's FlatMapping is made from its dict)."""
+    if isinstance(node, Inert):
+        state = node.state if isinstance(node.state, Mapping) else {}
+        return next((part for part in (*node.args, *state.values()) if isinstance(part, Mapping)), node.items)
+    return node if isinstance(node, Mapping) else {}
+
+
 def flatten(tree: Any, keep: Callable[[Any], bool]) -> dict[str, Any]:
     """Return {path joined by "/": array} of nested dicts (Haiku's trees); what `keep` refuses is left out.
 
@@ -277,9 +285,8 @@ def flatten(tree: Any, keep: Callable[[Any], bool]) -> dict[str, Any]:
             raise Refused("more than 200,000 entries in nested dicts: a bomb, not a checkpoint")
         if keep(node):
             flat[path] = node
-        items = node if isinstance(node, Mapping) else getattr(node, "items", None)
-        if isinstance(items, Mapping) and depth < 4:
-            for k, value in items.items():
+        if depth < 4:
+            for k, value in mapping(node).items():
                 if isinstance(k, str):
                     visit(value, f"{path}/{k}" if path else k, depth + 1)
 

@@ -1,12 +1,11 @@
 """Read a pickle without Python's `pickle`: a small machine that builds plain values and calls nothing that a file names.
 
 `pickle.Unpickler` with a checked `find_class` still calls what it found, writes attributes and grows its memo as the file
-tells it. Here every opcode is ours: names become tokens, tokens become values only through `_BUILDERS`, and any other name
-is refused where the file mentions it. Memory is limited by the size of the file.
+tells it. Here every opcode is ours: names become tokens, tokens become values only through a list of builders, and any
+other name is refused where the file mentions it. Memory is limited by the size of the file.
 """
 
 import dataclasses
-import io
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -47,30 +46,6 @@ class Inert:
         self.name, self.args, self.state, self.items, self.elements = name, args, None, {}, []
 
 
-# Names that stand for nothing but data: what optimisers, arguments and configs of the known sources are made of.
-_INERT = {
-    "argparse": {"Namespace"},
-    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
-    "datetime": {"datetime", "date", "time", "timedelta", "timezone"},
-    "collections": {"defaultdict", "deque", "Counter"},
-    "builtins": {"int", "float", "bool", "str", "list", "dict", "tuple", "object"},
-    "addict": {"Dict"},
-    "addict.addict": {"Dict"},
-    "easydict": {"EasyDict"},
-    "yacs.config": {"CfgNode"},
-    "mmcv.utils.config": {"ConfigDict", "Config"},
-    "mmengine.config.config": {"ConfigDict", "Config"},
-    "mmengine.logging.history_buffer": {"HistoryBuffer"},
-    "ml_collections.config_dict.config_dict": {"ConfigDict", "FrozenConfigDict"},
-    "haiku._src.data_structures": {"FlatMapping", "FlatMap", "FlatComponents", "frozendict"},
-    "jax._src.tree_util": {"default_registry", "PyTreeDef"},
-    "torch.optim.lr_scheduler": {"CosineAnnealingLR", "MultiStepLR", "LambdaLR", "StepLR", "ExponentialLR"},
-    "torch.serialization": {"_get_layout"},
-}
-# Named tuples that these packages' training states consist of.
-_NAMED_TUPLES = {"byol", "detcon", "optax", "haiku", "acme"}
-
-
 class Machine:
     """Runs one pickle.
 
@@ -78,6 +53,7 @@ class Machine:
       stream: positioned at the pickle; left behind its end.
       budget: bytes that the pickle's calls may copy in all.
       builders: what may be built: name → function(machine, *args).
+      is_inert: (module, name) → whether objects of that class may be stood for by `Inert`.
       values: names that stand for a value (dtypes).
       persistent: called with a persistent id's value.
 
@@ -89,12 +65,13 @@ class Machine:
         self,
         stream: BinaryIO,
         budget: int,
-        builders: dict[str, Callable] | None = None,
+        builders: dict[str, Callable],
+        is_inert: Callable[[str, str], bool],
         values: Callable[[str], Any] = lambda name: None,
         persistent: Callable[[Any], Any] | None = None,
     ):
         self.stream, self.budget = stream, budget
-        self.builders = _BUILDERS | (builders or {})
+        self.builders, self.is_inert = builders, is_inert
         self.values, self.persistent = values, persistent
         self.stack: list = []
         self.below: list[list] = []
@@ -135,9 +112,7 @@ class Machine:
         value = self.values(str(token))
         if value is not None:
             return value
-        root = module.partition(".")[0]
-        plain = name.replace("_", "a").isalnum() and name.strip("_")[:1].isupper()
-        if str(token) in self.builders or name in _INERT.get(module, ()) or (root in _NAMED_TUPLES and plain):
+        if str(token) in self.builders or self.is_inert(module, name):
             return token
         raise Refused(f"it asks for {module[:80]}.{name[:80]}, which is not on the list of what a checkpoint may hold")
 
@@ -197,75 +172,12 @@ def _build(machine: Machine, state: Any) -> None:
         raise Refused(f"attributes set on {_kind(target)}")
 
 
-def _ordered_dict(machine, pairs=()):
-    if isinstance(pairs, dict):
-        pairs = list(pairs.items())
-    if not isinstance(pairs, list | tuple):
-        raise Refused("an OrderedDict made from something other than pairs")
-    machine.spend(100 * len(pairs))
-    made = OrderedDict()
-    for k, v in pairs:
-        made[key(k)] = v
-    return made
-
-
-def _set(machine, elements=()):
+def make_set(machine, elements=()):
     if not isinstance(elements, list | tuple):
         raise Refused("a set made from something other than a list")
     machine.spend(100 * len(elements))
     return {key(e) for e in elements}
 
-
-def _encode(machine, text, encoding="latin1"):
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise Refused("text encoded other than as latin1")
-    machine.spend(len(text))
-    return text.encode("latin1")
-
-
-def _bytearray(machine, data=b"", encoding="latin1"):
-    if isinstance(data, str):
-        return _encode(machine, data, encoding)
-    if not isinstance(data, bytes):
-        raise Refused("a bytearray made from something other than bytes")
-    machine.spend(len(data))
-    return bytes(data)
-
-
-def _reconstructor(machine, cls, base, state):
-    # Objects pickled by protocols 0 and 1.
-    return Inert(str(cls)) if isinstance(cls, Name) and str(cls) not in machine.builders else machine.call(cls, ())
-
-
-def _getattr(machine, owner, name):
-    # MMEngine's history buffers refer to their own methods so. Nothing is looked up: the result is another inert object.
-    if not isinstance(owner, Name | Inert) or not isinstance(name, str):
-        raise Refused("builtins.getattr of something other than a listed class")
-    return Inert(f"{owner if isinstance(owner, Name) else owner.name}.{name}")
-
-
-def _complex(machine, real, imag):
-    return complex(real, imag)
-
-
-def _named_tuple_class(machine, name, fields, module, *_):
-    # dill stores a named tuple's class of __main__ by its fields.
-    if not isinstance(name, str):
-        raise Refused("a named tuple without a name")
-    return Name("namedtuple", name)
-
-
-_BUILDERS: dict[str, Callable] = {
-    "collections.OrderedDict": _ordered_dict,
-    "builtins.set": _set,
-    "builtins.frozenset": _set,
-    "builtins.bytearray": _bytearray,
-    "builtins.complex": _complex,
-    "builtins.getattr": _getattr,
-    "_codecs.encode": _encode,
-    "copyreg._reconstructor": _reconstructor,
-    "dill._dill._create_namedtuple": _named_tuple_class,
-}
 
 # The largest known checkpoint has some tens of thousands. One byte of a pickle can become 200 of memory.
 _MOST_OPCODES = 5_000_000
@@ -380,7 +292,7 @@ _OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     "EMPTY_SET": _push(lambda machine: set()),
     "LIST": _push(Machine.slice),
     "TUPLE": _push(lambda machine: tuple(machine.slice())),
-    "FROZENSET": _push(lambda machine: _set(machine, machine.slice())),
+    "FROZENSET": _push(lambda machine: make_set(machine, machine.slice())),
     "DICT": _push(_dict),
     "TUPLE1": _tuple(1),
     "TUPLE2": _tuple(2),
@@ -412,8 +324,3 @@ _OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     "PERSID": _persistent,
     "BINPERSID": lambda machine, _: _persistent(machine, machine.stack.pop()),
 }
-
-
-def loads(data: bytes, **options) -> Any:
-    """Run a pickle that lies in memory; see `Machine`."""
-    return Machine(io.BytesIO(data), **options).run()

@@ -16,8 +16,7 @@ def render(path, container, match, meta: Mapping, sources: Mapping, expected: Ma
     lines += ["", "left out"]
     paths = (re.split(r"[./]", s) for group in sources.values() for s in group)
     loaded = {".".join(path[:k]) for path in paths for k in range(1, len(path))}
-    rows = Counter((_top(name, loaded), reason) for name, reason in left_out.items())
-    table = [(f"{name}{f' ({count} tensors)' if count > 1 else ''}", reason) for (name, reason), count in rows.items()]
+    table = [row for reason in dict.fromkeys(left_out.values()) for row in _left_out(reason, left_out, loaded)]
     lines += _columns(table + _entries(tree, match.where)) or ["  nothing"]
     initial = [part for part, there in _parts(model) if not there]
     lines += ["", "keeps its initial value", f"  {', '.join(initial) if initial else 'nothing'}"]
@@ -66,6 +65,15 @@ def _group(members: list[str]) -> str:
             prefix = prefix[:-1]
     rest = "" if len(members) == 1 else f"* ({len(members)} tensors)"
     return f"{prefix}{rest}"
+
+
+def _left_out(reason: str, left_out: Mapping, loaded: set[str]) -> list[tuple[str, str]]:
+    """Return the rows of one reason: a few names, or one row for all."""
+    members = [name for name, why in left_out.items() if why == reason]
+    counts = Counter(_top(name, loaded) for name in members)
+    if len(counts) > 6:
+        return [(f"{members[0]}, … ({len(members)} tensors)", reason)]
+    return [(f"{name}{f' ({count} tensors)' if count > 1 else ''}", reason) for name, count in counts.items()]
 
 
 def _top(name: str, loaded: set[str]) -> str:

@@ -32,8 +32,9 @@ def find_index(path: pathlib.Path) -> pathlib.Path | None:
             raise Refused(f"a folder with {len(found)} TensorFlow checkpoints; name one ({found[0].name})")
         return found[0] if found else None
     stem, dot, _ = str(path).rpartition(".data-0")
-    candidates = [path] if path.suffix == ".index" else [pathlib.Path(f"{stem if dot else path}.index")]
-    return candidates[0] if candidates[0].is_file() else None
+    beside = path.suffix in (".index", ".meta")
+    index = path.with_suffix(".index") if beside else pathlib.Path(f"{stem if dot else path}.index")
+    return index if index.is_file() else None
 
 
 def read(index: pathlib.Path) -> dict[str, np.ndarray]:
