@@ -7,6 +7,7 @@ the same path as an ImageNet that TFDS prepared.
 
 import pathlib
 import shutil
+import tempfile
 
 import cv2
 import numpy as np
@@ -21,6 +22,12 @@ _SPLITS = {"train": 0, "train_labelled": 1, "validation": 2}
 
 def scene(seed: int, split: str, index: int, size: int = 64) -> tuple[UInt8[np.ndarray, "size size 3"], np.ndarray]:
     """Draw one scene; the same arguments always give the same scene.
+
+    Args:
+      seed: at least 0; names the whole data set.
+      split: 'train', 'train_labelled' or 'validation'; the splits share no scene.
+      index: at least 0; scene `index` is the same however many scenes the split has.
+      size: side in pixels; shapes scale with it, textures have their periods in pixels.
 
     Returns:
       image: RGB.
@@ -141,7 +148,8 @@ _SHAPES = (None, _ellipse, _triangle, _rectangle, _star, _blob)
 _TEXTURES = (None, _stripes, _checks, _dots, _rings, _weave)
 
 
-def _png(array: np.ndarray) -> bytes:
+def _png(array):
+    """Encode an RGB image or a mask without loss."""
     encoded = cv2.imencode(".png", array[..., ::-1] if array.ndim == 3 else array)[1]
     return encoded.tobytes()
 
@@ -156,24 +164,34 @@ def prepare(
 ) -> pathlib.Path:
     """Write the data set and return the directory that `TfdsSource` opens.
 
-    Safe to run twice: a complete data set with the same numbers is left alone, a half-written one is replaced.
+    Safe to run twice: a complete data set with the same numbers is left alone; a half-written one, or one made with
+    other numbers, is replaced. Nothing but `output/cp2_demo` is touched.
 
     Args:
       output: made if absent; the data set goes into `output/cp2_demo/1.0.0`.
       size: side of the scenes in pixels.
       train, labelled, validation: number of scenes of the splits `train` (meant for pretraining, without its masks),
         `train_labelled` and `validation`.
-    """
-    import tensorflow_datasets as tfds
+      seed: see `scene`.
 
+    Raises:
+      ValueError: a split without scenes, a size below 32 (where textures are not to be told apart), a negative seed.
+    """
+    counts = {"train": train, "train_labelled": labelled, "validation": validation}
+    for split, count in counts.items():
+        if count < 1:
+            raise ValueError(f"split {split} would have {count} scenes; ask for 1 or more")
+    if size < 32 or seed < 0:
+        raise ValueError(f"size is {size} and seed is {seed}; size must be 32 or more, seed 0 or more")
     folder = pathlib.Path(output).absolute()
     result = folder / NAME / VERSION
     settings = f"size={size} train={train} labelled={labelled} validation={validation} seed={seed}"
     complete = result / "complete.txt"
     if complete.exists() and complete.read_text() == settings:
         return result
-    shutil.rmtree(folder / NAME, ignore_errors=True)
-    counts = {"train": train, "train_labelled": labelled, "validation": validation}
+    if (folder / NAME).exists():
+        shutil.rmtree(folder / NAME)
+    import tensorflow_datasets as tfds  # here, because it takes a second that a user of `scene` need not wait
 
     def examples(split):
         for index in range(counts[split]):
@@ -190,7 +208,7 @@ def prepare(
     class Cp2Demo(tfds.core.GeneratorBasedBuilder):
         """Textured objects on textured backgrounds."""
 
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version(VERSION)
         name = NAME
 
         def _info(self):
@@ -202,15 +220,27 @@ def prepare(
         def _generate_examples(self):
             raise AssertionError("splits are given as generators")
 
-    Cp2Demo(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    with tempfile.TemporaryDirectory() as nothing:  # TFDS makes a folder for downloads, though there are none
+        builder = Cp2Demo(data_dir=str(folder), file_format="array_record")
+        builder.download_and_prepare(download_dir=nothing)
+    # Written last: without this file the data set counts as half-written.
     complete.write_text(settings)
     return result
 
 
-def contact_sheet(count: int = 24, columns: int = 8, size: int = 64, seed: int = 0) -> UInt8[np.ndarray, "h w 3"]:
-    """Return `count` validation scenes above their masks, for looking at."""
-    colors = np.array([[40, 40, 40], [230, 60, 60], [60, 180, 75], [70, 110, 230], [250, 190, 40], [170, 70, 190]], np.uint8)
-    pairs = [scene(seed, "validation", index, size) for index in range(count)]
-    tiles = [np.concatenate([image, colors[mask]]) for image, mask in pairs]
-    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, count, columns)]
-    return np.concatenate(rows)
+def contact_sheet(
+    path: str | pathlib.Path, count: int = 24, columns: int = 8, size: int = 64, seed: int = 0
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Write a PNG of validation scenes above their masks, for looking at; an unfilled last row ends in black.
+
+    Returns what was written: uint8 RGB, ceil(count / columns) * 2 * size high and columns * size wide.
+    """
+    palette = [[40, 40, 40], [230, 60, 60], [60, 180, 75], [70, 110, 230], [250, 190, 40], [170, 70, 190]]
+    colors = np.array(palette, np.uint8)
+    sheet = np.zeros((-(-count // columns) * 2 * size, columns * size, 3), np.uint8)
+    for index in range(count):
+        image, mask = scene(seed, "validation", index, size)
+        top, left = index // columns * 2 * size, index % columns * size
+        sheet[top : top + 2 * size, left : left + size] = np.concatenate([image, colors[mask]])
+    pathlib.Path(path).write_bytes(_png(sheet))
+    return sheet
