@@ -90,6 +90,7 @@ BUILDERS: dict[str, Callable] = {
     "collections.OrderedDict": _ordered_dict,
     "builtins.set": make_set,
     "builtins.frozenset": make_set,
+    "builtins.bytes": _bytearray,  # how protocol 2 writes b""
     "builtins.bytearray": _bytearray,
     "builtins.complex": _complex,
     "builtins.getattr": _getattr,

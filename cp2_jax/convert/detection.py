@@ -123,7 +123,8 @@ def _nothing_matches(tree: Any, name: str | None) -> str:
         flat |= _tensors_at(tree, where, layouts.TORCHVISION)
     what = f"it is not as {name} would have it" if name else "no known format has such names"
     if not flat:
-        return f"{what}: it holds no named tensors (its entries: {', '.join(map(str, entries[:6])) or type(tree).__name__})"
+        shown = ", ".join(str(entry)[:40] for entry in entries[:6]) or type(tree).__name__
+        return f"{what}: it holds no named tensors (its entries: {shown})"
     typical = ("conv1.weight", "layer1.0.conv1.weight", "bn1.weight", "blocks.0.attn.qkv.weight", "patch_embed.proj.weight")
     near = [close for t in typical for close in difflib.get_close_matches(t, flat, 1, 0.6)][:3]
     names = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(list(flat)[:3])}, …"

@@ -18,7 +18,7 @@ INPUTS = {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}
 _RESNET = (layouts.TORCHVISION,)
 _VIT = (layouts.TIMM,)
 _EITHER = (layouts.TORCHVISION, layouts.TIMM, layouts.MMSEG_VIT)
-_STATE_DICT = (("state_dict",),)
+# The last is a plain state_dict, and safetensors, which holds nothing else.
 _ANYWHERE = (("state_dict",), ("model",), ())
 
 Names = frozenset[str]
@@ -55,7 +55,7 @@ class Format:
     title: str
     prefixes: tuple[str, ...]
     layouts: tuple[Layout, ...]
-    at: tuple[tuple[str, ...], ...] = _STATE_DICT
+    at: tuple[tuple[str, ...], ...] = _ANYWHERE
     evidence: Callable[[Names, Mapping], bool] = lambda names, tree: True
     head: str | None = None
     left_out: tuple[tuple[str, str], ...] = ()
@@ -102,7 +102,6 @@ FORMATS = [
         "CP² pretraining",
         ("module.encoder_q.backbone.", "encoder_q.backbone.", "module.backbone.", "backbone."),
         _EITHER,
-        _ANYWHERE,
         evidence=lambda names, tree: any("decode_head.contrast_conv." in name for name in names),
         head="decode_head.",
         left_out=_MOCO,
@@ -154,7 +153,7 @@ FORMATS = [
         "InfoMin (PyContrast)",
         ("module.encoder.", "encoder."),
         _RESNET,
-        (("model",), ("model_ema",)),
+        (("model",), ("model_ema",), ()),
         evidence=lambda names, tree: "contrast" in tree or _any("module.head", "head")(names, tree),
         left_out=(("module.head", _OLD_HEAD), ("head", _OLD_HEAD), ("module.encoder.fc.", _OLD_HEAD)),
     ),
@@ -163,7 +162,7 @@ FORMATS = [
         "PixPro",
         ("module.encoder.", "module.base.", "encoder.", "base."),
         _RESNET,
-        (("model",),),
+        (("model",), ()),
         left_out=(
             ("module.encoder_k.", _KEY_ENCODER),
             ("module.projector", _OLD_HEAD),
@@ -205,7 +204,6 @@ FORMATS = [
         "MMSegmentation",
         ("backbone.", "module.backbone."),
         _EITHER,
-        _ANYWHERE,
         evidence=lambda names, tree: _any("decode_head.", "module.decode_head.")(names, tree),
         head="decode_head.",
         left_out=(("auxiliary_head.", "an auxiliary head, which this project's models lack"),),
@@ -215,7 +213,6 @@ FORMATS = [
         "CP² merged for finetuning (backbone and head without prefixes)",
         ("", "module."),
         _EITHER,
-        _ANYWHERE,
         evidence=_any("image_pool.1.", "convs.0.conv.", "aspp_modules.0."),
         head="",
         left_out=(("auxiliary_head.", "an auxiliary head, which this project's models lack"),),
@@ -226,7 +223,6 @@ FORMATS = [
         "an OpenMMLab-style model's backbone",
         ("backbone.", "module.backbone."),
         _EITHER,
-        _ANYWHERE,
         left_out=(("neck.", _OLD_HEAD), ("head.", _OLD_HEAD)),
     ),
     Format(
@@ -243,7 +239,6 @@ FORMATS = [
         "SimCLR through simclr-converter (torchvision's names)",
         ("", "module."),
         _RESNET,
-        _ANYWHERE,
         left_out=(("fc.", _OLD_HEAD),),
         input=UNIT,
         automatic=False,
@@ -278,7 +273,6 @@ FORMATS = [
         "Hugging Face ViT",
         ("vit.", "", "model.vit."),
         (layouts.HUGGING_FACE,),
-        _ANYWHERE,
         left_out=(
             ("classifier.", _OLD_HEAD),
             ("pooler.", _OLD_HEAD),
@@ -294,7 +288,6 @@ FORMATS = [
         "timm or DINO ViT (backbone file)",
         ("", "module.", "backbone."),
         _VIT,
-        _ANYWHERE,
         left_out=(("head.", _OLD_HEAD), ("fc_norm.", _OLD_HEAD), ("head_dist.", _OLD_HEAD)),
         heads=_sixty_four,
     ),
@@ -303,7 +296,6 @@ FORMATS = [
         "torchvision ResNet",
         ("", "module."),
         _RESNET,
-        _ANYWHERE,
         left_out=(("fc.", _OLD_HEAD), ("module.fc.", _OLD_HEAD)),
         notes=("if it is SimCLR's by way of simclr-converter, pass --format simclr: inputs stay in [0, 1]",),
     ),

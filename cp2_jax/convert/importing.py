@@ -15,7 +15,7 @@ import numpy as np
 from cp2_jax.convert import detection, files, formats, names, networks, report
 from cp2_jax.convert.detection import Match
 from cp2_jax.convert.formats import Format
-from cp2_jax.convert.pickles import CheckpointFormatError, Refused
+from cp2_jax.convert.pickles import CheckpointFormatError, Refused, printable
 
 
 @dataclasses.dataclass
@@ -59,15 +59,16 @@ def import_checkpoint(
     try:
         return _import(path, tree, container, format, heads, stage_sizes, input)
     except Refused as error:
-        raise CheckpointFormatError(f"{path}: {error}") from error
+        raise CheckpointFormatError(f"{path}: {printable(str(error), newlines=True)}") from error
 
 
 def _import(path, tree, container, format, heads, stage_sizes, input_name):
     match = detection.detect(tree, container, format)
     left_out = _refuse_others(match)
     merged, sources = _merge(match)
-    counters = {n: int(a.numpy_value()) for n, a in merged.items() if n.endswith(".num_batches_tracked")}
-    shapes = {n: a.shape for n, a in merged.items() if n not in counters}
+    batches = [n for n in merged if n.endswith(".num_batches_tracked")]
+    counters = {n: int(merged[n].numpy_value()) for n in batches if merged[n].shape == ()}
+    shapes = {n: a.shape for n, a in merged.items() if n not in batches}
     if "decode_head.contrast_conv.0.weight" in shapes:
         for name in [n for n in shapes if n.startswith("decode_head.conv_seg.")]:
             left_out[sources[name][0]] = "the classifier, which pretraining leaves as it was initialised"
@@ -98,7 +99,7 @@ def _import(path, tree, container, format, heads, stage_sizes, input_name):
     }
     variables = names.variables_from_torch({n: np.ascontiguousarray(a) for n, a in arrays.items()})
     table = report.render(path, container, match, meta, sources, expected, left_out, tree)
-    return Imported(variables, meta, table)
+    return Imported(variables, meta, printable(table, newlines=True))
 
 
 @dataclasses.dataclass

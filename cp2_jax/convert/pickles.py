@@ -22,6 +22,11 @@ class Refused(Exception):
     """A pickle asks for something that is not read; becomes a `CheckpointFormatError` where the file's name is known."""
 
 
+def printable(text: str, newlines: bool = False) -> str:
+    """Return a text that may hold names from a file, with what would move the cursor or break the line written out."""
+    return "".join(c if c.isprintable() or (newlines and c == "\n") else repr(c)[1:-1] for c in text)
+
+
 @dataclasses.dataclass(frozen=True)
 class Name:
     """A class or function that a pickle mentions. It is never imported."""
