@@ -205,7 +205,8 @@ def prepare(
         }
     )
 
-    class Cp2Demo(tfds.core.GeneratorBasedBuilder):
+    # Not registered: TFDS refuses a second class of the same name, and this one is made at each call.
+    class Cp2Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Textured objects on textured backgrounds."""
 
         VERSION = tfds.core.Version(VERSION)
