@@ -1,7 +1,8 @@
 """Readers of foreign containers, against files that PyTorch, dill, NumPy, Haiku and TensorFlow wrote themselves.
 
 tests/data/checkpoints: torch_*.pth by torch.save (2.13.0), haiku_dill.pkl by dill 0.4.1 with Haiku's FlatMapping and a
-named tuple, numpy_object.npy by numpy.save, tensorflow* by tf.compat.v1.train.Saver and tf.train.Checkpoint (2.21).
+named tuple, numpy_object.npy by numpy.save, mmengine.pth by torch.save with
+MMEngine 0.10.7's message hub, tensorflow* by tf.compat.v1.train.Saver and tf.train.Checkpoint (2.21).
 """
 
 import io
@@ -40,6 +41,13 @@ def test_pytorch_files_of_every_dtype_and_stride(name):
     np.testing.assert_array_equal(files.to_numpy(tree["arr"]), [[0, 1, 2], [3, 4, 5]])  # stored big-endian
     assert tree["optimizer"]["param_groups"][0]["lr"] == 0.001
     assert tree["state_dict"]["a"].storage is tree["state_dict"]["b"].storage  # shared, as PyTorch shares it
+
+
+def test_training_files_of_mmengine_with_their_logs():
+    tree, _ = files.read(FOLDER / "mmengine.pth")
+    assert files.to_numpy(tree["state_dict"]["weight"]).shape == (1, 1, 1, 1)
+    history = tree["message_hub"]["log_scalars"]["a"]
+    assert isinstance(history, Inert) and history.name == "mmengine.logging.history_buffer.HistoryBuffer"
 
 
 def test_haiku_trees_through_dill():

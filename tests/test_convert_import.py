@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import make_checkpoints as make
 import ml_dtypes
 import numpy as np
@@ -12,10 +13,12 @@ from conftest import DATA
 from make_checkpoints import RESNET, TORCH, VIT, some, under
 from safetensors.numpy import save_file
 
+from configs import pretrain_r50_aspp
 from cp2_jax import checkpoints
-from cp2_jax.convert import detection, formats, names
+from cp2_jax.convert import detection, exporting, formats, names
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.convert.pickles import CheckpointFormatError, Refused
+from cp2_jax.models import segmenter
 
 ROOT = DATA.parents[1]
 
@@ -99,6 +102,35 @@ def test_safetensors_in_any_of_the_layouts(tmp_path, name):
     imported = import_checkpoint(tmp_path / "x.safetensors")
     assert imported.meta["format"] == form
     same(part(imported.variables, "backbone"), {k: v for k, v in backbone_of(expected).items() if v})
+
+
+@pytest.mark.parametrize(("name", "heads"), [("A_resnet_aspp", None), ("A_resnet_fcn", None), ("A_vit_aspp", 3)])
+def test_the_originals_own_names_and_features(tmp_path, reference, name, heads):
+    # state/ holds the state_dict of the original's model, out_eval what it computed.
+    recorded = reference(name)
+    state = {key.removeprefix("state/"): recorded[key] for key in recorded.files if key.startswith("state/")}
+    make.save_torch(tmp_path / "x.pth.tar", {"epoch": 1, "state_dict": under("module.encoder_q.", state)})
+    imported = import_checkpoint(tmp_path / "x.pth.tar", heads=heads)
+    assert imported.meta["format"] == "cp2"
+    model = pretrain_r50_aspp.get_config().model
+    found = imported.meta["model"]
+    model.update(backbone=found["backbone"], head=found["head"], dtype="float32")
+    model[found["head"]].channels = found[found["head"]]["channels"]
+    for key in model[found["backbone"]]:
+        if key in found[found["backbone"]]:
+            model[found["backbone"]][key] = found[found["backbone"]][key]
+    model.resnet.contract_dilation = True
+    images = recorded["images"].transpose(0, 2, 3, 1)
+    network = segmenter.build(model, top="projection", image_size=found.get("image_size", 64))
+    features = jax.jit(lambda v, x: network.apply(v, x, train=False))(imported.variables, images)
+    np.testing.assert_allclose(features, recorded["out_eval"].transpose(0, 2, 3, 1), atol=1e-4)
+    if heads:
+        with pytest.raises(CheckpointFormatError, match="do not divide 48"):
+            import_checkpoint(tmp_path / "x.pth.tar", heads=7)
+    exported = exporting.state_dict(imported.variables, imported.meta, "mmseg")
+    for key, array in exported.items():
+        np.testing.assert_array_equal(array, state[key], err_msg=key)
+    assert {key for key in state if "conv_seg" not in key} == exported.keys()
 
 
 def test_heads_are_loaded_with_the_backbone(tmp_path):

@@ -22,17 +22,16 @@ _CLASSES = {
     "ml_collections.config_dict.config_dict": {"ConfigDict", "FrozenConfigDict"},
     "haiku._src.data_structures": {"FlatMapping", "FlatMap", "FlatComponents", "frozendict"},
     "jax._src.tree_util": {"default_registry", "PyTreeDef"},
-    "torch.optim.lr_scheduler": {"CosineAnnealingLR", "MultiStepLR", "LambdaLR", "StepLR", "ExponentialLR"},
     "torch.serialization": {"_get_layout"},
 }
-# Named tuples that these packages' training states consist of.
-_NAMED_TUPLES = {"byol", "detcon", "optax", "haiku", "acme"}
+# Packages any of whose classes may be stood for: named tuples of training states; optimisers and their schedules.
+_PACKAGES = ("byol.", "detcon.", "optax.", "haiku.", "acme.", "torch.optim.")
 
 
 def is_inert(module: str, name: str) -> bool:
     """Say whether a class is known to be nothing but data. Its objects become `Inert`; the class is never imported."""
-    named_tuple = module.partition(".")[0] in _NAMED_TUPLES and name.lstrip("_")[:1].isupper() and name.isidentifier()
-    return name in _CLASSES.get(module, ()) or named_tuple
+    is_class = name.lstrip("_")[:1].isupper() and name.isidentifier()
+    return name in _CLASSES.get(module, ()) or (is_class and module.startswith(_PACKAGES))
 
 
 def _ordered_dict(machine, pairs=()):
