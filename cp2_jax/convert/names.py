@@ -89,7 +89,11 @@ def torch_from_variables(variables: Mapping) -> dict[str, np.ndarray]:
 
 
 def torch_name(collection: str, path: str) -> str:
-    """Return the state_dict name of one of our variables: the inverse of `our_name`."""
+    """Return the state_dict name of one of our variables: the inverse of `our_name`.
+
+    Raises:
+      KeyError: for a variable that has no counterpart.
+    """
     for name, bare in _BARE.items():
         if path == bare:
             return name
@@ -99,8 +103,9 @@ def torch_name(collection: str, path: str) -> str:
         if matched:
             name = _fill(pattern, matched.groups())
             inverse = {v: k for k, v in _STATISTICS.items()} if collection == "batch_stats" else {}
-            leaves = {"scale": "weight", "kernel": "weight", "bias": "bias"} | inverse
-            return f"{name}.{leaves[leaf]}"
+            leaves = inverse or {"scale": "weight", "kernel": "weight", "bias": "bias"}
+            if leaf in leaves:
+                return f"{name}.{leaves[leaf]}"
     raise KeyError(f"{collection}/{path}: no counterpart in PyTorch's names")
 
 
