@@ -12,7 +12,7 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import evaluate, finetune, loop, mesh, settings  # noqa: E402
+from cp2_jax import evaluate, finetune, loop, mesh, settings, validation  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints, read_variables  # noqa: E402
 from cp2_jax.data import segmentation  # noqa: E402
 from cp2_jax.data.pretrain import Batches  # noqa: E402
@@ -23,7 +23,7 @@ from cp2_jax.writers import Writer  # noqa: E402
 def main(_):
     config = FLAGS.value
     workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
-    settings.validate_finetune(config, jax.device_count())
+    validation.validate_finetune(config, jax.device_count())
     examples = segmentation.open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
     evaluator = evaluate.Evaluator(config, mesh.make_mesh())
     steps_per_epoch = settings.steps_per_epoch(len(examples), config.batch_size)

@@ -13,7 +13,7 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import loop, mesh, pretrain, settings, watch  # noqa: E402
+from cp2_jax import loop, mesh, pretrain, settings, validation, watch  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
 from cp2_jax.data.sources import open_source  # noqa: E402
@@ -23,7 +23,7 @@ from cp2_jax.writers import Writer  # noqa: E402
 def main(_):
     config = FLAGS.value
     workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
-    settings.validate_pretrain(config, jax.device_count())
+    validation.validate_pretrain(config, jax.device_count())
     source = open_source(config.data)
     steps_per_epoch = settings.steps_per_epoch(len(source), config.batch_size)
     total_steps = settings.total_steps(config, len(source))

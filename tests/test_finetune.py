@@ -13,7 +13,7 @@ from cp2_jax import finetune, mesh, resize
 from cp2_jax.convert import names
 from cp2_jax.data.segmentation import label_table
 from cp2_jax.models import segmenter
-from cp2_jax.settings import validate_finetune
+from cp2_jax.validation import validate_finetune
 
 
 def tiny_config(**changes):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_demo, pretrain_r50_aspp, pretrain_vit_aspp
-from cp2_jax import settings
+from cp2_jax import settings, validation
 from cp2_jax.data.decode import UnreadableImage
 from cp2_jax.settings import ConfigError
 
@@ -31,14 +31,14 @@ def make(module=pretrain_r50_aspp, **changes):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("pretrain_*.py")), ids=lambda p: p.stem)
 def test_shipped_pretraining_configs_are_possible_and_documented(path):
     module = importlib.import_module(f"configs.{path.stem}")
-    settings.validate_pretrain(make(module))
+    validation.validate_pretrain(make(module))
     assert f"--config configs/{path.name}" in module.__doc__
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("finetune_*.py")), ids=lambda p: p.stem)
 def test_shipped_finetuning_configs_are_possible_and_documented(path):
     module = importlib.import_module(f"configs.{path.stem}")
-    settings.validate_finetune(make(module))
+    validation.validate_finetune(make(module))
     assert f"--config configs/{path.name}" in module.__doc__
 
 
@@ -79,14 +79,14 @@ def test_shipped_finetuning_configs_are_possible_and_documented(path):
 )
 def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
     with pytest.raises(ConfigError, match=message):
-        settings.validate_pretrain(make(**changes), devices)
+        validation.validate_pretrain(make(**changes), devices)
 
 
 def test_a_vit_needs_multiples_of_its_patch_and_heads_that_divide():
     with pytest.raises(ConfigError, match="image_size=100: must be a multiple of the ViT's patch, 16; use 96 or 112"):
-        settings.validate_pretrain(make(pretrain_vit_aspp, image_size=100))
+        validation.validate_pretrain(make(pretrain_vit_aspp, image_size=100))
     with pytest.raises(ConfigError, match="model.vit.heads=7: must divide model.vit.width=384; use 6 or 8"):
-        settings.validate_pretrain(make(pretrain_vit_aspp, model__vit__heads=7))
+        validation.validate_pretrain(make(pretrain_vit_aspp, model__vit__heads=7))
 
 
 def test_lengths():
@@ -103,7 +103,7 @@ def test_a_value_of_another_type_in_a_config_file():
     with config.ignore_type():
         config.batch_size = "256"
     with pytest.raises(ConfigError, match="batch_size=256: must be a whole number"):
-        settings.validate_pretrain(config)
+        validation.validate_pretrain(config)
 
 
 @given(batch=st.integers(1, 600), groups=st.integers(1, 40), devices=st.integers(1, 16))
@@ -114,7 +114,7 @@ def test_what_is_suggested_works(batch, groups, devices):
 
     def error():
         try:
-            settings.validate_pretrain(config, devices)
+            validation.validate_pretrain(config, devices)
         except ConfigError as error:
             return str(error)
 
@@ -152,7 +152,7 @@ def test_what_is_suggested_works(batch, groups, devices):
 )
 def test_impossible_finetuning_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        settings.validate_finetune(make(finetune_voc, **changes))
+        validation.validate_finetune(make(finetune_voc, **changes))
 
 
 def test_a_misspelt_key_is_told_the_nearest():

@@ -1,0 +1,196 @@
+"""Checks of a config before anything runs: impossible values, alone or together, are named with what would work."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from cp2_jax.settings import ConfigError, flatten, nearest
+
+
+def _require(condition: bool, key: str, value: object, fix: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value}: {fix}")
+
+
+def _one_of(config: ConfigDict, key: str, known: Iterable[str]) -> None:
+    value, known = flatten(config)[key], list(known)
+    suggestion = nearest(str(value), known) if difflib.get_close_matches(str(value), known, 1, 0.5) else ""
+    _require(value in known, key, value, f"must be one of {', '.join(known)}{suggestion}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(_number(flat[key]) and flat[key] > 0, key, flat[key], "must be greater than 0")
+
+
+def _at_least_0(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(_number(flat[key]) and flat[key] >= 0, key, flat[key], "must be 0 or more")
+
+
+def _whole(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(isinstance(flat[key], numbers.Integral), key, flat[key], "must be a whole number")
+
+
+def _share(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(_number(flat[key]) and 0 <= flat[key] <= 1, key, flat[key], "must lie between 0 and 1")
+
+
+def _range(config: ConfigDict, key: str, highest: float, what: str) -> None:
+    value = flatten(config)[key]
+    good = isinstance(value, list | tuple) and len(value) == 2 and all(map(_number, value))
+    bound = "" if highest == math.inf else f" <= {highest:g}"
+    _require(good and 0 < value[0] <= value[1] <= highest, key, value, f"must be {what}, 0 < low <= high{bound}")
+
+
+def _nearest_multiples(value: int, factor: int) -> str:
+    below, above = value // factor * factor, -(-value // factor) * factor
+    return " or ".join(str(v) for v in sorted({below, above} - {0}))
+
+
+def _nearest_divisors(value: int, of: int) -> str:
+    divisors = [d for d in range(1, of + 1) if of % d == 0]
+    below = max((d for d in divisors if d <= value), default=1)
+    above = min((d for d in divisors if d >= value), default=of)
+    return " or ".join(str(d) for d in sorted({below, above}))
+
+
+def _check_common(config: ConfigDict, devices: int) -> None:
+    _whole(config, "seed", "batch_size", "image_size", "bn_groups", "steps", "log_every", "save_every", "keep")
+    _whole(config, "data.workers", "data.prefetch", "optimizer.warmup_steps")
+    _positive(config, "batch_size", "image_size", "bn_groups", "log_every", "save_every", "keep", "data.prefetch")
+    _at_least_0(config, "seed", "steps", "epochs", "data.workers")
+    _require(config.steps > 0 or config.epochs > 0, "steps", config.steps, "give a length: steps or epochs above 0")
+    _require(bool(config.data.path), "data.path", "''", "say where the images are: --config.data.path=/folder/of/images")
+    _one_of(config, "data.source", ("folder", "tfds"))
+    _check_batch(config, devices)
+    _check_optimizer(config)
+    _check_model(config)
+
+
+def _check_batch(config: ConfigDict, devices: int) -> None:
+    batch, groups = config.batch_size, config.bn_groups
+    both = _nearest_multiples(batch, math.lcm(groups, devices))
+    fix = f"must be divisible by bn_groups={groups}; use {both}, or bn_groups={_nearest_divisors(groups, batch)}"
+    _require(batch % groups == 0, "batch_size", batch, fix)
+    fix = f"must be divisible by the number of devices, {devices}; use {both}"
+    _require(batch % devices == 0, "batch_size", batch, fix)
+    # ASPP pools each image to one value per channel: normalised over a single image, that is zero.
+    fix = f"leaves one image per group, too few for the ASPP head's batch norm; use {batch // 2} at most"
+    fix = fix if batch > 1 else "the ASPP head's batch norm needs two images per step"
+    _require(config.model.head != "aspp" or batch // groups > 1, "bn_groups", groups, fix)
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    _one_of(config, "optimizer.name", ("sgd", "adamw"))
+    _one_of(config, "optimizer.schedule", ("cosine", "cosine_by_epoch", "poly", "constant"))
+    _positive(config, "optimizer.learning_rate", "optimizer.power")
+    _at_least_0(config, "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.min_learning_rate")
+    _share(config, "optimizer.momentum")
+    lowest, peak = config.optimizer.min_learning_rate, config.optimizer.learning_rate
+    fix = f"must not be above optimizer.learning_rate={peak}"
+    _require(config.optimizer.schedule != "poly" or lowest <= peak, "optimizer.min_learning_rate", lowest, fix)
+
+
+def _check_model(config: ConfigDict) -> None:
+    _one_of(config, "model.backbone", ("resnet", "vit"))
+    _one_of(config, "model.head", ("aspp", "fcn"))
+    _one_of(config, "model.dtype", ("float32", "bfloat16", "float64"))
+    if config.model.backbone == "resnet":
+        _positive(config, "model.resnet.width")
+        depth, stages = config.model.resnet.depth, tuple(config.model.resnet.stage_sizes)
+        _require(depth in (18, 34, 50, 101, 152), "model.resnet.depth", depth, "must be 18, 34, 50, 101 or 152")
+        _require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
+        stride = config.model.resnet.output_stride
+        _require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
+    else:
+        _positive(config, *(f"model.vit.{key}" for key in ("patch", "width", "depth", "heads", "mlp_ratio")))
+        width, heads = config.model.vit.width, config.model.vit.heads
+        fix = f"must divide model.vit.width={width}; use {_nearest_divisors(heads, width)}"
+        _require(width % heads == 0, "model.vit.heads", heads, fix)
+        _check_multiples(config, "image_size", [config.image_size])
+    if config.model.head == "aspp":
+        _positive(config, "model.aspp.channels")
+        rates = tuple(config.model.aspp.dilations)
+        good = len(rates) > 0 and all(isinstance(r, int) and r > 0 for r in rates)
+        _require(good, "model.aspp.dilations", rates, "give one whole number above 0 for each branch, e.g. (1, 6, 12, 18)")
+    else:
+        _positive(config, "model.fcn.channels", "model.fcn.num_convs", "model.fcn.dilation")
+
+
+def _check_multiples(config: ConfigDict, key: str, sides: Iterable[int]) -> None:
+    stride = output_stride(config)
+    what = "the ViT's patch" if config.model.backbone == "vit" else "the output stride"
+    for side in sides:
+        fix = f"must be a multiple of {what}, {stride}; use {_nearest_multiples(side, stride)}"
+        _require(isinstance(side, int) and side > 0 and side % stride == 0, key, side, fix)
+
+
+def output_stride(config: ConfigDict) -> int:
+    """Return the number of image pixels per feature pixel."""
+    return config.model.vit.patch if config.model.backbone == "vit" else config.model.resnet.output_stride
+
+
+def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
+    """Check a pretraining config.
+
+    Args:
+      devices: number of devices of all processes.
+
+    Raises:
+      ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
+    """
+    _check_common(config, devices)
+    _whole(config, "loss.queue_size", "model.projection_dim")
+    _positive(config, "loss.queue_size", "loss.temperature_instance", "loss.temperature_dense", "model.projection_dim")
+    _check_multiples(config, "image_size", [config.image_size])
+    queue, batch = config.loss.queue_size, config.batch_size
+    fix = f"must be a multiple of batch_size={batch}; use {_nearest_multiples(queue, batch)}"
+    _require(queue % batch == 0, "loss.queue_size", queue, fix)
+    _share(config, "loss.momentum")
+    _at_least_0(config, "loss.alpha", "loss.alpha_instance", "picture_every")
+    _one_of(config, "loss.dense_axis", ("key", "query"))
+    _one_of(config, "key_shuffle", ("strided", "permutation", "none"))
+    _range(config, "data.crop_scale", 1.0, "two shares of the image")
+
+
+def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
+    """Check a finetuning config.
+
+    Args:
+      devices: number of devices of all processes.
+
+    Raises:
+      ConfigError: as `validate_pretrain`.
+    """
+    _check_common(config, devices)
+    _whole(config, "model.num_classes", "data.num_classes", "data.ignore_label", "eval_every")
+    _at_least_0(config, "eval_every", "data.limit", "evaluation.limit")
+    classes = config.data.num_classes
+    _require(classes > 1, "data.num_classes", classes, "must be 2 or more, background included")
+    fix = f"must equal data.num_classes={classes}"
+    _require(config.model.num_classes == classes, "model.num_classes", config.model.num_classes, fix)
+    names = tuple(config.data.class_names)
+    _require(len(names) == classes, "data.class_names", names, f"give data.num_classes={classes} names, not {len(names)}")
+    _share(config, "model.dropout", "data.flip", "data.crop_max_ratio")
+    _one_of(config, "init.head", ("checkpoint", "random"))
+    _one_of(config, "loss.average", ("all", "labelled"))
+    _range(config, "data.scale_range", math.inf, "two factors")
+    crop = tuple(config.data.crop_size)
+    good = len(crop) == 2 and all(isinstance(side, int) and side > 0 for side in crop)
+    _require(good, "data.crop_size", crop, "give height and width in pixels, e.g. (512, 512)")
+    if config.model.backbone == "vit":
+        _check_multiples(config, "data.crop_size", crop)
