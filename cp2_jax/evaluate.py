@@ -19,6 +19,7 @@ from cp2_jax import confusion, mesh, pictures
 from cp2_jax.checkpoints import Checkpoints, read
 from cp2_jax.data.segmentation import Examples, SegmentationError, open_examples
 from cp2_jax.inference import Predictor, check_variables, make_predictor, save_class_map
+from cp2_jax.settings import ConfigError
 from cp2_jax.writers import Writer
 
 
@@ -155,6 +156,19 @@ def write_json(path: str | pathlib.Path, result: Evaluation, class_names: Sequen
     }  # fmt: skip
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(path).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_scores(workdir: str | pathlib.Path) -> dict:
+    """Return what `write_json` wrote into a work directory.
+
+    Raises:
+      ConfigError: if it is not there, or no JSON: the run is not finished.
+    """
+    path = pathlib.Path(workdir) / "scores.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no scores of a finished finetuning in {workdir}: {error}") from error
 
 
 def overlays(
