@@ -116,7 +116,7 @@ def _check_model(config: ConfigDict) -> None:
         _require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
         stride = config.model.resnet.output_stride
         _require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
-        _one_of(config, "model.resnet.padding", ("torch", "same"))
+        _one_of(config, "model.resnet.padding", ("torch", "same", "same_pool"))
     else:
         _positive(config, *(f"model.vit.{key}" for key in ("patch", "width", "depth", "heads", "mlp_ratio")))
         width, heads = config.model.vit.width, config.model.vit.heads

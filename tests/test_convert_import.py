@@ -76,7 +76,7 @@ def test_haiku_and_tensorflow_formats(tmp_path, name, save):
     imported = import_checkpoint(path)
     assert imported.meta["format"] == name
     same(imported.variables, backbone_of(RESNET))
-    assert imported.meta["model"]["resnet"]["padding"] == ("torch" if name == "simclr_tensorflow" else "same")
+    assert imported.meta["model"]["resnet"]["padding"] == ("same_pool" if name == "simclr_tensorflow" else "same")
     assert imported.meta["input"]["mean"] == ([0, 0, 0] if name == "simclr_tensorflow" else [0.485, 0.456, 0.406])
 
 
@@ -269,7 +269,8 @@ def test_segmentation_models_state_their_strides_and_rates(tmp_path):
     model = import_checkpoint(tmp_path / "x.pth").meta["model"]
     assert model["resnet"]["output_stride"] == 16 and "dilations" not in model["aspp"]
     # Rates that do not go with the head's branches are not believed.
-    make.save_torch(tmp_path / "x.pth", {"meta": {"config": text.replace("(1, 12, 24, 36)", "(1, 2)")}, "state_dict": mmseg})
+    other = {"config": text.replace("(1, 12, 24, 36)", "(1, 2)")}
+    make.save_torch(tmp_path / "x.pth", {"meta": other, "state_dict": mmseg})
     assert "dilations" not in import_checkpoint(tmp_path / "x.pth").meta["model"]["aspp"]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import DATA
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import close, sample
@@ -137,6 +138,37 @@ def test_full_size_shapes_and_initial_spread_equal_the_original(name):
             assert abs(value.std() / std - 1) < 0.03, f"{parameter}: {value.std():.4f}, original {std:.4f}"
         elif std == 0:
             assert value.std() == 0, parameter
+
+
+@pytest.mark.parametrize("padding", ["torch", "same", "same_pool"])
+def test_the_stem_pads_as_its_source_does(padding):
+    """What reaches the first block, against PyTorch's symmetric and TensorFlow's SAME padding in plain NumPy."""
+    config = pretrain_r50_aspp.get_config().model
+    config.dtype = "float32"
+    config.resnet.update(depth=18, width=2, stem_width=3, stage_sizes=(1, 1, 1, 1), padding=padding)
+    model = segmenter.build(config, top="projection")
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+    reached = []
+
+    def record(call, args, kwargs, context):
+        if context.module.name == "layer1_0":
+            reached.append(np.asarray(args[0]))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        model.apply(variables, images, train=False, method="stages")
+
+    def windows(x, size, before, after, fill):
+        x = np.pad(x, ((before, after), (before, after), (0, 0)), constant_values=fill)
+        return np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(0, 1))[::2, ::2]
+
+    # On even sizes SAME pads one pixel less in front: 2, 3 for 7 x 7 and 0, 1 for 3 x 3.
+    conv, pool = ((2, 3) if padding == "same" else (3, 3)), ((1, 1) if padding == "torch" else (0, 1))
+    kernel = np.asarray(variables["params"]["backbone"]["conv1"]["kernel"])
+    x = np.einsum("rcijk,jkio->rco", windows(images[0], 7, *conv, 0), kernel) / np.sqrt(1 + 1e-5)
+    expected = windows(np.maximum(x, 0), 3, *pool, -np.inf).max(axis=(3, 4))
+    np.testing.assert_allclose(reached[0][0], expected, atol=1e-5)
 
 
 def test_paper_dilates_every_3x3_convolution_of_the_last_stage():

@@ -116,7 +116,7 @@ def test_shipped_finetuning_configs_are_possible_and_documented(path):
         (dict(loss__queue_start="real"), 1, "loss.queue_start=real: must be one of random, keys"),
         (dict(init__head="checkpiont"), 1, r"init.head=checkpiont: .*\(did you mean checkpoint\?\)"),
         (dict(init__projection="new"), 1, "init.projection=new: must be one of checkpoint, random"),
-        (dict(model__resnet__padding="valid"), 1, "model.resnet.padding=valid: must be one of torch, same"),
+        (dict(model__resnet__padding="valid"), 1, "model.resnet.padding=valid: must be one of torch, same, same_pool"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(changes, devices, message):

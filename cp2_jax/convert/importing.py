@@ -219,10 +219,9 @@ def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads
         )
     if backbone["backbone"] == "resnet":
         backbone["resnet"]["padding"] = form.padding
-        if form.padding == "same":
-            notes.append("every convolution pads as TensorFlow's SAME: set config.model.resnet.padding to 'same'")
-        elif form.pool_padding == "same":
-            notes.append("the source's max-pool pads as TensorFlow's SAME, here it is symmetric: features differ a little")
+        if form.padding != "torch":
+            what = "every convolution and the max-pool pad" if form.padding == "same" else "the max-pool pads"
+            notes.append(f"{what} as TensorFlow's SAME: set config.model.resnet.padding to {form.padding!r}")
         return settings
     width = backbone["vit"]["width"]
     found = heads or stated.get("heads") or config.get("heads") or form.heads(width)
