@@ -212,12 +212,15 @@ def write_variables(path: str | pathlib.Path, variables: dict, meta: dict) -> No
     """Write a model that was not trained here (a converted checkpoint) so that `read_variables` reads it.
 
     Raises:
-      CheckpointError: if there is a checkpoint at `path` already.
+      CheckpointError: if there is a checkpoint at `path` already, or it cannot be written.
     """
     path = pathlib.Path(path).absolute()
     if _step_directories(path):
         raise CheckpointError(f"{path} holds a checkpoint already: remove it, or write elsewhere")
-    saver = Checkpoints(path, keep=1)
+    try:
+        saver = Checkpoints(path, keep=1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     saver.save(0, {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta)
     saver.close()
 

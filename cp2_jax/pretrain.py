@@ -47,21 +47,28 @@ def build_models(config: ConfigDict) -> tuple[segmenter.Segmenter, segmenter.Seg
     return build(False), build(config.key_shuffle == "strided")
 
 
+def init_variables(config: ConfigDict) -> dict:
+    """Return the query encoder's variables {'params', 'batch_stats'}, initialised at random from `config.seed`."""
+    model, _ = build_models(config)
+    images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
+    variables = model.init(rngs.key(config.seed, "init"), images, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
 def init_state(config: ConfigDict, optimizer: optax.GradientTransformation, variables: Any = None) -> State:
     """Return the state before the first step.
 
     Args:
       config: a pretraining config (see `configs/`).
       optimizer: from `optim.make`.
-      variables: {'params', 'batch_stats'} to start from instead of a random initialisation.
+      variables: {'params', 'batch_stats'} to start from instead of `init_variables` (see `warm_start`).
 
-    The key encoder starts as a copy of the query encoder, the queue as random unit vectors.
+    The key encoder starts as a copy of the query encoder, the queue as random unit vectors; `loss.queue_start` says
+    whether these count as negatives.
     """
     if variables is None:
-        model, _ = build_models(config)
-        images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
-        variables = model.init(rngs.key(config.seed, "init"), images, train=False)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        variables = init_variables(config)
+    params, batch_stats = variables["params"], variables["batch_stats"]
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -115,10 +122,13 @@ def make_update(
         stride = pair.image_key.shape[1] // key_features.shape[1]
         mask_query = compose.feature_mask(pair.mask_query, stride)
         mask_key = compose.feature_mask(pair.mask_key, stride)
+        filled = queue.age(state.queue, state.step) if config.loss.queue_start == "keys" else None
 
         def loss_of(params):
             features, batch_stats = forward(query_model, params, state.batch_stats, pair.image_query)
-            result = losses.cp2_loss(features, key_features, mask_query, mask_key, state.queue, **loss_options)
+            result = losses.cp2_loss(
+                features, key_features, mask_query, mask_key, state.queue, filled=filled, **loss_options
+            )
             return result.loss, (result, batch_stats)
 
         gradients, (result, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)

@@ -116,6 +116,7 @@ def _check_model(config: ConfigDict) -> None:
         _require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
         stride = config.model.resnet.output_stride
         _require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
+        _one_of(config, "model.resnet.padding", ("torch", "same", "same_pool"))
     else:
         _positive(config, *(f"model.vit.{key}" for key in ("patch", "width", "depth", "heads", "mlp_ratio")))
         width, heads = config.model.vit.width, config.model.vit.heads
@@ -163,7 +164,10 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     _share(config, "loss.momentum")
     _at_least_0(config, "loss.alpha", "loss.alpha_instance", "picture_every")
     _one_of(config, "loss.dense_axis", ("key", "query"))
+    _one_of(config, "loss.queue_start", ("random", "keys"))
     _one_of(config, "key_shuffle", ("strided", "permutation", "none"))
+    _one_of(config, "init.head", ("checkpoint", "random"))
+    _one_of(config, "init.projection", ("checkpoint", "random"))
     _range(config, "data.crop_scale", 1.0, "two shares of the image")
 
 

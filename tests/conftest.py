@@ -18,6 +18,16 @@ DATA = pathlib.Path(__file__).parent / "data"
 flags.FLAGS.mark_as_parsed()
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print the worst deviation from the original of each kind that this session compared."""
+    import parity
+
+    if parity.WORST:
+        terminalreporter.section("worst deviation from the recorded original, relative to each array's largest value")
+        for kind, (deviation, tolerance, where) in sorted(parity.WORST.items()):
+            terminalreporter.write_line(f"{kind:45} {deviation:.1e}  (allowed {tolerance:.0e})  {where}")
+
+
 @pytest.fixture
 def x64():
     """Run one test in float64."""
