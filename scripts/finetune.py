@@ -64,6 +64,7 @@ def main(_):
             save_every=config.save_every, log_every=config.log_every, samples_per_step=config.batch_size,
             on_step=[evaluate.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)],
         )  # fmt: skip
+        writer.curves()
     batches.close()
     checkpoints.close()
 

@@ -74,6 +74,7 @@ def main(_):
             extra_metrics=lambda: {"unreadable_images": batches.unreadable_count},
             on_step=hooks,
         )
+        writer.curves()
     batches.close()
     checkpoints.close()
     print(f"finished {total_steps} steps; model and pictures in {workdir}")
