@@ -14,8 +14,8 @@ CLASSES = (
 )  # fmt: skip
 
 
-def get_config(preset: str = "paper"):
-    config = finetune_voc.get_config(preset)
+def get_config():
+    config = finetune_voc.get_config()
     config.batch_size = 8
     config.steps = 4000
     config.data.images = "images"

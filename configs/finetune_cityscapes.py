@@ -17,8 +17,8 @@ CLASSES = (
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-def get_config(preset: str = "paper"):
-    config = finetune_voc.get_config(preset)
+def get_config():
+    config = finetune_voc.get_config()
     config.batch_size = 8
     config.steps = 60_000
     config.data.images = "leftImg8bit"

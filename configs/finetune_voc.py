@@ -6,8 +6,7 @@
 Expected: 77.6 mIoU on the validation set after 200 epochs of pretraining (Table 1, row CP2, ResNet-50). Needs SBD's
 masks in SegmentationClassAug and the list train_aug.txt (10,582 images). Baselines, whose head starts at random, take
 --config.init.head=random --config.optimizer.weight_decay=5e-4. A ViT takes its pretraining config's `model`, AdamW at
-5e-5 with weight decay 0.01. What was pretrained with `:original` is finetuned with finetune_voc.py:original. The other
-finetuning configs start from this one and change what their first line says.
+5e-5 with weight decay 0.01. The other finetuning configs start from this one and change what their first line says.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +19,7 @@ CLASSES = (
 )  # fmt: skip
 
 
-def get_config(preset: str = "paper") -> ConfigDict:
+def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.seed = 0
@@ -61,7 +60,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data.prefetch = 2  # batches kept ready on the device
 
     # The model of pretraining, whose projection makes way for a classifier.
-    config.model = pretrain_r50_aspp.get_config(preset).model
+    config.model = pretrain_r50_aspp.get_config().model
     config.model.num_classes = len(CLASSES)
     config.model.dropout = 0.1
 

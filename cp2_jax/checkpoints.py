@@ -176,6 +176,9 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
       CheckpointError: if there is no (good) checkpoint.
     """
     path = pathlib.Path(path).absolute()
+    if path.is_file():
+        convert = f"python scripts/convert_checkpoint.py {path} OUTPUT"
+        raise CheckpointError(f"{path} is a file; others' checkpoints are converted first: {convert}")
     steps = _step_directories(path / "checkpoints") or _step_directories(path)
     steps = list(steps.values()) or [path] * (path / "state").is_dir()
     problems = []

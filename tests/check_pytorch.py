@@ -40,7 +40,8 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """`strides` and `dilations` of the four stages: (1, 2, 2, 2) and 1 in MoCo, (1, 2, 2, 1) and (1, 1, 1, 2) in CP2."""
+    """`strides` and `dilations` of the stages: 1, 2, 2, 2 and 1, 1, 1, 1 in MoCo; 1, 2, 2, 1 and 1, 1, 1, 2 in CP2, here
+    for all of the last stage's 3x3 convolutions, as in the paper."""
 
     def __init__(self, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), classes=0):
         super().__init__()
@@ -143,6 +144,27 @@ def ours(run: pathlib.Path, images: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(array).transpose(0, 3, 1, 2) for array in found]
 
 
+def compare(run: pathlib.Path, exported: pathlib.Path, folder: pathlib.Path) -> float:
+    """Print the largest difference of each stage's features on four images; return the largest, relative to the stage."""
+    model = EncoderDecoder()
+    print(model.load_state_dict(torch.load(exported, weights_only=True), strict=True))
+    model.eval()
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:4]
+    images = np.stack([np.asarray(Image.open(path).convert("RGB").resize((224, 224))) for path in files])
+    with torch.no_grad():
+        expected = model(((torch.from_numpy(images) / 255 - MEAN) / STD).permute(0, 3, 1, 2))
+    worst = 0.0
+    names = ("layer1", "layer2", "layer3", "layer4", "head", "projection")
+    for name, theirs, mine in zip(names, expected, ours(run, images), strict=True):
+        theirs = theirs.numpy()
+        if name == "projection":
+            theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
+        scale, error = np.abs(theirs).max(), np.abs(theirs - mine).max()
+        worst = max(worst, error / scale)
+        print(f"{name:10} {theirs.shape!s:20} largest {scale:9.4g}  difference {error:.2e}  ratio {error / scale:.2e}")
+    return worst
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=pathlib.Path, required=True)
@@ -163,22 +185,7 @@ def main() -> None:
     )  # fmt: skip
     script("export_checkpoint.py", folder / "run", folder / "exported.pth", "--layout", "mmseg")
 
-    model = EncoderDecoder()
-    print(model.load_state_dict(torch.load(folder / "exported.pth", weights_only=True), strict=True))
-    model.eval()
-    files = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:4]
-    images = np.stack([np.asarray(Image.open(path).convert("RGB").resize((224, 224))) for path in files])
-    with torch.no_grad():
-        expected = model(((torch.from_numpy(images) / 255 - MEAN) / STD).permute(0, 3, 1, 2))
-    worst = 0.0
-    names = ("layer1", "layer2", "layer3", "layer4", "head", "projection")
-    for name, theirs, mine in zip(names, expected, ours(folder / "run", images), strict=True):
-        theirs = theirs.numpy()
-        if name == "projection":
-            theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
-        scale, error = np.abs(theirs).max(), np.abs(theirs - mine).max()
-        worst = max(worst, error / scale)
-        print(f"{name:10} {theirs.shape!s:20} largest {scale:9.4g}  difference {error:.2e}  ratio {error / scale:.2e}")
+    worst = compare(folder / "run", folder / "exported.pth", options.images)
     print(f"worst ratio {worst:.2e}: {'agree to 1e-4' if worst < 1e-4 else 'THEY DIFFER'}")
     sys.exit(worst >= 1e-4)
 

@@ -53,11 +53,12 @@ def detect(tree: Any, container: str, name: str | None = None) -> Match:
 def _match_elsewhere(tree: Any) -> Match | None:
     """Look for the formats under entries of other names than those they are known by, such as `net`."""
     found = {}
-    # No training file has hundreds of entries beside each other.
+    # No training file has hundreds of entries beside each other. Haiku's trees are searched from their root alone.
+    known = [form for form in formats.FORMATS if form.automatic and layouts.HAIKU not in form.layouts]
     for key, value in tree.items() if isinstance(tree, Mapping) and len(tree) < 100 else ():
         if not isinstance(key, str) or not isinstance(value, Mapping):
             continue
-        matches = (_match(form, value, forced=False) for form in formats.FORMATS if form.automatic)
+        matches = (_match(form, value, forced=False) for form in known)
         if match := next(filter(None, matches), None):
             found[key] = dataclasses.replace(match, where=(key, *match.where))
     if len(found) > 1:
