@@ -106,7 +106,7 @@ def _check_microbatches(config: ConfigDict, devices: int) -> None:
     fix = f"must divide bn_groups={groups}, for a microbatch holds whole batch-norm groups; use "
     _require(groups % count == 0, "accumulate", count, fix + _nearest_divisors(count, groups))
     fits = [d for d in range(1, groups + 1) if groups % d == 0 and batch % (d * devices) == 0]
-    fix = f"leaves {batch // count} images per microbatch, which {devices} devices do not divide; use {max(fits, default=1)}"
+    fix = f"leaves {batch // count} images per microbatch, not divisible by {devices} devices; use {max(fits, default=1)}"
     _require(batch % (count * devices) == 0, "accumulate", count, fix)
 
 

@@ -88,9 +88,9 @@ def get(name: str) -> Topology:
     shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
     if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise PlanError(f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4")
-    # Without these libtpu asks a metadata server for the machine it is on, and locks the TPU that may be there.
+    # Otherwise libtpu asks a metadata server which machine it is on.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
+    jax.config.update("jax_platforms", "cpu")  # the machine that compiles need have no TPU
     try:
         import libtpu  # noqa: F401
         from jax.experimental import topologies
