@@ -2,6 +2,8 @@
 
     python benchmarks/topology.py [--steps 20] [--topologies 1x1,1x8,2x4,4x2] [--dtypes float64,float32] [--json FILE]
 
+A topology may have config values of its own: 1x8:accumulate=2:remat=True:shard_state=True.
+
 A small ResNet + ASPP with batch-norm groups, strided key groups, on-device augmentation and a queue that wraps around,
 fed by the real input pipeline. Compares, step by step, to the first topology: the bytes of crops, masks and jitter
 draws, the bits of the composed images, and the loss. With both dtypes, the float32 runs' distance to one another is set
@@ -28,7 +30,6 @@ def parse():
     parser.add_argument("--topologies", default="1x1,1x8,2x4,4x2")
     parser.add_argument("--dtypes", default="float64,float32")
     parser.add_argument("--shuffle", default="strided")
-    parser.add_argument("--set", action="append", default=[], help="further key=value of the config, e.g. accumulate=2")
     parser.add_argument("--json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -78,7 +79,7 @@ def worker(arguments, task):
     jax.config.update("jax_enable_x64", task["dtype"] == "float64")
     if task["processes"] > 1:
         distributed.initialize(task["coordinator"], task["processes"], task["process"])
-    config = small_config(task["dtype"], arguments.shuffle, arguments.set)
+    config = small_config(task["dtype"], arguments.shuffle, task["changes"])
     device_mesh = mesh.make_mesh()
     data = mesh.batch_sharding(device_mesh)
     initial_state, step = pretrain.make_step(config, 100, 10, device_mesh)
@@ -130,16 +131,17 @@ def worker(arguments, task):
 
 def run(arguments, topology, dtype, folder):
     """Start the processes of one topology and return what the first wrote."""
-    processes, devices = map(int, topology.split("x"))
+    shape, *changes = topology.split(":")
+    processes, devices = map(int, shape.split("x"))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    output = folder / f"{topology}_{dtype}.json"
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
+    output = folder / f"{len(list(folder.iterdir()))}.json"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     started = []
     for process in range(processes):
-        task = dict(processes=processes, process=process, coordinator=f"localhost:{port}", dtype=dtype,
+        task = dict(processes=processes, process=process, coordinator=f"localhost:{port}", dtype=dtype, changes=changes,
                     images=str(folder / "images"), output=str(output))  # fmt: skip
         started.append(subprocess.Popen([sys.executable, *sys.argv, "--worker", json.dumps(task)], env=environment))
     if any([process.wait() for process in started]):

@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from cp2_jax.settings import flatten
 
-
 REMEDIES = "try remat=True, accumulate=bn_groups, a smaller batch_size, or more devices"
 
 
