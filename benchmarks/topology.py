@@ -2,7 +2,8 @@
 
     python benchmarks/topology.py [--steps 20] [--topologies 1x1,1x8,2x4,4x2] [--dtypes float64,float32] [--json FILE]
 
-A topology may have config values of its own: 1x8:accumulate=2:remat=True:shard_state=True.
+A topology may have config values of its own: 1x8:accumulate=2:remat=True:shard_state=True. With from=2x4 (and + for a
+colon in it) it does not begin at the start, but resumes the checkpoint that the run on 2x4 saved half-way.
 
 A small ResNet + ASPP with batch-norm groups, strided key groups, on-device augmentation and a queue that wraps around,
 fed by the real input pipeline. Compares, step by step, to the first topology: the bytes of crops, masks and jitter
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -73,6 +75,7 @@ def worker(arguments, task):
     flags.FLAGS.mark_as_parsed()
     from cp2_jax import distributed, mesh, pretrain, rngs
     from cp2_jax.augment import compose
+    from cp2_jax.checkpoints import Checkpoints
     from cp2_jax.data.pretrain import pretrain_dataset
     from cp2_jax.data.sources import ImageFolder
 
@@ -81,11 +84,15 @@ def worker(arguments, task):
         distributed.initialize(task["coordinator"], task["processes"], task["process"])
     config = small_config(task["dtype"], arguments.shuffle, task["changes"])
     device_mesh = mesh.make_mesh()
-    data = mesh.batch_sharding(device_mesh)
     initial_state, step = pretrain.make_step(config, 100, 10, device_mesh)
     # One initial state for all dtypes, so that float32 and float64 start alike.
-    state = jax.tree.map(lambda x: x.astype(task["dtype"]) if x.dtype.kind == "f" else x, initial_state())
-    state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, initial_state()))
+    state = initial_state()
+    wide = jax.tree.map(lambda x: x.astype(task["dtype"]) if x.dtype.kind == "f" else x, state)
+    state = jax.device_put(wide, jax.tree.map(lambda x: x.sharding, state))
+    half = arguments.steps // 2
+    saver = Checkpoints(task["checkpoints"])
+    if restored := saver.restore(state):
+        state, _ = restored
     options = compose.AugmentOptions.from_config(config.augment)
 
     @jax.jit
@@ -111,27 +118,39 @@ def worker(arguments, task):
     whole = lambda tree: multihost_utils.process_allgather(tree, tiled=True)  # noqa: E731
     dataset = pretrain_dataset(
         ImageFolder(task["images"]), batch_size=config.batch_size, image_size=config.image_size, seed=config.seed,
-        process_index=jax.process_index(), process_count=jax.process_count(), threads=1,
+        start_step=int(state.step), process_index=jax.process_index(), process_count=jax.process_count(), threads=1,
     )  # fmt: skip
     seen = []
-    for number in range(arguments.steps):
+    for number in range(int(state.step), arguments.steps):
         host = next(dataset)
         host.pop("unreadable")
         batch = mesh.place_batch(device_mesh, host)
         looked = {name: digest(whole(value)) for name, value in look(number, batch).items()}
         state, metrics = step(state, batch)
         exact = lambda m: float(m.total) / float(m.count)  # noqa: E731
-        seen.append({"crops": digest(whole(batch)), **looked, "loss": exact(metrics.loss),
+        if number + 1 == half:
+            saver.save(half, state, {})
+        seen.append({"step": number, "crops": digest(whole(batch)), **looked, "loss": exact(metrics.loss),
                      "gradient_norm": exact(metrics.gradient_norm)})  # fmt: skip
+    saver.close()
     queue = whole(state.queue)
     if jax.process_index() == 0:
-        result = {"devices": jax.device_count(), "steps": seen, "queue": float(np.abs(queue).sum()), "data": str(data)}
+        result = {"devices": jax.device_count(), "steps": seen, "queue": float(np.abs(queue).sum())}
         pathlib.Path(task["output"]).write_text(json.dumps(result))
+
+
+def checkpoints(folder, topology, dtype):
+    return folder / f"checkpoints {topology.replace(':', ' ')} {dtype}"
 
 
 def run(arguments, topology, dtype, folder):
     """Start the processes of one topology and return what the first wrote."""
     shape, *changes = topology.split(":")
+    source = next((change[5:].replace("+", ":") for change in changes if change.startswith("from=")), topology)
+    changes = [change for change in changes if not change.startswith("from=")]
+    if source != topology:
+        # Another run's checkpoint: what this run saves must not lie beside it.
+        shutil.copytree(checkpoints(folder, source, dtype), checkpoints(folder, topology, dtype))
     processes, devices = map(int, shape.split("x"))
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -142,6 +161,7 @@ def run(arguments, topology, dtype, folder):
     started = []
     for process in range(processes):
         task = dict(processes=processes, process=process, coordinator=f"localhost:{port}", dtype=dtype, changes=changes,
+                    checkpoints=str(checkpoints(folder, topology, dtype)),
                     images=str(folder / "images"), output=str(output))  # fmt: skip
         started.append(subprocess.Popen([sys.executable, *sys.argv, "--worker", json.dumps(task)], env=environment))
     if any([process.wait() for process in started]):
@@ -151,10 +171,12 @@ def run(arguments, topology, dtype, folder):
 
 def compare(first, other):
     """How another topology's run differs from the first's."""
-    pairs = list(zip(first["steps"], other["steps"], strict=True))
+    steps = {step["step"]: step for step in first["steps"]}
+    pairs = [(steps[step["step"]], step) for step in other["steps"]]
     loss = [abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in pairs]
     return {
         **{key: all(a[key] == b[key] for a, b in pairs) for key in ("crops", "draws", "masks", "images")},
+        "steps": len(pairs),
         "first": loss[0],
         "worst": max(loss),
         "gradient": max(abs(a["gradient_norm"] - b["gradient_norm"]) / a["gradient_norm"] for a, b in pairs),
@@ -172,9 +194,9 @@ def main():
         runs = {(t, d): run(arguments, t, d, folder) for d in dtypes for t in topologies}
     rows = []
     print(f"{arguments.steps} steps; relative differences of the loss to {topologies[0]} of the same dtype, and to float64")
-    print("| processes x devices | dtype | crops, draws, masks | composed images | first step | worst step | "
+    print("| processes x devices | dtype | steps | crops, draws, masks | composed images | first step | worst step | "
           "gradient norm, worst | worst to float64 1x1 |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for (topology, dtype), found in runs.items():
         row = {"topology": topology, "dtype": dtype} | compare(runs[topologies[0], dtype], found)
         exact = runs.get((topologies[0], "float64"))
@@ -183,7 +205,7 @@ def main():
         same = "same bytes" if row["crops"] and row["draws"] and row["masks"] else "DIFFER"
         images = "same bits" if row["images"] else "rounded differently"
         shown = "" if row["to_float64"] is None else f"{row['to_float64']:.1e}"
-        print(f"| {topology} | {dtype} | {same} | {images} | {row['first']:.1e} | {row['worst']:.1e} | "
+        print(f"| {topology} | {dtype} | {row['steps']} | {same} | {images} | {row['first']:.1e} | {row['worst']:.1e} | "
               f"{row['gradient']:.1e} | {shown} |")  # fmt: skip
     if arguments.json:
         losses = {f"{t} {d}": [s["loss"] for s in found["steps"]] for (t, d), found in runs.items()}

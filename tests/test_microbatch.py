@@ -106,10 +106,10 @@ def test_possible_values_are_taken():
 
 
 def test_out_of_memory_names_the_values_to_lower():
-    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nAllocator dump")
     assert memory.is_out_of_memory(error) and not memory.is_out_of_memory(RuntimeError("INTERNAL: else"))
     text = memory.advice(config(), error)
-    assert "Out of memory allocating 123 bytes." in text and "more" not in text
+    assert "Out of memory allocating 123 bytes." in text and "dump" not in text
     for line in ("remat=False: True", "accumulate=1: up to bn_groups=4", "shard_state=False", "batch_size=256: less",
                  "image_size=224", "loss.queue_size=65536", "data.prefetch=2"):  # fmt: skip
         assert line in text

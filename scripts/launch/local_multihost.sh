@@ -5,7 +5,7 @@
 #
 # The command is a Python script that takes --coordinator, --num_processes and --process_id. Lines of output begin with the
 # process's number. SIGTERM and Ctrl-C go to all processes. The status is 0 if all were, else 75 ("run again") if all that
-# failed say so, else the first other one. See docs/launch_local.md.
+# failed say so or were ended by JAX's coordination service (134), else the first other one. See docs/launch_local.md.
 set -uo pipefail
 
 if [ $# -lt 3 ] || ! [[ $1 =~ ^[1-9][0-9]*$ && $2 =~ ^[1-9][0-9]*$ ]]; then
@@ -39,6 +39,7 @@ for pid in "${pids[@]}"; do
     wait "$pid"
     code=$?
   done
+  if [ "$code" = 134 ]; then code=75; fi
   if [ "$code" != 0 ] && { [ "$status" = 0 ] || [ "$status" = 75 ]; }; then status=$code; fi
 done
 sleep 0.2 # for the last lines to come through sed
