@@ -43,6 +43,10 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.bn_groups = 4
     # Keys must not share batch-norm statistics with their queries: "strided" groups, MoCo's "permutation", or "none".
     config.key_shuffle = "strided"
+    # Memory: none of the three changes the result, see docs/scaling.md.
+    config.accumulate = 1  # microbatches of a step, one after the other; divides bn_groups
+    config.remat = False  # True: blocks are computed again in the backward pass instead of kept
+    config.shard_state = False  # True: parameters and optimiser state split over the devices instead of copied
 
     config.init = ConfigDict()
     config.init.checkpoint = ""  # converted checkpoint (Quick Tuning) or work directory to start from; empty: from scratch

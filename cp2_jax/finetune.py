@@ -87,9 +87,8 @@ def cross_entropy(
 def build_model(config: ConfigDict) -> segmenter.Segmenter:
     """Return the model with a classifier on top. `config.image_size` is the size of the images of pretraining, for
     which a ViT's position table was made; the model resizes the table to each input."""
-    return segmenter.build(
-        config.model, top="classifier", bn_groups=config.bn_groups, image_size=config.image_size
-    )
+    options = dict(bn_groups=config.bn_groups, image_size=config.image_size, remat=config.remat)
+    return segmenter.build(config.model, top="classifier", **options)
 
 
 def init_variables(config: ConfigDict) -> dict:
@@ -98,6 +97,14 @@ def init_variables(config: ConfigDict) -> dict:
     model = build_model(config)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(rngs.key(config.seed, "init"))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def state_sharding(device_mesh: Mesh, state: State, split: bool = False) -> State:
+    """Return the placement of a state: replicated; with `split` (`config.shard_state`), parameters and optimiser state
+    are split over the devices."""
+    everywhere = jax.tree.map(lambda _: mesh.replicated(device_mesh), state)
+    large = {name: mesh.split_largest(device_mesh, getattr(state, name), split) for name in ("params", "opt_state")}
+    return everywhere.replace(**large)
 
 
 def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
@@ -115,7 +122,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
     model = build_model(config)
-    everywhere, split = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
+    everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
 
     def step(state: State, batch: dict[str, Array]):
         images = normalize(batch["image"], batch["size"], config.data.mean, config.data.std)
@@ -127,7 +134,9 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
             loss, accuracy = cross_entropy(logits, batch["label"], config.loss.average)
             return loss, (accuracy, changed.get("batch_stats", {}))
 
-        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        params = mesh.constrain(state.params, everywhere) if config.shard_state else state.params
+        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        gradients = mesh.constrain(gradients, shardings.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_state = State(
             step=state.step + 1,
@@ -150,8 +159,10 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
             opt_state=optimizer.init(variables["params"]),
         )
 
-    initial_state = jax.jit(start, out_shardings=everywhere)
+    shapes = jax.eval_shape(lambda: start(init_variables(config)))
+    shardings = state_sharding(device_mesh, shapes, config.shard_state)
+    initial_state = jax.jit(start, out_shardings=shardings)
     jitted = jax.jit(
-        step, in_shardings=(everywhere, split), out_shardings=(everywhere, everywhere), donate_argnums=0
+        step, in_shardings=(shardings, data), out_shardings=(shardings, everywhere), donate_argnums=0
     )
     return initial_state, jitted

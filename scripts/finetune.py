@@ -59,10 +59,11 @@ def main(_):
     batches = Batches(iter(dataset), examples, place, ahead=config.data.prefetch)
     meta = {"kind": "finetune", "config": settings.resolve(config)}
     with Writer(workdir, total_steps, start, title="finetuning") as writer:
+        periodic = evaluate.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
         loop.fit(
             step, state, batches, total_steps=total_steps, writer=writer, checkpoints=checkpoints, meta=meta,
             save_every=config.save_every, log_every=config.log_every, samples_per_step=config.batch_size,
-            on_step=[evaluate.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)],
+            on_step=[_cli.watchdog(), periodic],
         )  # fmt: skip
         writer.curves()
     batches.close()

@@ -56,10 +56,10 @@ def main(_):
     )
     batches = Batches(dataset, source, place=lambda b: mesh.place_batch(device_mesh, b), ahead=config.data.prefetch)
     with Writer(workdir, total_steps, start, title="pretraining") as writer:
-        hooks = []
-        if config.picture_every and jax.process_index() == 0:
+        hooks = [_cli.watchdog()]
+        if config.picture_every:
             few = next(iter(read(batch_size=4)))
-            hooks.append(watch.pretrain_pictures(config, few, writer))
+            hooks.append(watch.pretrain_pictures(config, few, writer, device_mesh))
         loop.fit(
             step,
             state,
