@@ -75,6 +75,8 @@ def test_shipped_finetuning_configs_are_possible_and_documented(path):
         (dict(model__head="fcn", model__fcn__channels=0), 1, "model.fcn.channels=0: must be greater than 0"),
         (dict(data__crop_scale=(0.2,)), 1, r"data.crop_scale=\(0.2,\): must be two shares"),
         (dict(loss__alpha=-1.0), 1, "loss.alpha=-1.0: must be 0 or more"),
+        (dict(data__backgrounds="in_bach"), 1, r"data.backgrounds=in_bach: .*\(did you mean in_batch\?\)$"),
+        (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
