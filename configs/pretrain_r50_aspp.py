@@ -58,6 +58,9 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data.path = ""
     config.data.split = "train"
     config.data.crop_scale = (0.2, 1.0)  # share of the image's area
+    # Images that foregrounds are pasted onto: "independent", the paper's two more images per sample; "in_batch", other
+    # samples' foregrounds of the same batch: a third of the decoding (docs/performance.md says what differs).
+    config.data.backgrounds = "independent"
     config.data.workers = 8  # decoding processes; 0 decodes in threads of the training process
     config.data.prefetch = 2  # batches kept ready on the device
 

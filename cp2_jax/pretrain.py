@@ -207,16 +207,20 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     Returns:
       initial_state: function of optional variables (see `init_state`) giving a `State` placed on the mesh.
       step: `(state, batch) -> (state, PretrainMetrics)`; batch is {'foreground', 'background'}: uint8
-        [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds.
+        [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds
+        (without 'background' where `config.data.backgrounds` is "in_batch").
     """
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
     update = make_update(config, optimizer, schedule, device_mesh)
     options = AugmentOptions.from_config(config.augment)
+    independent = config.data.backgrounds == "independent"
 
     def step(state: State, batch: dict[str, Array]):
         key = rngs.key(config.seed, "augment", state.step)
-        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
+        foreground = batch["foreground"]
+        background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
+        pair = compose.compose_pairs(key, foreground, background, options)
         pair = mesh.constrain_batch(pair, device_mesh)
         permutation = None
         if config.key_shuffle == "permutation":
@@ -232,7 +236,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     data = mesh.batch_sharding(device_mesh)
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, {"foreground": data, "background": data}),
+        in_shardings=(shardings, {"foreground": data} | ({"background": data} if independent else {})),
         out_shardings=(shardings, mesh.replicated(device_mesh)),
         donate_argnums=0,
     )

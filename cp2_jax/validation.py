@@ -187,6 +187,9 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "init.projection", ("checkpoint", "random"))
     _range(config, "data.crop_scale", 1.0, "two shares of the image")
+    _one_of(config, "data.backgrounds", ("independent", "in_batch"))
+    fix = "is too small for two other samples as backgrounds; use 3 or more, or data.backgrounds='independent'"
+    _require(config.data.backgrounds == "independent" or batch > 2, "batch_size", batch, fix)
 
 
 def validate_finetune(config: ConfigDict, devices: int = 1) -> None:

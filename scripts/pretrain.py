@@ -45,8 +45,9 @@ def main(_):
         print(f"resuming after step {int(state.step)}")
     start = int(state.step)
     read = functools.partial(
-        pretrain_dataset, source, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale
-    )
+        pretrain_dataset, source, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale,
+        backgrounds=config.data.backgrounds,
+    )  # fmt: skip
     dataset = read(
         batch_size=config.batch_size,
         start_step=start,
