@@ -4,7 +4,6 @@ The protocol is that of the paper's section 4.1, MMSegmentation's EncoderDecoder
 classifier, logits are upsampled to the labels' size, batch norm is synchronised over the batch (`bn_groups` = 1).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -17,8 +16,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax import mesh, optim, resize, rngs
-from cp2_jax.augment import color
 from cp2_jax.models import segmenter
+from cp2_jax.padded import normalize
 
 
 @flax.struct.dataclass
@@ -39,22 +38,6 @@ class FinetuneMetrics(clu_metrics.Collection):
     pixel_accuracy: clu_metrics.Average.from_output("pixel_accuracy")
     gradient_norm: clu_metrics.Average.from_output("gradient_norm")
     learning_rate: clu_metrics.LastValue.from_output("learning_rate")
-
-
-def normalize(
-    images: UInt8[Array, "batch height width 3"],
-    size: Int[Array, "batch 2"],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Float[Array, "batch height width 3"]:
-    """Normalise and set to 0, the mean, what lies outside the first `size` (height, width) pixels of each image.
-
-    MMSegmentation pads after it has normalised; here images are padded in uint8 and normalised on the device.
-    """
-    inside = (jnp.arange(images.shape[1])[None, :, None] < size[:, 0, None, None]) & (
-        jnp.arange(images.shape[2])[None, None, :] < size[:, 1, None, None]
-    )
-    return jnp.where(inside[..., None], color.normalize(images, mean, std), 0)
 
 
 def cross_entropy(

@@ -14,7 +14,7 @@ from clu import parameter_overview  # noqa: E402
 
 from cp2_jax import evaluate, finetune, loop, mesh, settings, validation, warm_start  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
-from cp2_jax.data import segmentation  # noqa: E402
+from cp2_jax.data import classes, segmentation  # noqa: E402
 from cp2_jax.data.pretrain import Batches  # noqa: E402
 from cp2_jax.data.segmentation_stream import training_dataset, training_options  # noqa: E402
 from cp2_jax.writers import Writer  # noqa: E402
@@ -23,6 +23,7 @@ from cp2_jax.writers import Writer  # noqa: E402
 def main(_):
     config = FLAGS.value
     workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
+    classes.resolve(config)
     validation.validate_finetune(config, jax.device_count())
     examples = segmentation.open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
     evaluator = evaluate.Evaluator(config, mesh.make_mesh())
