@@ -58,6 +58,14 @@ def test_the_preset_changes_what_the_table_says_and_nothing_else(name):
     assert pretrain_r50_aspp.ORIGINAL.keys() <= listed.keys()
 
 
+def test_finetuning_has_the_presets_network():
+    ours, paper = (settings.flatten(finetune_voc.get_config(variants)) for variants in ("original", ""))
+    pretraining = settings.flatten(pretrain_r50_aspp.get_config("original"))
+    changed = {key: value for key, value in ours.items() if value != paper[key]}
+    assert changed == {k: v for k, v in pretrain_r50_aspp.ORIGINAL.items() if k.startswith("model.")}
+    assert {k: v for k, v in pretraining.items() if k.startswith("model.")}.items() <= ours.items()
+
+
 def test_a_preset_is_another_run(tmp_path):
     settings.save_config(tmp_path, make())
     with_checkpoint(tmp_path)
