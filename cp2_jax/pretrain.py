@@ -48,21 +48,28 @@ def build_models(config: ConfigDict) -> tuple[segmenter.Segmenter, segmenter.Seg
     return build(False), build(config.key_shuffle == "strided")
 
 
+def init_variables(config: ConfigDict) -> dict:
+    """Return the query encoder's variables {'params', 'batch_stats'}, initialised at random from `config.seed`."""
+    model, _ = build_models(config)
+    images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
+    variables = model.init(rngs.key(config.seed, "init"), images, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
 def init_state(config: ConfigDict, optimizer: optax.GradientTransformation, variables: Any = None) -> State:
     """Return the state before the first step.
 
     Args:
       config: a pretraining config (see `configs/`).
       optimizer: from `optim.make`.
-      variables: {'params', 'batch_stats'} to start from instead of a random initialisation.
+      variables: {'params', 'batch_stats'} to start from instead of `init_variables` (see `warm_start`).
 
-    The key encoder starts as a copy of the query encoder, the queue as random unit vectors.
+    The key encoder starts as a copy of the query encoder, the queue as random unit vectors; `loss.queue_start` says
+    whether these count as negatives.
     """
     if variables is None:
-        model, _ = build_models(config)
-        images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
-        variables = model.init(rngs.key(config.seed, "init"), images, train=False)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        variables = init_variables(config)
+    params, batch_stats = variables["params"], variables["batch_stats"]
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -146,13 +153,14 @@ def make_update(
         stride = pair.image_key.shape[1] // key_features.shape[1]
         mask_query = compose.feature_mask(pair.mask_query, stride)
         mask_key = compose.feature_mask(pair.mask_key, stride)
+        filled = queue.age(state.queue, state.step) if config.loss.queue_start == "keys" else None
 
         def learn(part):
             images, keys, *masks = part
 
             def loss_of(params):
                 features, batch_stats = forward(query_model, params, state.batch_stats, images)
-                result = losses.cp2_loss(features, keys, *masks, state.queue, **loss_options)
+                result = losses.cp2_loss(features, keys, *masks, state.queue, filled=filled, **loss_options)
                 return result.loss, (result, batch_stats)
 
             gradients, (result, batch_stats) = jax.grad(loss_of, has_aux=True)(params)
@@ -199,16 +207,20 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     Returns:
       initial_state: function of optional variables (see `init_state`) giving a `State` placed on the mesh.
       step: `(state, batch) -> (state, PretrainMetrics)`; batch is {'foreground', 'background'}: uint8
-        [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds.
+        [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds
+        (without 'background' where `config.data.backgrounds` is "in_batch").
     """
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
     update = make_update(config, optimizer, schedule, device_mesh)
     options = AugmentOptions.from_config(config.augment)
+    independent = config.data.backgrounds == "independent"
 
     def step(state: State, batch: dict[str, Array]):
         key = rngs.key(config.seed, "augment", state.step)
-        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
+        foreground = batch["foreground"]
+        background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
+        pair = compose.compose_pairs(key, foreground, background, options)
         pair = mesh.constrain_batch(pair, device_mesh)
         permutation = None
         if config.key_shuffle == "permutation":
@@ -224,7 +236,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     data = mesh.batch_sharding(device_mesh)
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, {"foreground": data, "background": data}),
+        in_shardings=(shardings, {"foreground": data} | ({"background": data} if independent else {})),
         out_shardings=(shardings, mesh.replicated(device_mesh)),
         donate_argnums=0,
     )

@@ -19,14 +19,16 @@ def pretrain_pictures(
 
     Args:
       config: a pretraining config.
-      crops: {'foreground', 'background'}: uint8 [count, 2, height, width, 3], as the training step takes them.
+      crops: {'foreground'[, 'background']}: uint8 [count, 2, height, width, 3], as the training step takes them.
       writer: where the pictures go: `pairs` once, `similarity` each time. In the latter, the query's point is the centre of
         its foreground, and the heat map shows the cosine similarity of its feature to every pixel of the key.
       device_mesh: of the state. All processes call the hook; the first draws, on a device of its own.
     """
     options = compose.AugmentOptions.from_config(config.augment)
+    foreground = crops["foreground"]
+    background = crops["background"] if "background" in crops else compose.in_batch_backgrounds(foreground)
     pair = jax.jit(compose.compose_pairs, static_argnums=3)(
-        rngs.key(config.seed, "augment"), crops["foreground"], crops["background"], options
+        rngs.key(config.seed, "augment"), foreground, background, options
     )
     query, key = (
         pictures.denormalize(np.asarray(x), options.mean, options.std) for x in (pair.image_query, pair.image_key)

@@ -1,5 +1,6 @@
 """What every entry point shares: the checkout on the path, flags, and one line instead of a traceback for users' errors."""
 
+import inspect
 import os
 import pathlib
 import re
@@ -77,13 +78,17 @@ def _explain_override(argv, error):
     overridden = next((a for a in argv if re.match(r"--?config\.", a)), None)
     if not path and overridden:
         fail(f"{overridden}: there is no config to change; give one, --config=configs/….py", 2)
-    if not path or ":" in path:
+    if not path:
         return
-    if not os.path.exists(path):
+    file, colon, preset = path.partition(":")
+    if not os.path.exists(file):
         known = ", ".join(sorted(str(p.name) for p in _CHECKOUT.glob("configs/*.py")))
-        fail(f"--config={path}: there is no such file; configs/ has {known}", 2)
+        fail(f"--config={file}: there is no such file; configs/ has {known}", 2)
     try:
-        config = runpy.run_path(path)["get_config"]()
+        get_config = runpy.run_path(file)["get_config"]
+        if colon and not inspect.signature(get_config).parameters:
+            fail(f"--config={path}: {file} has no presets; leave out :{preset}", 2)
+        config = get_config(*[preset] * bool(colon))
     except Exception as broken:
         fail(f"--config={path} cannot be loaded: {type(broken).__name__}: {broken}", 2)
     for index, argument in enumerate(argv):

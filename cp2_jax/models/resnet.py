@@ -59,7 +59,8 @@ class ResNet(nn.Module):
         the paper dilates every 3x3 convolution of the stage.
       zero_init_residual: the last norm scale of each block starts at zero (the released code).
       norm: makes a batch norm.
-      padding: "torch" or "same", see `conv.convolve`.
+      padding: "torch"; "same": TensorFlow's everywhere (see `conv.convolve`), as in BYOL and DetCon; "same_pool":
+        TensorFlow's in the max-pool alone, as in SimCLR.
       remat: compute each block again in the backward pass instead of keeping what is inside it.
     """
 
@@ -82,7 +83,8 @@ class ResNet(nn.Module):
         """Return the outputs of the four stages, at strides 4, 8, 16, 32 but no more than `output_stride`."""
 
         def conv(features, size, **options):
-            return Conv(features, size, padding=self.padding, dtype=self.dtype, **options)
+            padding = "same" if self.padding == "same" else "torch"
+            return Conv(features, size, padding=padding, dtype=self.dtype, **options)
 
         def norm(**options):
             return self.norm(dtype=self.dtype, **options)
