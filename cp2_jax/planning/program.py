@@ -15,7 +15,6 @@ from cp2_jax.planning import collectives
 from cp2_jax.planning.chips import Topology
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A compiled step. All bytes and FLOPs are of one device and one step.
