@@ -13,7 +13,7 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import loop, mesh, pretrain, settings, validation, warm_start, watch  # noqa: E402
+from cp2_jax import distributed, loop, mesh, pretrain, settings, validation, warm_start, watch  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
 from cp2_jax.data.sources import open_source  # noqa: E402
@@ -25,6 +25,7 @@ def main(_):
     workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
     validation.validate_pretrain(config, jax.device_count())
     source = open_source(config.data)
+    distributed.agree({"number of images": str(len(source))})
     steps_per_epoch = settings.steps_per_epoch(len(source), config.batch_size)
     total_steps = settings.total_steps(config, len(source))
     device_mesh = mesh.make_mesh()
