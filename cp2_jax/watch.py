@@ -4,15 +4,16 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cp2_jax import pictures, pretrain, rngs
+from cp2_jax import mesh, pictures, pretrain, rngs
 from cp2_jax.augment import compose
 from cp2_jax.writers import Writer
 
 
 def pretrain_pictures(
-    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer
+    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh
 ) -> Callable[[int, pretrain.State], None]:
     """Return a hook `(step, state)` that draws, every `config.picture_every` steps, the same few samples.
 
@@ -21,6 +22,7 @@ def pretrain_pictures(
       crops: {'foreground'[, 'background']}: uint8 [count, 2, height, width, 3], as the training step takes them.
       writer: where the pictures go: `pairs` once, `similarity` each time. In the latter, the query's point is the centre of
         its foreground, and the heat map shows the cosine similarity of its feature to every pixel of the key.
+      device_mesh: of the state. All processes call the hook; the first draws, on a device of its own.
     """
     options = compose.AugmentOptions.from_config(config.augment)
     foreground = crops["foreground"]
@@ -42,9 +44,12 @@ def pretrain_pictures(
     def hook(step: int, state: pretrain.State) -> None:
         if step % config.picture_every and step != 1:
             return
+        params, batch_stats = mesh.local_copy(device_mesh, (state.params, state.batch_stats))
+        if jax.process_index():
+            return
         if step == 1:
             writer.image(step, "pairs", pictures.pairs(query, key, pair.mask_query, pair.mask_key))
-        found = [np.asarray(f) for f in features(state.params, state.batch_stats)]
+        found = [np.asarray(f) for f in features(params, batch_stats)]
         rows = [pictures.dense_similarity(*sample) for sample in zip(query, key, *found, points, strict=True)]
         writer.image(step, "similarity", np.concatenate(rows))
 

@@ -122,6 +122,20 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, 'height width 3']:
     return np.ascontiguousarray(_upright(pixels, image))
 
 
+def upright_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) that `decode` will give, from the headers alone.
+
+    Raises UnreadableImage(name, reason) if even they cannot be read.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as error:
+        raise UnreadableImage(name, str(error) or type(error).__name__) from error
+    return (width, height) if turned else (height, width)
+
+
 def decode_mask(data: bytes, name: str) -> Int32[np.ndarray, 'height width']:
     """Encoded label map -> int32 class numbers [H, W], as stored: palette indices, or gray values of 1 to 16 bits.
 
