@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     config.data.source = "folder"  # or "tfds"
     config.data.path = ""
     config.data.split = "train"
+    config.data.probe_path = ""  # held-out images for the probes (e.g. ImageNet's val); empty: fresh crops of `path`'s
+    config.data.probe_split = "train"  # of a "tfds" source
     config.data.crop_scale = (0.2, 1.0)  # share of the image's area
     config.data.workers = 8  # decoding processes; 0 decodes in threads of the training process
     config.data.prefetch = 2  # batches kept ready on the device
@@ -47,6 +49,7 @@ def get_config() -> ConfigDict:
     config.augment.mask_area = (0.5, 0.8)
     config.augment.mask_aspect = (0.8, 1.25)
     config.augment.mask_aspect_law = "uniform"  # torchvision 0.8.1, the original's release; later ones: "log_uniform"
+    config.augment.mask_patch = 16  # side in pixels of the cells of the mask "patches"
     config.augment.mean = (0.485, 0.456, 0.406)
     config.augment.std = (0.229, 0.224, 0.225)
 
@@ -103,4 +106,6 @@ def get_config() -> ConfigDict:
     config.save_every = 1000
     config.keep = 3  # newest checkpoints kept
     config.picture_every = 5000  # steps between pictures of composed pairs and similarity; 0: never
+    config.probe_every = 1000  # steps between probes of representation quality (cp2_jax/probes.py); 0: never
+    config.probe_images = 256
     return config

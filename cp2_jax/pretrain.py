@@ -148,6 +148,27 @@ def make_update(
     return update
 
 
+def make_train(
+    config: ConfigDict, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+) -> Callable[..., tuple[State, metrics.PretrainMetrics]]:
+    """Return `train(state, batch, seed)`: one whole training step, from crops on (see `make_step` for the batch).
+
+    `seed` (int, may be traced) is what augmentation and shuffling draw from: one compiled program serves many seeds.
+    """
+    update = make_update(config, optimizer, schedule)
+    options = AugmentOptions.from_config(config.augment)
+
+    def train(state: State, batch: dict[str, Array], seed: int | Int[Array, ""]):
+        key = rngs.key(seed, "augment", state.step)
+        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
+        permutation = None
+        if config.key_shuffle == "permutation":
+            permutation = jax.random.permutation(rngs.key(seed, "shuffle", state.step), config.batch_size)
+        return update(state, pair, permutation)
+
+    return train
+
+
 def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
     """Return `(initial_state, step)`: the placed state and the jitted step that donates it.
 
@@ -163,16 +184,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     """
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
-    update = make_update(config, optimizer, schedule)
-    options = AugmentOptions.from_config(config.augment)
-
-    def step(state: State, batch: dict[str, Array]):
-        key = rngs.key(config.seed, "augment", state.step)
-        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
-        permutation = None
-        if config.key_shuffle == "permutation":
-            permutation = jax.random.permutation(rngs.key(config.seed, "shuffle", state.step), config.batch_size)
-        return update(state, pair, permutation)
+    train = make_train(config, optimizer, schedule)
 
     shardings = state_sharding(device_mesh, jax.eval_shape(lambda: init_state(config, optimizer)))
 
@@ -181,7 +193,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
 
     data = mesh.batch_sharding(device_mesh)
     jitted = jax.jit(
-        step,
+        lambda state, batch: train(state, batch, config.seed),
         in_shardings=(shardings, {"foreground": data, "background": data}),
         out_shardings=(shardings, mesh.replicated(device_mesh)),
         donate_argnums=0,

@@ -18,10 +18,11 @@ from cp2_jax.checkpoints import CheckpointError  # noqa: E402
 from cp2_jax.data.decode import UnreadableImage  # noqa: E402
 from cp2_jax.data.sources import SourceError  # noqa: E402
 from cp2_jax.loop import NonFiniteLoss, Preempted  # noqa: E402
+from cp2_jax.reproduce.chain import StageError  # noqa: E402
 from cp2_jax.settings import ConfigError, check_override  # noqa: E402
 
 PREEMPTED = 75  # EX_TEMPFAIL: "try again", which launchers do
-_USER_ERRORS = (ConfigError, CheckpointError, UnreadableImage, SourceError, NonFiniteLoss)
+_USER_ERRORS = (ConfigError, CheckpointError, UnreadableImage, SourceError, NonFiniteLoss, StageError)
 
 
 def define_config_flags(default: str | None = None) -> flags.FlagHolder:

@@ -16,7 +16,7 @@ from clu import parameter_overview  # noqa: E402
 from cp2_jax import loop, mesh, pretrain, settings, validation, watch  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
-from cp2_jax.data.sources import open_source  # noqa: E402
+from cp2_jax.data.sources import open_held_out, open_source  # noqa: E402
 from cp2_jax.writers import Writer  # noqa: E402
 
 
@@ -43,9 +43,10 @@ def main(_):
         print(f"resuming after step {int(state.step)}")
     start = int(state.step)
     read = functools.partial(
-        pretrain_dataset, source, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale
+        pretrain_dataset, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale
     )
     dataset = read(
+        source=source,
         batch_size=config.batch_size,
         start_step=start,
         process_index=jax.process_index(),
@@ -56,8 +57,11 @@ def main(_):
     with Writer(workdir, total_steps, start, title="pretraining") as writer:
         hooks = []
         if config.picture_every and jax.process_index() == 0:
-            few = next(iter(read(batch_size=4)))
+            few = next(iter(read(source=source, batch_size=4)))
             hooks.append(watch.pretrain_pictures(config, few, writer))
+        if config.probe_every and jax.process_index() == 0:
+            held_out = next(iter(read(source=open_held_out(config.data), batch_size=config.probe_images, prefetch=1)))
+            hooks.append(watch.pretrain_probes(config, held_out, writer))
         loop.fit(
             step,
             state,

@@ -108,15 +108,16 @@ def compose_pairs(
     rows = rngs.per_sample(key, batch)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
 
-    views = jnp.array([_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY])
+    # Behind a full mask nobody sees the background: without copy-paste its augmentation is left out.
+    crops = foreground if options.mask == "full" else jnp.concatenate([foreground, background], axis=1)
+    views = jnp.array([_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY])[: crops.shape[1]]
     draw = jax.vmap(lambda k: draw_view(k, options))(fold(rows, views).reshape(-1))
-    crops = jnp.concatenate([foreground, background], axis=1).reshape(-1, height, width, 3)
-    images = augment(crops, draw, options).reshape(batch, 2, 2, height, width, 3)
+    images = augment(crops.reshape(-1, height, width, 3), draw, options).reshape(batch, -1, 2, height, width, 3)
 
     draw_mask = lambda k: masks.MASKS[options.mask](k, height, width, options.mask_law)  # noqa: E731
     mask = jax.vmap(jax.vmap(draw_mask))(fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY])))
     # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
-    composed = jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
+    composed = images[:, 0] if options.mask == "full" else jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
     return Pair(composed[:, 0], composed[:, 1], mask[:, 0], mask[:, 1])
 
 

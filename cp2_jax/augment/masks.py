@@ -12,9 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-# Side in pixels of the cells of "patches": that of a ViT-S/16 patch.
-PATCH = 16
-
 _TRIES = 10
 # Enough that their union reaches 0.8 of the image even though some lie mostly outside of it.
 _BLOCKS = 96
@@ -31,11 +28,13 @@ class MaskLaw:
       aspect: range of a rectangle's height / width.
       aspect_law: "uniform" (torchvision 0.8.1, the release that the original's instructions pair with) or
         "log_uniform" (later torchvision).
+      patch: side in pixels of the cells of "patches"; 16 is one feature at the paper's output stride, and a ViT-S/16 patch.
     """
 
     area: tuple[float, float] = (0.5, 0.8)
     aspect: tuple[float, float] = (0.8, 1.25)
     aspect_law: str = "uniform"
+    patch: int = 16
 
 
 def rectangle(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[Array, "height width"]:
@@ -110,12 +109,12 @@ def blocks(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[
 
 
 def patches(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[Array, "height width"]:
-    """Choose the drawn share (to the nearest patch) of the image's 16 x 16 pixel patches, all equally likely."""
+    """Choose the drawn share (to the nearest patch) of the image's square patches, all equally likely."""
     area_key, choice_key = jax.random.split(key)
-    rows, columns = -(-height // PATCH), -(-width // PATCH)
+    rows, columns = -(-height // law.patch), -(-width // law.patch)
     rank = jax.random.permutation(choice_key, rows * columns).reshape(rows, columns)
     chosen = rank < jnp.round(_uniform(area_key, law.area) * rows * columns)
-    pixels = jnp.repeat(jnp.repeat(chosen, PATCH, axis=0), PATCH, axis=1)
+    pixels = jnp.repeat(jnp.repeat(chosen, law.patch, axis=0), law.patch, axis=1)
     return pixels[:height, :width].astype(jnp.float32)
 
 
