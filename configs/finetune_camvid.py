@@ -3,7 +3,8 @@
     python scripts/finetune.py --config configs/finetune_camvid.py --workdir runs/camvid \
         --config.data.path=/data/camvid --config.init.checkpoint=runs/cp2_r50_aspp
 
-Reads images/{train,val} and labels/{train,val}, where value 11 is void. Not in the paper; from an ImageNet model about
+Reads images/{train,val} and labels/{train,val}, where value 11 is void (SegNet's own folders, train and trainannot, by
+--config.data.images='{split}' --config.data.labels='{split}annot'). Not in the paper; from an ImageNet model about
 70 mIoU is usual. From scratch leave out init.checkpoint and use --config.optimizer.learning_rate=0.01.
 """
 
@@ -12,9 +13,13 @@ from configs import finetune_voc
 CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
+COLORS = (
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
+    (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
 
 
-def get_config():
+def get_config(variants=""):
     config = finetune_voc.get_config()
     config.batch_size = 8
     config.steps = 4000
@@ -24,6 +29,7 @@ def get_config():
     config.data.eval_split = "val"
     config.data.num_classes = len(CLASSES)
     config.data.class_names = CLASSES
+    config.data.class_colors = COLORS
     config.data.label_map = ((11, 255),)
     config.data.resize = ()
     config.data.crop_size = (360, 480)
@@ -32,4 +38,4 @@ def get_config():
     config.evaluation.resize = ()
     config.save_every = 500
     config.eval_every = 1000
-    return config
+    return finetune_voc.with_variants(config, variants)

@@ -13,11 +13,16 @@ CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
+COLORS = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+    (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
+    (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # fmt: skip
 # The label id of each class in gtFine_labelIds.png.
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-def get_config():
+def get_config(variants=""):
     config = finetune_voc.get_config()
     config.batch_size = 8
     config.steps = 60_000
@@ -29,6 +34,7 @@ def get_config():
     config.data.eval_split = "val"
     config.data.num_classes = len(CLASSES)
     config.data.class_names = CLASSES
+    config.data.class_colors = COLORS
     unused = set(range(34)) - set(IDS)
     config.data.label_map = tuple((i, 255) for i in sorted(unused)) + tuple((i, c) for c, i in enumerate(IDS))
     config.data.resize = (2048, 1024)
@@ -36,4 +42,4 @@ def get_config():
     config.model.num_classes = len(CLASSES)
     config.optimizer.learning_rate = 0.01
     config.evaluation.resize = (2048, 1024)
-    return config
+    return finetune_voc.with_variants(config, variants)

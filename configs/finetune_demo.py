@@ -10,7 +10,7 @@ from configs import finetune_voc, pretrain_demo
 from cp2_jax.data.demo import CLASSES
 
 
-def get_config():
+def get_config(variants=""):
     config = finetune_voc.get_config()
     config.image_size = 64
     config.batch_size = 16
@@ -38,4 +38,4 @@ def get_config():
     config.log_every = 20
     config.save_every = 100
     config.eval_every = 0
-    return config
+    return finetune_voc.with_variants(config, variants)

@@ -16,6 +16,7 @@ from configs import pretrain_r50_aspp
 def get_config():
     config = pretrain_r50_aspp.get_config()
     config.bn_groups = 8
+    config.data.backgrounds = "in_batch"  # none is seen: nothing more has to be decoded
     config.augment.mask = "full"
     config.model.head = "pool"
     config.model.resnet.output_stride = 32

@@ -5,20 +5,24 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax import confusion, mesh, pictures
 from cp2_jax.checkpoints import Checkpoints, read
+from cp2_jax.class_maps import class_colors, mask_values, save_class_map
+from cp2_jax.data.ahead import ahead
 from cp2_jax.data.segmentation import Examples, SegmentationError, open_examples
-from cp2_jax.inference import Predictor, check_variables, make_predictor, save_class_map
+from cp2_jax.inference import Batch, Predictor, check_variables, make_predictor
+from cp2_jax.settings import ConfigError
 from cp2_jax.writers import Writer
 
 
@@ -41,39 +45,14 @@ class Evaluation:
         return confusion.scores(self.matrix)
 
 
-def plan(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Return batches of image indices, each of one size; -1 fills up the last batch of a size.
-
-    A full batch everywhere means one compiled program for each size, and that every image runs in the same one.
-    """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(tuple(size), []).append(index)
-    batches = []
-    for _, members in sorted(groups.items()):
-        for start in range(0, len(members), batch_size):
-            batch = members[start : start + batch_size]
-            batches.append(batch + [-1] * (batch_size - len(batch)))
-    return batches
-
-
-def _host_batch(examples: Examples, rows: Sequence[int], fallback: int, predictor: Predictor):
-    """Return (views, labels) of the rows; a row of -1 shows the image `fallback`, with nothing labelled."""
-    loaded = [examples.load(index if index >= 0 else fallback) for index in rows]
-    views = [np.stack(view) for view in zip(*(predictor.options.views(image) for image, _ in loaded), strict=True)]
-    labels = np.stack([label if i >= 0 else np.full_like(label, 255) for i, (_, label) in zip(rows, loaded, strict=True)])
-    return views, labels
-
-
-def _loaded(pool: ThreadPoolExecutor, work: Sequence, ahead: int) -> Iterator:
-    """Yield the results of the calls in `work`, in order, with `ahead` of them under way."""
-    pending = collections.deque()
-    for call in work:
-        pending.append(pool.submit(*call))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+def _host_batch(examples: Examples, batch: Batch, rows: Sequence[int], predictor: Predictor):
+    """Return what the device needs of these rows of a batch; a row of -1 shows its first image, with nothing labelled."""
+    loaded = [examples.load(index if index >= 0 else batch.indices[0]) for index in rows]
+    labels = np.full((len(rows), *batch.shape), 255, np.uint8)
+    for row, (index, (_, label)) in enumerate(zip(rows, loaded, strict=True)):
+        if index >= 0:
+            labels[row, : label.shape[0], : label.shape[1]] = label
+    return predictor.host_inputs([image for image, _ in loaded], batch), labels
 
 
 def evaluate(
@@ -84,7 +63,9 @@ def evaluate(
     num_classes: int,
     batch_size: int,
     device_mesh: Mesh,
+    programs: int = 0,
     threads: int = 4,
+    keep: Callable[[int, np.ndarray], None] | None = None,
 ) -> Evaluation:
     """Predict every image and count.
 
@@ -92,7 +73,9 @@ def evaluate(
       examples: the split; every process has the same one and loads its rows of each batch.
       variables: {'params', 'batch_stats'}, on the devices of the mesh.
       batch_size: global number of images at once; a multiple of the number of devices.
+      programs: see `Predictor.plan`.
       threads: that decode and resize, while the device works.
+      keep: called as (index, class map) for each image of this process's rows.
 
     Raises:
       What `Examples.load` raises: an image that cannot be read is an error, for a score over fewer images is another
@@ -103,30 +86,35 @@ def evaluate(
     if batch_size % devices:
         raise ValueError(f"evaluation.batch_size={batch_size} must be a multiple of the {devices} devices")
     rows_here = batch_size // jax.process_count()
-    first = jax.process_index() * rows_here
+    here = slice(jax.process_index() * rows_here, (jax.process_index() + 1) * rows_here)
     count = jax.jit(confusion.confusion_matrix, static_argnums=2, out_shardings=mesh.replicated(device_mesh))
     compiled_before, waited = predictor.compilations, 0.0
     matrix = np.zeros((num_classes, num_classes), np.int64)
     image_miou = np.full(len(examples), np.nan)
 
-    def collect(batch, matrices):
-        for index, one in zip(batch, np.asarray(matrices), strict=True):
+    def collect(batch, predicted, matrices):
+        for index, one in zip(batch.indices, np.asarray(matrices), strict=True):
             if index >= 0:
                 np.add(matrix, one, out=matrix)
                 image_miou[index] = confusion.scores(one).mean_iou
+        for index, one in zip(batch.indices[here], _local_rows(predicted) if keep else (), strict=keep is not None):
+            if index >= 0:
+                height, width = sizes[index]
+                keep(index, one[:height, :width])
 
     with ThreadPoolExecutor(threads) as pool:
         sizes = list(pool.map(examples.size, range(len(examples))))
-        batches = plan(sizes, batch_size)
-        work = [(_host_batch, examples, batch[first : first + rows_here], batch[0], predictor) for batch in batches]
-        loaded, uncounted = _loaded(pool, work, ahead=threads), collections.deque()
+        batches = predictor.plan(sizes, batch_size, programs)
+        _warn_of_compilations(batches)
+        work = ((_host_batch, examples, batch, batch.indices[here], predictor) for batch in batches)
+        loaded, uncounted = ahead(pool, work, threads), collections.deque()
         for batch in batches:
             start = time.monotonic()
-            views, labels = next(loaded)
+            inputs, labels = next(loaded)
             waited += time.monotonic() - start
-            views, labels = mesh.place_batch(device_mesh, (views, labels))
-            predicted = predictor.predict(variables, views, labels.shape[1:])
-            uncounted.append((batch, count(labels, predicted, num_classes)))
+            inputs, labels = mesh.place_batch(device_mesh, (inputs, labels))
+            predicted = predictor.predict(variables, inputs, batch)
+            uncounted.append((batch, predicted, count(labels, predicted, num_classes)))
             # Reading a result waits for the device: read the one before, so that it always has work.
             if len(uncounted) > 1:
                 collect(*uncounted.popleft())
@@ -135,6 +123,22 @@ def evaluate(
     return Evaluation(
         matrix, image_miou, predictor.compilations - compiled_before, time.monotonic() - begin, waited
     )
+
+
+def _local_rows(predicted) -> np.ndarray:
+    """Return this process's rows of an array whose batch is split over devices."""
+    shards = {shard.index[0].start or 0: shard.data for shard in predicted.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def _warn_of_compilations(batches: Sequence[Batch], many: int = 16) -> None:
+    shapes = len({(batch.views, batch.shape, batch.padded) for batch in batches})
+    if shapes > many:
+        logging.warning(
+            "images of %d sizes: as many programs are compiled (and kept for the next time). A ResNet needs "
+            "evaluation.programs=8 at most; any model one, with evaluation.window and evaluation.stride",
+            shapes,
+        )
 
 
 def report(result: Evaluation, class_names: Sequence[str]) -> str:
@@ -157,8 +161,26 @@ def write_json(path: str | pathlib.Path, result: Evaluation, class_names: Sequen
     pathlib.Path(path).write_text(json.dumps(values, indent=1) + "\n")
 
 
+def read_scores(workdir: str | pathlib.Path) -> dict:
+    """Return what `write_json` wrote into a work directory.
+
+    Raises:
+      ConfigError: if it is not there, or no JSON: the run is not finished.
+    """
+    path = pathlib.Path(workdir) / "scores.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no scores of a finished finetuning in {workdir}: {error}") from error
+
+
 def overlays(
-    result: Evaluation, examples: Examples, predictor: Predictor, variables: Any, class_names: Sequence[str]
+    result: Evaluation,
+    examples: Examples,
+    predictor: Predictor,
+    variables: Any,
+    class_names: Sequence[str],
+    colors: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return pictures, uint8 RGB, of the images with the best, median and worst mean IoU beside truth and prediction."""
     ranked = [int(i) for i in np.argsort(-result.image_miou) if not np.isnan(result.image_miou[i])]
@@ -169,7 +191,7 @@ def overlays(
     for name, index in chosen.items():
         image, label = examples.load(index)
         predicted = predictor.predict_image(variables, image)
-        drawn[name] = pictures.predictions(image[None], label[None], predicted[None], list(class_names))
+        drawn[name] = pictures.predictions(image[None], label[None], predicted[None], class_names, colors=colors)
     return drawn
 
 
@@ -191,7 +213,19 @@ class Evaluator:
         self.examples = open_examples(config.data, config.data.eval_split, config.evaluation.limit)
         self.predictor = make_predictor(config)
 
-    def __call__(self, variables: Any) -> Evaluation:
+    def __call__(self, variables: Any, predictions: str | pathlib.Path | None = None) -> Evaluation:
+        """Score the split.
+
+        Args:
+          predictions: folder for the class map of every image, as `<its name>.png` with the values that the masks have,
+            see `class_maps.mask_values`.
+        """
+        values, colors = mask_values(self.config.data), class_colors(self.config.data)
+
+        def keep(index, predicted):
+            path = pathlib.Path(predictions) / f"{self.examples.stem(index)}.png"
+            save_class_map(path, predicted, colors, values)
+
         return evaluate(
             self.examples,
             self.predictor,
@@ -199,25 +233,13 @@ class Evaluator:
             num_classes=len(self.names),
             batch_size=self.config.evaluation.batch_size or self.device_mesh.size,
             device_mesh=self.device_mesh,
+            programs=self.config.evaluation.programs,
+            keep=keep if predictions else None,
         )
 
     def check(self, variables: Any) -> None:
         """Raise `ConfigError` if the variables are of another model."""
         check_variables(self.config, variables)
-
-    def save_predictions(self, folder: str | pathlib.Path, variables: Any) -> None:
-        """Write the class map of every image as `folder/<its file's name>.png`, with values as the masks have them.
-
-        Labels are mapped back by `data.label_map` (Cityscapes' server takes its 34 ids, not the 19 training labels).
-        """
-        back = np.arange(256, dtype=np.uint8)
-        for value, label in self.config.data.label_map:
-            if label != self.config.data.ignore_label:
-                back[label] = value
-        for index in range(len(self.examples)):
-            image, _ = self.examples.load(index)
-            predicted = self.predictor.predict_image(variables, image)
-            save_class_map(pathlib.Path(folder) / f"{self.examples.stem(index)}.png", back[predicted])
 
     def save(self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict) -> None:
         """Write `scores.json` and overlays (see `overlays`) into `workdir`; process 0 alone does."""
@@ -225,7 +247,9 @@ class Evaluator:
             return
         write_json(pathlib.Path(workdir) / "scores.json", result, self.names, extra)
         if jax.process_count() == 1:
-            for name, picture in overlays(result, self.examples, self.predictor, variables, self.names).items():
+            colors = class_colors(self.config.data)
+            drawn = overlays(result, self.examples, self.predictor, variables, self.names, colors)
+            for name, picture in drawn.items():
                 pictures.save_png(pathlib.Path(workdir) / "pictures" / f"evaluation_{name}.png", picture)
 
 

@@ -158,6 +158,7 @@ def predictions(
     predicted: Int[np.ndarray, "batch height width"],
     names: Sequence[str],
     ignore: int = 255,
+    colors: UInt8[np.ndarray, "classes 3"] | None = None,
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Show images, ground truth and predictions, with a legend of the classes that occur.
 
@@ -165,11 +166,13 @@ def predictions(
       images, labels, predicted: one row of the picture each.
       names: of the classes, by index.
       ignore: the label of pixels that do not count, drawn light grey.
+      colors: of the classes; VOC's by default.
 
     Raises:
       ValueError: for a class without a name.
     """
-    colors, names = class_colors(len(names)), list(names)
+    names = list(names)
+    colors = class_colors(len(names)) if colors is None else colors[: len(names)]
     occurring = np.union1d(np.unique(labels), np.unique(predicted))
     nameless = [int(c) for c in occurring if c != ignore and not 0 <= c < len(names)]
     if nameless:

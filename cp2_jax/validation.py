@@ -76,9 +76,16 @@ def _check_common(config: ConfigDict, devices: int) -> None:
     _require(config.steps > 0 or config.epochs > 0, "steps", config.steps, "give a length: steps or epochs above 0")
     _require(bool(config.data.path), "data.path", "''", "say where the images are: --config.data.path=/folder/of/images")
     _one_of(config, "data.source", ("folder", "tfds"))
+    _true_or_false(config, "remat", "shard_state")
     _check_batch(config, devices)
     _check_optimizer(config)
     _check_model(config)
+
+
+def _true_or_false(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(isinstance(flat[key], bool), key, flat[key], "must be True or False")
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:
@@ -92,6 +99,15 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
     fix = f"leaves one image per group, too few for the ASPP head's batch norm; use {batch // 2} at most"
     fix = fix if batch > 1 else "the ASPP head's batch norm needs two images per step"
     _require(config.model.head != "aspp" or batch // groups > 1, "bn_groups", groups, fix)
+
+
+def _check_microbatches(config: ConfigDict, devices: int) -> None:
+    batch, groups, count = config.batch_size, config.bn_groups, config.accumulate
+    fix = f"must divide bn_groups={groups}, for a microbatch holds whole batch-norm groups; use "
+    _require(groups % count == 0, "accumulate", count, fix + _nearest_divisors(count, groups))
+    fits = [d for d in range(1, groups + 1) if groups % d == 0 and batch % (d * devices) == 0]
+    fix = f"leaves {batch // count} images per microbatch, not divisible by {devices} devices; use {max(fits, default=1)}"
+    _require(batch % (count * devices) == 0, "accumulate", count, fix)
 
 
 def _check_optimizer(config: ConfigDict) -> None:
@@ -116,6 +132,7 @@ def _check_model(config: ConfigDict) -> None:
         _require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
         stride = config.model.resnet.output_stride
         _require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
+        _one_of(config, "model.resnet.padding", ("torch", "same", "same_pool"))
     else:
         _positive(config, *(f"model.vit.{key}" for key in ("patch", "width", "depth", "heads", "mlp_ratio")))
         width, heads = config.model.vit.width, config.model.vit.heads
@@ -154,7 +171,9 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
     """
     _check_common(config, devices)
-    _whole(config, "loss.queue_size", "model.projection_dim", "picture_every", "probe_every", "probe_images")
+    _whole(config, "loss.queue_size", "model.projection_dim", "accumulate", "picture_every", "probe_every", "probe_images")
+    _positive(config, "accumulate")
+    _check_microbatches(config, devices)
     _positive(config, "loss.queue_size", "loss.temperature_instance", "loss.temperature_dense", "model.projection_dim")
     if config.model.head != "pool":  # masks are read at each feature's centre
         _check_multiples(config, "image_size", [config.image_size])
@@ -165,7 +184,10 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     _at_least_0(config, "loss.alpha", "loss.alpha_instance", "picture_every", "probe_every")
     _positive(config, "probe_images")
     _one_of(config, "loss.dense_axis", ("key", "query"))
+    _one_of(config, "loss.queue_start", ("random", "keys"))
     _one_of(config, "key_shuffle", ("strided", "permutation", "none"))
+    _one_of(config, "init.head", ("checkpoint", "random"))
+    _one_of(config, "init.projection", ("checkpoint", "random"))
     _range(config, "data.crop_scale", 1.0, "two shares of the image")
     if config.model.head == "pool":
         fix = "one pooled feature has no background: MoCo v2's mode (model.head=pool) needs "
@@ -173,6 +195,9 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
         _require(config.loss.alpha == 0, "loss.alpha", config.loss.alpha, f"{fix}loss.alpha=0")
     weights = config.loss.alpha + config.loss.alpha_instance
     _require(weights > 0, "loss.alpha_instance", 0, "with loss.alpha=0 there is nothing to learn; give one a weight")
+    _one_of(config, "data.backgrounds", ("independent", "in_batch"))
+    fix = "is too small for two other samples as backgrounds; use 3 or more, or data.backgrounds='independent'"
+    _require(config.data.backgrounds == "independent" or batch > 2, "batch_size", batch, fix)
 
 
 def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
@@ -190,11 +215,16 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
     _whole(config, "model.num_classes", "data.num_classes", "data.ignore_label", "eval_every")
     _at_least_0(config, "eval_every", "data.limit", "evaluation.limit")
     classes = config.data.num_classes
+    _require(classes <= config.data.ignore_label <= 255, "data.ignore_label", config.data.ignore_label,
+             f"must lie above the {classes} classes, in 8 bits")  # fmt: skip
     _require(classes > 1, "data.num_classes", classes, "must be 2 or more, background included")
     fix = f"must equal data.num_classes={classes}"
     _require(config.model.num_classes == classes, "model.num_classes", config.model.num_classes, fix)
     names = tuple(config.data.class_names)
     _require(len(names) == classes, "data.class_names", names, f"give data.num_classes={classes} names, not {len(names)}")
+    _check_colors(config.data.class_colors, classes)
+    _check_evaluation(config)
+    _check_auxiliary(config)
     _share(config, "model.dropout", "data.flip", "data.crop_max_ratio")
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "loss.average", ("all", "labelled"))
@@ -204,3 +234,40 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
     _require(good, "data.crop_size", crop, "give height and width in pixels, e.g. (512, 512)")
     if config.model.backbone == "vit":
         _check_multiples(config, "data.crop_size", crop)
+
+
+def _check_colors(colors, classes: int) -> None:
+    level = lambda value: isinstance(value, int) and 0 <= value <= 255  # noqa: E731
+    good = all(len(color) == 3 and all(map(level, color)) for color in colors) and len(colors) in (0, classes)
+    _require(good, "data.class_colors", colors, f"give {classes} triples of whole numbers from 0 to 255, or none")
+
+
+def _pair(config: ConfigDict, key: str) -> tuple[int, ...]:
+    value = tuple(flatten(config)[key])
+    good = len(value) in (0, 2) and all(isinstance(side, int) and side > 0 for side in value)
+    _require(good, key, value, "give two whole numbers above 0, e.g. (2048, 512), or none: ()")
+    return value
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    _whole(config, "evaluation.batch_size", "evaluation.programs")
+    _at_least_0(config, "evaluation.batch_size", "evaluation.programs")
+    _pair(config, "data.resize")
+    _pair(config, "evaluation.resize")
+    window, stride = _pair(config, "evaluation.window"), _pair(config, "evaluation.stride")
+    fix = f"must be between 1 and the window, {window}, in both directions"
+    _require(len(window) == len(stride) and all(s <= w for s, w in zip(stride, window, strict=True)),
+             "evaluation.stride", stride, fix)  # fmt: skip
+    ratios = tuple(config.evaluation.ratios)
+    good = bool(ratios) and all(_number(ratio) and ratio > 0 for ratio in ratios)
+    _require(good, "evaluation.ratios", ratios, "give one factor above 0 or more, e.g. (1.0,)")
+
+
+def _check_auxiliary(config: ConfigDict) -> None:
+    _whole(config, "auxiliary.stage", "auxiliary.channels", "auxiliary.num_convs")
+    _at_least_0(config, "auxiliary.weight")
+    _positive(config, "auxiliary.channels", "auxiliary.num_convs")
+    stages = 4 if config.model.backbone == "resnet" else 1
+    fix = f"the backbone has {stages} stages: use 0 to {stages - 1}, or auxiliary.weight=0"
+    weight, stage = config.auxiliary.weight, config.auxiliary.stage
+    _require(weight == 0 or 0 <= stage < stages, "auxiliary.stage", stage, fix)

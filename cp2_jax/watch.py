@@ -5,27 +5,31 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cp2_jax import pictures, pretrain, probes, rngs
+from cp2_jax import mesh, pictures, pretrain, probes, rngs
 from cp2_jax.augment import compose
 from cp2_jax.writers import Writer
 
 
 def pretrain_pictures(
-    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer
+    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh
 ) -> Callable[[int, pretrain.State], None]:
     """Return a hook `(step, state)` that draws, every `config.picture_every` steps, the same few samples.
 
     Args:
       config: a pretraining config.
-      crops: {'foreground', 'background'}: uint8 [count, 2, height, width, 3], as the training step takes them.
+      crops: {'foreground'[, 'background']}: uint8 [count, 2, height, width, 3], as the training step takes them.
       writer: where the pictures go: `pairs` once, `similarity` each time. In the latter, the query's point is the centre of
         its foreground, and the heat map shows the cosine similarity of its feature to every pixel of the key.
+      device_mesh: of the state. All processes call the hook; the first draws, on a device of its own.
     """
     options = compose.AugmentOptions.from_config(config.augment)
+    foreground = crops["foreground"]
+    background = crops["background"] if "background" in crops else compose.in_batch_backgrounds(foreground)
     pair = jax.jit(compose.compose_pairs, static_argnums=3)(
-        rngs.key(config.seed, "augment"), crops["foreground"], crops["background"], options
+        rngs.key(config.seed, "augment"), foreground, background, options
     )
     query, key = (
         pictures.denormalize(np.asarray(x), options.mean, options.std) for x in (pair.image_query, pair.image_key)
@@ -43,9 +47,12 @@ def pretrain_pictures(
     def hook(step: int, state: pretrain.State) -> None:
         if step % config.picture_every and step != 1:
             return
+        params, batch_stats = mesh.local_copy(device_mesh, (state.params, state.batch_stats))
+        if jax.process_index():
+            return
         if step == 1:
             writer.image(step, "pairs", pictures.pairs(query, key, pair.mask_query, pair.mask_key))
-        found = [np.asarray(f) for f in features(state.params, state.batch_stats)]
+        found = [np.asarray(f) for f in features(params, batch_stats)]
         rows = [pictures.dense_similarity(*sample) for sample in zip(query, key, *found, points, strict=True)]
         writer.image(step, "similarity", np.concatenate(rows))
 
@@ -55,8 +62,10 @@ def pretrain_pictures(
 def probe_pairs(config: ConfigDict, crops: dict[str, np.ndarray]) -> compose.Pair:
     """Return the pairs that probes look at: of rectangles, whatever the run's own masks, so that runs compare."""
     options = dataclasses.replace(compose.AugmentOptions.from_config(config.augment), mask="rectangle")
+    foreground = crops["foreground"]
+    background = crops["background"] if "background" in crops else compose.in_batch_backgrounds(foreground)
     draw = jax.jit(compose.compose_pairs, static_argnums=3)
-    return draw(rngs.key(0, "probe"), crops["foreground"], crops["background"], options)
+    return draw(rngs.key(0, "probe"), foreground, background, options)
 
 
 def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, dict[str, jax.Array]]]:
@@ -83,7 +92,7 @@ def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, d
 
 
 def pretrain_probes(
-    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer
+    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh
 ) -> Callable[[int, pretrain.State], None]:
     """Return a hook `(step, state)` that probes the query encoder every `config.probe_every` steps, and after the first.
 
@@ -91,13 +100,17 @@ def pretrain_probes(
       config: a pretraining config.
       crops: as of `pretrain_pictures`, of `config.probe_images` samples, best of images that are not trained on.
       writer: gets `probe/<level>_<probe>`, and a warning where a level has collapsed.
+      device_mesh: of the state. All processes call the hook; the first probes, on a device of its own.
     """
     pair, probe = probe_pairs(config, crops), make_probe(config)
 
     def hook(step: int, state: pretrain.State) -> None:
         if step % config.probe_every and step != 1:
             return
-        found = probe({"params": state.params, "batch_stats": state.batch_stats}, pair)
+        params, batch_stats = mesh.local_copy(device_mesh, (state.params, state.batch_stats))
+        if jax.process_index():
+            return
+        found = probe({"params": params, "batch_stats": batch_stats}, pair)
         values = {
             f"probe/{level}_{name}": float(value)
             for level, measured in found.items() for name, value in measured.items() if name != "spectrum"

@@ -16,23 +16,23 @@ import jax  # noqa: E402
 
 from cp2_jax import evaluate, mesh  # noqa: E402
 from cp2_jax.checkpoints import read_variables  # noqa: E402
+from cp2_jax.data import classes  # noqa: E402
 
 
 def main(_):
     config, flags = FLAGS.value, _cli.flags.FLAGS
     workdir = pathlib.Path(flags.workdir).absolute()
     source = flags.checkpoint or workdir
+    classes.resolve(config)
     evaluator = evaluate.Evaluator(config, mesh.make_mesh())
     variables, meta = read_variables(source)
     evaluator.check(variables)
     variables = jax.device_put(variables, mesh.replicated(evaluator.device_mesh))
     print(f"{len(evaluator.examples)} images, checkpoint {source}", flush=True)
-    result = evaluator(variables)
+    result = evaluator(variables, flags.predictions)
     print(evaluate.report(result, evaluator.names))
     extra = {"checkpoint": str(source), "step": meta.get("iterator", meta).get("next_batch", meta.get("step"))}
     evaluator.save(workdir, result, variables, extra | {"protocol": config.evaluation.to_dict()})
-    if flags.predictions:
-        evaluator.save_predictions(flags.predictions, variables)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,21 @@ RUN is the work directory of a finetuning (or its `best`). Writes OUT/masks (pal
 own sizes) and OUT/overlays. A model without a config in its checkpoint, such as a converted one, takes --config.
 """
 
-import pathlib
+import sys
 
 import _cli
 
 _cli.flags.DEFINE_string("checkpoint", None, "Finetuned model.", required=True)
 _cli.flags.DEFINE_string("images", None, "Folder of images, nested or flat.", required=True)
 _cli.flags.DEFINE_string("output", None, "Where masks and overlays go.", required=True)
+_cli.flags.DEFINE_bool("mask_values", False, "Write the values of the data set's own masks (for a server), not indices.")
 CONFIG = _cli.config_flags.DEFINE_config_file("config", None, "Finetuning config, if the checkpoint has none.")
 
-import rich.progress  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from cp2_jax import inference, pictures  # noqa: E402
+from cp2_jax import class_maps, inference, progress  # noqa: E402
 from cp2_jax.checkpoints import read_variables  # noqa: E402
-from cp2_jax.data.decode import decode  # noqa: E402
+from cp2_jax.data import classes  # noqa: E402
 from cp2_jax.data.sources import ImageFolder  # noqa: E402
 from cp2_jax.settings import ConfigError  # noqa: E402
 
@@ -29,16 +29,14 @@ def main(_):
     if not CONFIG.value and "config" not in meta:
         raise ConfigError(f"{flags.checkpoint} has no config in it; give one with --config configs/finetune_….py")
     config = CONFIG.value or ConfigDict(meta["config"])
-    predictor = inference.make_predictor(config)
+    classes.resolve(config)
     inference.check_variables(config, variables)
-    images, output = ImageFolder(flags.images), pathlib.Path(flags.output)
-    for index in rich.progress.track(range(len(images)), "predicting"):
-        image = decode(images[index], images.name(index))
-        predicted = predictor.predict_image(variables, image)
-        name = pathlib.Path(images.name(index)).relative_to(images.root).with_suffix(".png")
-        inference.save_class_map(output / "masks" / name, predicted)
-        pictures.save_png(output / "overlays" / name, inference.overlay(image, predicted))
-    print(f"{len(images)} images; masks and overlays in {output}")
+    images = ImageFolder(flags.images)
+    done = class_maps.predict_folder(config, variables, images, flags.output, flags.mask_values)
+    unreadable = [problem for problem in progress.track(done, "predicting", len(images)) if problem]
+    print(f"{len(images) - len(unreadable)} images; masks and overlays in {flags.output}")
+    if unreadable:
+        sys.exit("not predicted:\n  " + "\n  ".join(unreadable))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cp2_jax import probes, watch
+from cp2_jax import mesh, probes, watch
 
 SETTINGS = settings(max_examples=20, deadline=None)
 
@@ -144,7 +144,7 @@ def tiny():
 def test_hook_writes_both_levels_when_due_and_warns_of_collapse(tiny):
     config, crops, model = tiny
     writer = Recorder()
-    hook = watch.pretrain_probes(config, crops, writer)
+    hook = watch.pretrain_probes(config, crops, writer, mesh.make_mesh())
     variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
 
     class State:

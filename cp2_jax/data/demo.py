@@ -6,16 +6,15 @@ the same path as an ImageNet that TFDS prepared.
 """
 
 import pathlib
-import shutil
-import tempfile
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from cp2_jax.data.prepare import write_dataset
+
 CLASSES = ("background", "striped ellipse", "checked triangle", "dotted rectangle", "ringed star", "woven blob")
 NAME = "cp2_demo"
-VERSION = "1.0.0"
 # Part of each scene's seed: append, never renumber.
 _SPLITS = {"train": 0, "train_labelled": 1, "validation": 2}
 
@@ -183,50 +182,27 @@ def prepare(
             raise ValueError(f"split {split} would have {count} scenes; ask for 1 or more")
     if size < 32 or seed < 0:
         raise ValueError(f"size is {size} and seed is {seed}; size must be 32 or more, seed 0 or more")
-    folder = pathlib.Path(output).absolute()
-    result = folder / NAME / VERSION
-    settings = f"size={size} train={train} labelled={labelled} validation={validation} seed={seed}"
-    complete = result / "complete.txt"
-    if complete.exists() and complete.read_text() == settings:
-        return result
-    if (folder / NAME).exists():
-        shutil.rmtree(folder / NAME)
     import tensorflow_datasets as tfds  # here, because it takes a second that a user of `scene` need not wait
 
     def examples(split):
         for index in range(counts[split]):
             image, mask = scene(seed, split, index, size)
-            yield index, {"image": _png(image), "segmentation_mask": _png(mask)}
+            yield {"image": _png(image), "segmentation_mask": _png(mask)}
 
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-            "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-        }
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+        "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+    }
+    settings = f"size={size} train={train} labelled={labelled} validation={validation} seed={seed}"
+    return write_dataset(
+        output,
+        NAME,
+        {split: examples(split) for split in counts},
+        features,
+        settings,
+        "Textured objects on textured backgrounds.",
+        counts,
     )
-
-    # Not registered: TFDS refuses a second class of the same name, and this one is made at each call.
-    class Cp2Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Textured objects on textured backgrounds."""
-
-        VERSION = tfds.core.Version(VERSION)
-        name = NAME
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, _dl_manager):
-            return {split: examples(split) for split in counts}
-
-        def _generate_examples(self):
-            raise AssertionError("splits are given as generators")
-
-    with tempfile.TemporaryDirectory() as nothing:  # TFDS makes a folder for downloads, though there are none
-        builder = Cp2Demo(data_dir=str(folder), file_format="array_record")
-        builder.download_and_prepare(download_dir=nothing)
-    # Written last: without this file the data set counts as half-written.
-    complete.write_text(settings)
-    return result
 
 
 def contact_sheet(

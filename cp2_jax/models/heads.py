@@ -42,11 +42,15 @@ class ASPPHead(nn.Module):
         layer = lambda *args, **options: ConvBnRelu(  # noqa: E731
             self.channels, *args, norm=self.norm, dtype=self.dtype, **options
         )
-        pooled = layer(1, name="image_pool")(jnp.mean(x, axis=(1, 2), keepdims=True), train)
+        pooled = layer(1, name="image_pool")(self.pool(x), train)
         branches = [jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))]
         for index, dilation in enumerate(self.dilations):
             branches.append(layer(1 if dilation == 1 else 3, dilation, name=f"aspp_{index}")(x, train))
         return layer(name="bottleneck")(jnp.concatenate(branches, axis=-1), train)
+
+    def pool(self, x: Features) -> Features:
+        """Return the mean over each image; a method of its own for `padded.masking`, which leaves padding out of it."""
+        return jnp.mean(x, axis=(1, 2), keepdims=True)
 
 
 class FCNHead(nn.Module):

@@ -55,6 +55,7 @@ def build(
     bn_groups: int = 1,
     bn_strided: bool = False,
     image_size: int = 224,
+    remat: bool = False,
 ) -> Segmenter:
     """Make the model that a config describes.
 
@@ -63,6 +64,8 @@ def build(
       top: "projection" (`model.projection_dim` outputs) or "classifier" (`model.num_classes`, `model.dropout`).
       bn_groups, bn_strided: see `BatchNorm`.
       image_size: side in pixels for which a ViT's position table is made.
+      remat: keep only each backbone block's input for the backward pass and compute the block again: the same
+        numbers in less memory, for about a third more work.
 
     Raises:
       KeyError: for an unknown backbone, head or top.
@@ -70,8 +73,8 @@ def build(
     dtype = jnp.dtype(model.dtype)
     norm = functools.partial(BatchNorm, groups=bn_groups, strided=bn_strided)
     backbone = {
-        "resnet": lambda: ResNet(**_fields(model.resnet), norm=norm, dtype=dtype),
-        "vit": lambda: ViT(image_size=image_size, **_fields(model.vit), dtype=dtype),
+        "resnet": lambda: ResNet(**_fields(model.resnet), norm=norm, dtype=dtype, remat=remat),
+        "vit": lambda: ViT(image_size=image_size, **_fields(model.vit), dtype=dtype, remat=remat),
     }[model.backbone]()
     head = {
         "aspp": lambda: ASPPHead(**_fields(model.aspp), norm=norm, dtype=dtype),

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cp2_jax import checkpoints, confusion, evaluate, finetune, mesh, optim, pretrain, rngs, settings, validation, watch
+from cp2_jax import (
+    checkpoints, confusion, evaluate, finetune, mesh, optim, pretrain, rngs, settings, validation, warm_start, watch,
+)  # fmt: skip
 from cp2_jax.augment import color, compose
 from cp2_jax.data import segmentation
 from cp2_jax.data.pretrain import pretrain_dataset
@@ -234,7 +236,7 @@ class Study:
         start, step, init = self._finetuning
         initial = init(rngs.key(seed, "init"))
         if variables is not None:
-            initial, _ = finetune.merge(initial, variables, head)
+            initial, _ = warm_start.merge(initial, variables, head)
         state = start(initial)
         options = training_options(config.data)
         batches = iter(training_dataset(self._labelled(seed), batch_size=config.batch_size, seed=seed, options=options))

@@ -1,0 +1,17 @@
+"""Calls under way ahead of their results' use."""
+
+import collections
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def ahead(pool: ThreadPoolExecutor, calls: Iterable[tuple], count: int) -> Iterator[Any]:
+    """Yield the results of calls, each a tuple of function and arguments, in order, with `count` of them under way."""
+    pending = collections.deque()
+    for call in calls:
+        pending.append(pool.submit(*call))
+        if len(pending) > count:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
