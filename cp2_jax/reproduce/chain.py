@@ -34,8 +34,8 @@ class Place:
 
     checkout: has `scripts` and `configs`. workdir: see the module. checkpoints: folder of others' files, by the names in
     `needs.CHECKPOINTS`, or of checkpoints of ours, by its keys (MoCo v2 trained here, for instance). data: data set → path.
-    changes: 'pretrain' and 'finetune' → overrides beyond the recipe, such as a smaller model; results under them are kept
-    apart.
+    changes: 'pretrain' and 'finetune' → overrides beyond the recipe, such as a smaller model, and 'convert' → further
+    options of the converter; results under them are kept apart.
     """
 
     checkout: pathlib.Path
@@ -121,7 +121,8 @@ def stages(recipe: Recipe, seed: int, place: Place) -> list[Stage]:
         start = str(path) if ours else str(place.workdir / "converted" / recipe.source)
         if not ours:
             arguments = CHECKPOINTS[recipe.source].arguments
-            command = (*script("convert_checkpoint.py"), str(path), start, *arguments)
+            more = (f"--{key}={value}" for key, value in place.changes.get("convert", {}).items())
+            command = (*script("convert_checkpoint.py"), str(path), start, *arguments, *more)
             found.append(Stage("convert", pathlib.Path(start), command))
     name = recipe.source or "scratch"
     if recipe.pretrain:
@@ -204,11 +205,11 @@ def parse_changes(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     Raises:
       ConfigError: for another form.
     """
-    changes: dict[str, dict[str, str]] = {"pretrain": {}, "finetune": {}}
+    changes: dict[str, dict[str, str]] = {"convert": {}, "pretrain": {}, "finetune": {}}
     for text in texts:
         part, _, rest = text.partition(".")
         key, equals, value = rest.partition("=")
         if part not in changes or not key or not equals:
-            raise ConfigError(f"--set={text}: give pretrain.KEY=VALUE or finetune.KEY=VALUE")
+            raise ConfigError(f"--set={text}: give pretrain.KEY=VALUE, finetune.KEY=VALUE or convert.KEY=VALUE")
         changes[part][key] = value
     return changes

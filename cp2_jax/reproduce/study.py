@@ -20,7 +20,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cp2_jax import (
-    checkpoints, confusion, evaluate, finetune, mesh, optim, pretrain, rngs, settings, validation, warm_start, watch,
+    checkpoints,
+    confusion,
+    evaluate,
+    finetune,
+    mesh,
+    optim,
+    pretrain,
+    rngs,
+    settings,
+    validation,
+    warm_start,
+    watch,
 )  # fmt: skip
 from cp2_jax.augment import color, compose
 from cp2_jax.data import segmentation
