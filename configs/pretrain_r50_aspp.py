@@ -59,6 +59,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data.split = "train"
     config.data.probe_path = ""  # held-out images for the probes (e.g. ImageNet's val); empty: fresh crops of `path`'s
     config.data.probe_split = "train"  # of a "tfds" source
+    config.data.attention = ""  # maps made by scripts/attention_maps.py, for augment.mask=attention
     config.data.crop_scale = (0.2, 1.0)  # share of the image's area
     # Images that foregrounds are pasted onto: "independent", the paper's two more images per sample; "in_batch", other
     # samples' foregrounds of the same batch: a third of the decoding (docs/performance.md says what differs).

@@ -228,6 +228,18 @@ def curves(
     return _render(figure)
 
 
+def maps(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]], values: Sequence[UInt8[np.ndarray, "height width"]]
+) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
+    """Show images of any sizes above their maps (levelled attention) and, dimmed outside of it, their most attended 65 %."""
+    figure, axes = _figure(3, len(images), 1.5, width=1.9)
+    for column, image, value in zip(axes.T, images, values, strict=True):
+        column[0].imshow(image)
+        column[1].imshow(value, cmap="inferno", vmin=0, vmax=255)
+        column[2].imshow(np.where(value[..., None] >= 255 * 0.35, image, image // 4))
+    return _render(figure)
+
+
 def seeds(
     panels: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:

@@ -214,7 +214,7 @@ def make_train(
         key = rngs.key(seed, "augment", state.step)
         foreground = batch["foreground"]
         background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
-        pair = compose.compose_pairs(key, foreground, background, options)
+        pair = compose.compose_pairs(key, foreground, background, options, batch.get("attention"))
         pair = mesh.constrain_batch(pair, device_mesh)
         permutation = None
         if config.key_shuffle == "permutation":
@@ -236,12 +236,14 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
       initial_state: function of optional variables (see `init_state`) giving a `State` placed on the mesh.
       step: `(state, batch) -> (state, PretrainMetrics)`; batch is {'foreground', 'background'}: uint8
         [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds
-        (without 'background' where `config.data.backgrounds` is "in_batch").
+        (without 'background' where `config.data.backgrounds` is "in_batch"; with 'attention', uint8 [batch, 2, height,
+        width], for the mask of that name).
     """
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
     train = make_train(config, optimizer, schedule, device_mesh)
-    independent = config.data.backgrounds == "independent"
+    names = ["foreground"] + ["background"] * (config.data.backgrounds == "independent")
+    names += ["attention"] * (config.augment.mask == "attention")
 
     shapes = jax.eval_shape(lambda: init_state(config, optimizer))
     shardings = state_sharding(device_mesh, shapes, config.shard_state)
@@ -252,7 +254,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     data = mesh.batch_sharding(device_mesh)
     jitted = jax.jit(
         lambda state, batch: train(state, batch, config.seed),
-        in_shardings=(shardings, {"foreground": data} | ({"background": data} if independent else {})),
+        in_shardings=(shardings, dict.fromkeys(names, data)),
         out_shardings=(shardings, mesh.replicated(device_mesh)),
         donate_argnums=0,
     )

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 _HARMLESS = (
     "steps", "epochs", "log_every", "save_every", "keep", "picture_every", "probe_every", "probe_images",
     "eval_every", "evaluation.batch_size", "data.workers", "data.prefetch", "data.path", "data.probe_path",
-    "data.probe_split", "accumulate", "remat", "shard_state",
+    "data.probe_split", "data.attention", "accumulate", "remat", "shard_state",
 )  # fmt: skip
 
 

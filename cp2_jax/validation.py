@@ -189,6 +189,8 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "init.projection", ("checkpoint", "random"))
     _range(config, "data.crop_scale", 1.0, "two shares of the image")
+    maps = "augment.mask=attention needs data.attention, the folder that scripts/attention_maps.py wrote"
+    _require(config.augment.mask != "attention" or config.data.attention, "data.attention", "''", maps)
     if config.model.head == "pool":
         fix = "one pooled feature has no background: MoCo v2's mode (model.head=pool) needs "
         _require(config.augment.mask == "full", "augment.mask", config.augment.mask, f"{fix}augment.mask=full")

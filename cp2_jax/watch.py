@@ -29,7 +29,7 @@ def pretrain_pictures(
     foreground = crops["foreground"]
     background = crops["background"] if "background" in crops else compose.in_batch_backgrounds(foreground)
     pair = jax.jit(compose.compose_pairs, static_argnums=3)(
-        rngs.key(config.seed, "augment"), foreground, background, options
+        rngs.key(config.seed, "augment"), foreground, background, options, crops.get("attention")
     )
     query, key = (
         pictures.denormalize(np.asarray(x), options.mean, options.std) for x in (pair.image_query, pair.image_key)

@@ -13,7 +13,7 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import loop, mesh, pretrain, settings, validation, warm_start, watch  # noqa: E402
+from cp2_jax import attention, loop, mesh, pretrain, settings, validation, warm_start, watch  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
 from cp2_jax.data.sources import open_held_out, open_source  # noqa: E402
@@ -48,8 +48,8 @@ def main(_):
         pretrain_dataset, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale,
         backgrounds=config.data.backgrounds,
     )  # fmt: skip
-    dataset = read(
-        source=source,
+    read_training = functools.partial(read, source=source, attention=attention.open_maps(config, source))
+    dataset = read_training(
         batch_size=config.batch_size,
         start_step=start,
         process_index=jax.process_index(),
@@ -60,7 +60,7 @@ def main(_):
     with Writer(workdir, total_steps, start, title="pretraining") as writer:
         hooks = [_cli.watchdog()]
         if config.picture_every:
-            few = next(iter(read(source=source, batch_size=4)))
+            few = next(iter(read_training(batch_size=4)))
             hooks.append(watch.pretrain_pictures(config, few, writer, device_mesh))
         if config.probe_every:
             held_out = next(iter(read(source=open_held_out(config.data), batch_size=config.probe_images, prefetch=1)))

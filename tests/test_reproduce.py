@@ -61,6 +61,8 @@ def test_every_recipes_configs_exist_take_their_overrides_and_are_valid():
             for key in run.overrides:
                 check_override(config, key)
             config.update_from_flattened_dict(dict(run.overrides) | {"data.path": "somewhere"})
+            if run.overrides.get("augment.mask") == "attention":
+                config.data.attention = "maps"
             check(config)
             assert flatten(config)
     assert len(seen) > 40

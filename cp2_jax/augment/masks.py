@@ -1,6 +1,7 @@
 """Random copy-paste masks: 1 = foreground, 0 = background (the paper's section 4.3, Table 4, Figure 4).
 
-Each function draws one mask from one key; `jax.vmap` draws a batch. `MASKS` lists them by name. Only the rectangle was
+Each function draws one mask from one key; `jax.vmap` draws a batch. `MASKS` lists them by name; beside them there is
+"attention", which comes with the image. Only the rectangle was
 ever released; the paper gives the other shapes a name, a picture and the foreground ratio 0.5-0.8, so their laws here
 are our reading. They share one idea: order the pixels by a random field, then take the lowest share of them.
 """
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 _TRIES = 10
 # Enough that their union reaches 0.8 of the image even though some lie mostly outside of it.
@@ -122,6 +123,18 @@ def full(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[Ar
     """Return ones: no copy-paste (Table 4's "no copy-paste", Table 6)."""
     del key, law
     return jnp.ones((height, width), jnp.float32)
+
+
+def from_attention(attention: UInt8[Array, "height width"], law: MaskLaw) -> Float[Array, "height width"]:
+    """Return the part of a crop that attention looks at most, its area the middle of `law.area`: nothing is random but the
+    crop (Table 4 ticks "random" for all other masks, and not for this).
+
+    Args:
+      attention: the crop of a levelled map, see `attention.attention_map`.
+    """
+    # Of equal values those further to the top left come first, lest a flat map should have no mask.
+    order = jnp.arange(attention.size, dtype=jnp.float32).reshape(attention.shape) / attention.size
+    return _lowest(255 - attention.astype(jnp.float32) + order, jnp.float32(sum(law.area) / 2))
 
 
 MASKS: dict[str, Callable[[Array, int, int, MaskLaw], Array]] = {

@@ -16,7 +16,7 @@ class AugmentOptions:
       hue: x draws a shift uniformly from [-x, x], in turns; at most 0.5.
       jitter_probability, grayscale, blur, flip: probability of each, per image.
       blur_sigma: range of the Gaussian's standard deviation in pixels.
-      mask: a name in `masks.MASKS`.
+      mask: a name in `masks.MASKS`, or "attention": maps that come with the images.
       mask_area, mask_aspect, mask_aspect_law, mask_patch: see `masks.MaskLaw`.
       mean, std: per RGB channel, on the scale [0, 1].
 
@@ -67,7 +67,7 @@ class AugmentOptions:
         for name in ("brightness", "contrast", "saturation"):
             self._require(name, getattr(self, name) >= 0, "a number >= 0")
         self._require("hue", 0 <= self.hue <= 0.5, "a number in [0, 0.5]")
-        self._require("mask", self.mask in MASKS, f"one of {', '.join(MASKS)}")
+        self._require("mask", self.mask in (*MASKS, "attention"), f"one of {', '.join(MASKS)}, attention")
         self._require("mask_aspect_law", self.mask_aspect_law in ("uniform", "log_uniform"), "uniform or log_uniform")
         self._require("mask_patch", isinstance(self.mask_patch, int) and self.mask_patch > 0, "a whole number > 0")
         self._require("blur_sigma", self._is_range("blur_sigma"), "two numbers with 0 < low <= high")

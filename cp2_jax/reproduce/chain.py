@@ -89,6 +89,10 @@ def _given(source: str, place: Place) -> tuple[pathlib.Path | None, bool]:
     return (file, False) if there else (None, False)
 
 
+def _wants_maps(run: Run | None) -> bool:
+    return run is not None and run.overrides.get("augment.mask") == "attention"
+
+
 def missing(recipe: Recipe, place: Place) -> list[str]:
     """Return, one line each, what has to be got before the recipe can run, and how."""
     lines = []
@@ -102,7 +106,8 @@ def missing(recipe: Recipe, place: Place) -> list[str]:
             f"{folder}, --checkpoints" if own else
             f"checkpoint {recipe.source}: put {checkpoint.file} ({checkpoint.origin}) into {folder}, --checkpoints"
         )  # fmt: skip
-    for name in ["ImageNet"] * (recipe.pretrain is not None) + [recipe.data]:
+    inputs = ["ImageNet"] * (recipe.pretrain is not None) + ["attention"] * _wants_maps(recipe.pretrain) + [recipe.data]
+    for name in inputs:
         path = place.data.get(name)
         if not path or not pathlib.Path(path).exists():
             lines.append(f"data set {name}: {DATA_SETS[name].origin}; then --data {name}=PATH")
@@ -144,6 +149,7 @@ def stages(recipe: Recipe, seed: int, place: Place) -> list[Stage]:
 
 def _flags(place, run, directory, data, start, seed):
     values = {"data.path": place.data.get(data, ""), "seed": seed} | ({"init.checkpoint": start} if start else {})
+    values |= {"data.attention": place.data.get("attention", "")} if _wants_maps(run) else {}
     values |= run.overrides
     return (
         f"--config={place.checkout / run.config}", f"--workdir={directory}",

@@ -63,6 +63,10 @@ class DataSet:
 
 DATA_SETS = {
     "ImageNet": DataSet("ImageNet", "image-net.org, ILSVRC 2012, training images (1.28 million)"),
+    "attention": DataSet(
+        "attention", "attention maps of ImageNet's images, made by scripts/attention_maps.py from DINO's ViT-B/16 "
+        "(github.com/facebookresearch/dino, dino_vitbase16_pretrain.pth)",
+    ),
     "PASCAL": DataSet(
         "PASCAL", "host.robots.ox.ac.uk/pascal/VOC/voc2012, with SBD's masks in SegmentationClassAug and train_aug.txt",
         "configs/finetune_voc.py",
