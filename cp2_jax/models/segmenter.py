@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from cp2_jax.models.heads import ASPPHead, Classifier, FCNHead, Projection
+from cp2_jax.models.heads import ASPPHead, Classifier, FCNHead, PoolHead, Projection
 from cp2_jax.models.norm import BatchNorm
 from cp2_jax.models.resnet import ResNet
 from cp2_jax.models.vit import ViT
@@ -30,6 +30,13 @@ class Segmenter(nn.Module):
     ) -> Float[Array, "batch _ _ channels"]:
         """Return the head's output, float32, before projection or classifier."""
         return _widen(self.head(self.backbone(images, train)[-1], train))
+
+    def levels(self, images: Float[Array, "batch height width 3"]) -> dict[str, Array]:
+        """Return the dense features of a pretraining model that probes look at, float32, as at test time: the
+        'backbone' 's last map and, if it is a map (MoCo's is a single pixel), the 'output' of the projection."""
+        backbone = self.backbone(images, False)[-1]
+        output = self.projection(self.head(backbone, False), False)
+        return {"backbone": _widen(backbone)} | ({"output": _widen(output)} if output.shape[1:3] != (1, 1) else {})
 
     def __call__(self, images: Float[Array, "batch height width 3"], train: bool) -> Float[Array, "batch _ _ outputs"]:
         """Return projected features (not yet l2-normalised) or class logits at the output stride, float32."""
@@ -72,6 +79,7 @@ def build(
     head = {
         "aspp": lambda: ASPPHead(**_fields(model.aspp), norm=norm, dtype=dtype),
         "fcn": lambda: FCNHead(**_fields(model.fcn), norm=norm, dtype=dtype),
+        "pool": PoolHead,
     }[model.head]()
     make_top = {
         "projection": lambda: {"projection": Projection(model.projection_dim, dtype=dtype)},
