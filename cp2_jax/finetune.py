@@ -129,10 +129,14 @@ def _by_part(variables: Mapping) -> dict[str, dict[tuple, Any]]:
 
 
 def build_model(config: ConfigDict) -> segmenter.Segmenter:
-    """Return the model with a classifier on top. `config.image_size` is the size of the images of pretraining, for
-    which a ViT's position table was made; the model resizes the table to each input."""
+    """Return the model with a classifier on top, and an auxiliary one if that has a weight. `config.image_size` is the size
+    of the images of pretraining, for which a ViT's position table was made; the model resizes the table to each input."""
     return segmenter.build(
-        config.model, top="classifier", bn_groups=config.bn_groups, image_size=config.image_size
+        config.model,
+        top="classifier",
+        bn_groups=config.bn_groups,
+        image_size=config.image_size,
+        auxiliary=config.auxiliary if config.auxiliary.weight else None,
     )
 
 
@@ -140,7 +144,8 @@ def init_variables(config: ConfigDict) -> dict:
     """Return the variables {'params', 'batch_stats'} of `build_model`, initialised at random from `config.seed`."""
     images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
     model = build_model(config)
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(rngs.key(config.seed, "init"))
+    method = model.with_auxiliary if config.auxiliary.weight else None
+    variables = jax.jit(lambda key: model.init(key, images, train=False, method=method))(rngs.key(config.seed, "init"))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -167,8 +172,14 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
 
         def loss_of(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=dropout)
+            method = model.with_auxiliary if config.auxiliary.weight else None
+            logits, changed = model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs=dropout, method=method
+            )
+            logits, *auxiliary = logits if config.auxiliary.weight else (logits,)
             loss, accuracy = cross_entropy(logits, batch["label"], config.loss.average)
+            for more in auxiliary:
+                loss += config.auxiliary.weight * cross_entropy(more, batch["label"], config.loss.average)[0]
             return loss, (accuracy, changed.get("batch_stats", {}))
 
         (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
