@@ -62,6 +62,8 @@ def get_config(variants: str = "") -> ConfigDict:
     config.epochs = 0
     config.steps = 40_000
     config.bn_groups = 1  # synchronised batch norm
+    config.remat = False  # True: blocks are computed again in the backward pass instead of kept (less memory)
+    config.shard_state = False  # True: parameters and optimiser state split over the devices instead of copied
 
     config.init = ConfigDict()
     config.init.checkpoint = ""  # work directory or checkpoint of a pretraining, or a converted model; empty: from scratch

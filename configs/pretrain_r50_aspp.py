@@ -6,12 +6,31 @@
 `data.path` is any folder of images (nested or flat, no labels), or, with --config.data.source=tfds, an ImageNet
 that TFDS prepared as array_record. After finetuning on PASCAL VOC the paper reports 77.6 mIoU (Table 1, row CP2, 200).
 The other pretraining configs start from this one and change what their first line says.
+
+Where paper and released code disagree, the paper's choice is taken. `--config configs/pretrain_r50_aspp.py:original` takes
+the code's instead, all of them (docs/paper_vs_code.md); single ones by --config.key=value, with either.
 """
 
 from ml_collections import ConfigDict
 
+# The released code's choices where they are not the defaults below.
+ORIGINAL = {
+    "key_shuffle": "permutation",
+    "loss.dense_axis": "query",
+    "loss.skip_full_masks": False,
+    "model.fcn.concat_input": True,
+    "model.fcn.dilation": 1,
+    "model.resnet.contract_dilation": True,
+    "model.resnet.zero_init_residual": True,
+    "optimizer.learning_rate": 0.015,
+    "optimizer.schedule": "cosine_by_epoch",
+}
+PRESETS = {"paper": {}, "original": ORIGINAL}
 
-def get_config() -> ConfigDict:
+
+def get_config(preset: str = "paper") -> ConfigDict:
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}, only {' and '.join(PRESETS)}")
     config = ConfigDict()
 
     config.seed = 0
@@ -24,12 +43,24 @@ def get_config() -> ConfigDict:
     config.bn_groups = 4
     # Keys must not share batch-norm statistics with their queries: "strided" groups, MoCo's "permutation", or "none".
     config.key_shuffle = "strided"
+    # Memory: none of the three changes the result, see docs/scaling.md.
+    config.accumulate = 1  # microbatches of a step, one after the other; divides bn_groups
+    config.remat = False  # True: blocks are computed again in the backward pass instead of kept
+    config.shard_state = False  # True: parameters and optimiser state split over the devices instead of copied
+
+    config.init = ConfigDict()
+    config.init.checkpoint = ""  # converted checkpoint (Quick Tuning) or work directory to start from; empty: from scratch
+    config.init.head = "random"  # or "checkpoint", if it has one
+    config.init.projection = "random"  # likewise
 
     config.data = ConfigDict()
     config.data.source = "folder"  # or "tfds"
     config.data.path = ""
     config.data.split = "train"
     config.data.crop_scale = (0.2, 1.0)  # share of the image's area
+    # Images that foregrounds are pasted onto: "independent", the paper's two more images per sample; "in_batch", other
+    # samples' foregrounds of the same batch: a third of the decoding (docs/performance.md says what differs).
+    config.data.backgrounds = "independent"
     config.data.workers = 8  # decoding processes; 0 decodes in threads of the training process
     config.data.prefetch = 2  # batches kept ready on the device
 
@@ -63,6 +94,7 @@ def get_config() -> ConfigDict:
     config.model.resnet.output_stride = 16
     config.model.resnet.contract_dilation = False  # True: the original's dilations 1, 2, 2 in the last stage
     config.model.resnet.zero_init_residual = False
+    config.model.resnet.padding = "torch"  # or "same", "same_pool", which BYOL's, DetCon's and SimCLR's weights need
     config.model.vit = ConfigDict()
     config.model.vit.patch = 16
     config.model.vit.width = 384
@@ -81,6 +113,9 @@ def get_config() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.queue_size = 65536
+    # The queue starts as random unit vectors. "random": they are negatives until keys replace them, as in the original;
+    # "keys": only real keys are.
+    config.loss.queue_start = "random"
     config.loss.momentum = 0.999  # of the key encoder
     config.loss.temperature_instance = 0.2
     config.loss.temperature_dense = 1.0
@@ -103,4 +138,6 @@ def get_config() -> ConfigDict:
     config.save_every = 1000
     config.keep = 3  # newest checkpoints kept
     config.picture_every = 5000  # steps between pictures of composed pairs and similarity; 0: never
+
+    config.update_from_flattened_dict(PRESETS[preset])
     return config

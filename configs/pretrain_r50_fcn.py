@@ -9,7 +9,7 @@ After finetuning on PASCAL VOC the paper reports 75.4 mIoU (Table 2, row CP2, 20
 from configs import pretrain_r50_aspp
 
 
-def get_config():
-    config = pretrain_r50_aspp.get_config()
+def get_config(preset: str = "paper"):
+    config = pretrain_r50_aspp.get_config(preset)
     config.model.head = "fcn"
     return config

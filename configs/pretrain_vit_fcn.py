@@ -10,8 +10,8 @@ for a ViT from scratch.
 from configs import pretrain_r50_aspp
 
 
-def get_config():
-    config = pretrain_r50_aspp.get_config()
+def get_config(preset: str = "paper"):
+    config = pretrain_r50_aspp.get_config(preset)
     config.model.backbone = "vit"
     config.model.head = "fcn"
     config.optimizer.name = "adamw"

@@ -176,6 +176,9 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
       CheckpointError: if there is no (good) checkpoint.
     """
     path = pathlib.Path(path).absolute()
+    if path.is_file():
+        convert = f"python scripts/convert_checkpoint.py {path} OUTPUT"
+        raise CheckpointError(f"{path} is a file; others' checkpoints are converted first: {convert}")
     steps = _step_directories(path / "checkpoints") or _step_directories(path)
     steps = list(steps.values()) or [path] * (path / "state").is_dir()
     problems = []
@@ -213,12 +216,15 @@ def write_variables(path: str | pathlib.Path, variables: dict, meta: dict) -> No
     """Write a model that was not trained here (a converted checkpoint) so that `read_variables` reads it.
 
     Raises:
-      CheckpointError: if there is a checkpoint at `path` already.
+      CheckpointError: if there is a checkpoint at `path` already, or it cannot be written.
     """
     path = pathlib.Path(path).absolute()
     if _step_directories(path):
         raise CheckpointError(f"{path} holds a checkpoint already: remove it, or write elsewhere")
-    saver = Checkpoints(path, keep=1)
+    try:
+        saver = Checkpoints(path, keep=1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     saver.save(0, {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta)
     saver.close()
 

@@ -22,6 +22,7 @@ from cp2_jax.class_maps import class_colors, mask_values, save_class_map
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.segmentation import Examples, SegmentationError, open_examples
 from cp2_jax.inference import Batch, Predictor, check_variables, make_predictor
+from cp2_jax.settings import ConfigError
 from cp2_jax.writers import Writer
 
 
@@ -158,6 +159,19 @@ def write_json(path: str | pathlib.Path, result: Evaluation, class_names: Sequen
     }  # fmt: skip
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(path).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_scores(workdir: str | pathlib.Path) -> dict:
+    """Return what `write_json` wrote into a work directory.
+
+    Raises:
+      ConfigError: if it is not there, or no JSON: the run is not finished.
+    """
+    path = pathlib.Path(workdir) / "scores.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no scores of a finished finetuning in {workdir}: {error}") from error
 
 
 def overlays(

@@ -1,10 +1,9 @@
-"""Finetuning for semantic segmentation: the state, its start from a pretrained model, and the one jitted step.
+"""Finetuning for semantic segmentation: the state and the one jitted step. `warm_start` says how a run begins.
 
 The protocol is that of the paper's section 4.1, MMSegmentation's EncoderDecoder: the projection makes way for a
 classifier, logits are upsampled to the labels' size, batch norm is synchronised over the batch (`bn_groups` = 1).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
-from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
@@ -20,11 +18,6 @@ from ml_collections import ConfigDict
 from cp2_jax import mesh, optim, resize, rngs
 from cp2_jax.models import segmenter
 from cp2_jax.padded import normalize
-from cp2_jax.settings import ConfigError
-
-
-class InitError(ConfigError):
-    """A checkpoint does not fit the model; the message says where, and what to do."""
 
 
 @flax.struct.dataclass
@@ -74,60 +67,6 @@ def cross_entropy(
     return loss, jnp.sum(right) / count
 
 
-def merge(initial: Mapping, loaded: Mapping, head: str) -> tuple[dict, str]:
-    """Put a pretrained model's backbone, and its head if wanted, in place of the initial ones.
-
-    Args:
-      initial: variables {'params', 'batch_stats'} of the finetuning model.
-      loaded: variables of a pretraining, finetuning or converted checkpoint.
-      head: "checkpoint" or "random" (the baselines of the paper, and Table 3's ablation).
-
-    Returns:
-      The variables, and a table that says for each part what was loaded, left out, or stays as it was initialised.
-
-    Raises:
-      InitError: if a wanted part is not in the checkpoint, in part or whole, or has other shapes.
-      KeyError: for another `head`.
-    """
-    wanted = {"checkpoint": ("backbone", "head"), "random": ("backbone",)}[head]
-    ours, theirs = _by_part(initial), _by_part(loaded)
-    problems, merged, rows = [], {}, []
-    for part, leaves in ours.items():
-        other = theirs.get(part, {})
-        use = part in wanted
-        if use and not other:
-            advice = "; set init.head=random to start it afresh" if part == "head" else ""
-            problems.append(f"{part}: not in the checkpoint, which has {', '.join(theirs) or 'nothing'}{advice}")
-        elif use:
-            # Parameters before statistics, whose shapes follow from theirs.
-            for name in sorted(leaves.keys() | other.keys(), key=lambda name: (name[0] != "params", name)):
-                shapes = [tuple(x[name].shape) if name in x else "absent" for x in (other, leaves)]
-                if shapes[0] != shapes[1]:
-                    problems.append(f"{'/'.join(name)}: checkpoint {shapes[0]}, model {shapes[1]}")
-        merged |= {name: other.get(name, value) if use else value for name, value in leaves.items()}
-        rows.append((part, "loaded" if use else "initial", leaves))
-    rows += [(part, "left out", leaves) for part, leaves in theirs.items() if part not in ours or part not in wanted]
-    if problems:
-        shown = problems[:8] + ([f"… and {len(problems) - 8} more"] if len(problems) > 8 else [])
-        raise InitError("init.checkpoint does not fit config.model:\n  " + "\n  ".join(shown))
-    lines = [f"{'part':12} {'from':10} {'arrays':>7} {'values':>12}"]
-    lines += [
-        f"{part:12} {origin:10} {len(leaves):7d} {sum(x.size for x in leaves.values()):12,d}"
-        for part, origin, leaves in rows
-    ]
-    variables = {"batch_stats": {}} | traverse_util.unflatten_dict(merged)
-    # The checkpoint's arrays may be of NumPy and of another precision.
-    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), variables, dict(initial)), "\n".join(lines)
-
-
-def _by_part(variables: Mapping) -> dict[str, dict[tuple, Any]]:
-    """Return {'backbone': {('params', 'backbone', …): array}, 'head': …} over parameters and statistics."""
-    parts: dict[str, dict] = {}
-    for name, value in traverse_util.flatten_dict(dict(variables)).items():
-        parts.setdefault(name[1], {})[name] = value
-    return parts
-
-
 def build_model(config: ConfigDict) -> segmenter.Segmenter:
     """Return the model with a classifier on top, and an auxiliary one if that has a weight. `config.image_size` is the size
     of the images of pretraining, for which a ViT's position table was made; the model resizes the table to each input."""
@@ -136,6 +75,7 @@ def build_model(config: ConfigDict) -> segmenter.Segmenter:
         top="classifier",
         bn_groups=config.bn_groups,
         image_size=config.image_size,
+        remat=config.remat,
         auxiliary=config.auxiliary if config.auxiliary.weight else None,
     )
 
@@ -147,6 +87,14 @@ def init_variables(config: ConfigDict) -> dict:
     method = model.with_auxiliary if config.auxiliary.weight else None
     variables = jax.jit(lambda key: model.init(key, images, train=False, method=method))(rngs.key(config.seed, "init"))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def state_sharding(device_mesh: Mesh, state: State, split: bool = False) -> State:
+    """Return the placement of a state: replicated; with `split` (`config.shard_state`), parameters and optimiser state
+    are split over the devices."""
+    everywhere = jax.tree.map(lambda _: mesh.replicated(device_mesh), state)
+    large = {name: mesh.split_largest(device_mesh, getattr(state, name), split) for name in ("params", "opt_state")}
+    return everywhere.replace(**large)
 
 
 def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
@@ -164,7 +112,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
     model = build_model(config)
-    everywhere, split = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
+    everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
 
     def step(state: State, batch: dict[str, Array]):
         images = normalize(batch["image"], batch["size"], config.data.mean, config.data.std)
@@ -182,7 +130,9 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
                 loss += config.auxiliary.weight * cross_entropy(more, batch["label"], config.loss.average)[0]
             return loss, (accuracy, changed.get("batch_stats", {}))
 
-        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        params = mesh.constrain(state.params, everywhere) if config.shard_state else state.params
+        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        gradients = mesh.constrain(gradients, shardings.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_state = State(
             step=state.step + 1,
@@ -205,8 +155,10 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
             opt_state=optimizer.init(variables["params"]),
         )
 
-    initial_state = jax.jit(start, out_shardings=everywhere)
+    shapes = jax.eval_shape(lambda: start(init_variables(config)))
+    shardings = state_sharding(device_mesh, shapes, config.shard_state)
+    initial_state = jax.jit(start, out_shardings=shardings)
     jitted = jax.jit(
-        step, in_shardings=(everywhere, split), out_shardings=(everywhere, everywhere), donate_argnums=0
+        step, in_shardings=(shardings, data), out_shardings=(shardings, everywhere), donate_argnums=0
     )
     return initial_state, jitted

@@ -7,7 +7,7 @@ computed in the dtype of the features, which the training step makes float32 (fl
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # How the dense loss normalises its softmax. "key": over the key's pixels for each query pixel, as equation 2 says.
 # "query": over the query's pixels for each key pixel, as the released code computes it (main.py:293).
@@ -15,6 +15,7 @@ DENSE_AXES = {"key": 2, "query": 1}
 
 # Without it, TPUs multiply float32 matrices in bfloat16 and recent GPUs in TensorFloat-32.
 _EXACT = jax.lax.Precision.HIGHEST
+_NO_NEGATIVE = -1e30  # its exponential is zero beside any logit's
 
 
 def l2_normalize(x: Float[Array, "*shape"], axis: int = -1, epsilon: float = 1e-12) -> Float[Array, "*shape"]:
@@ -55,6 +56,7 @@ def instance_loss(
     queue: Float[Array, "rows row_size channels"],
     *,
     temperature: float,
+    filled: Int[Array, ""] | None = None,
 ) -> InstanceLoss:
     """InfoNCE of each query against its key and the memory bank (equation 3).
 
@@ -63,12 +65,16 @@ def instance_loss(
       key: pooled, normalised keys k+ of the same images.
       queue: the memory bank; any leading split of its vectors gives the same loss.
       temperature: tau_ins, 0.2 in the paper.
+      filled: number of the queue's first rows that count as negatives; None: all. With 0 the loss is 0.
 
     Returns:
       Per-sample losses, and whether the positive has the highest logit.
     """
     positive = jnp.sum(query * key, axis=-1) / temperature
     negative = jnp.einsum("bc,rnc->brn", query, queue, precision=_EXACT) / temperature
+    if filled is not None:
+        # Not -inf: a log-sum-exp of nothing but that has no gradient.
+        negative = jnp.where((jnp.arange(queue.shape[0]) < filled)[:, None], negative, _NO_NEGATIVE)
     # The positive enters the log-sum-exp by `logaddexp`, so that the big array of negatives is never copied to
     # append one column and stays split over devices as the queue is.
     loss = jnp.logaddexp(positive, jax.nn.logsumexp(negative, axis=(1, 2))) - positive
@@ -164,6 +170,7 @@ def cp2_loss(
     alpha_instance: float = 1.0,
     dense_axis: str = "key",
     skip_full_masks: bool = True,
+    filled: Int[Array, ""] | None = None,
 ) -> Cp2Loss:
     """Total loss, L = L_ins + alpha L_dense (equation 5), averaged over the batch.
 
@@ -174,6 +181,7 @@ def cp2_loss(
       temperature_instance, temperature_dense, alpha: 0.2, 1 and 0.2 in the paper.
       alpha_instance: weight of the instance loss; 0 gives the ablation "dense loss only" (Table 6).
       dense_axis, skip_full_masks: see `dense_loss`. With `alpha` 0 the dense loss is measured but not trained on.
+      filled: see `instance_loss`.
 
     Returns:
       Scalars. An empty mask adds 0 to both losses, a full one adds 0 to the dense loss; both are counted in `skipped`,
@@ -181,7 +189,7 @@ def cp2_loss(
     """
     query, key = l2_normalize(query), l2_normalize(key)
     pooled_query, pooled_key = masked_pool(query, mask_query), masked_pool(key, mask_key)
-    instance = instance_loss(pooled_query, pooled_key, queue, temperature=temperature_instance)
+    instance = instance_loss(pooled_query, pooled_key, queue, temperature=temperature_instance, filled=filled)
     batch, channels = query.shape[0], query.shape[-1]
     dense = dense_loss(
         query.reshape(batch, -1, channels),

@@ -5,6 +5,7 @@ losses, gradient, optimiser, enqueue. The original runs the query first, which c
 reads the query parameters before this step's gradient in both.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from cp2_jax import losses, mesh, metrics, optim, queue, rngs
+from cp2_jax import losses, mesh, metrics, microbatch, optim, queue, rngs
 from cp2_jax.augment import compose
 from cp2_jax.augment.compose import AugmentOptions, Pair
 from cp2_jax.models import segmenter
@@ -41,10 +42,18 @@ def build_models(config: ConfigDict) -> tuple[segmenter.Segmenter, segmenter.Seg
     With `key_shuffle` "strided", group g of the key's batch norm holds samples g, g + G, g + 2G, …, whereas the query's
     holds a contiguous run. The batch being in random order, that mixes them as MoCo's shuffling does, without moving data.
     """
-    build = lambda strided: segmenter.build(  # noqa: E731
-        config.model, top="projection", bn_groups=config.bn_groups, bn_strided=strided, image_size=config.image_size
-    )
+    # A microbatch holds its share of the groups.
+    options = dict(bn_groups=config.bn_groups // config.accumulate, image_size=config.image_size, remat=config.remat)
+    build = lambda strided: segmenter.build(config.model, top="projection", bn_strided=strided, **options)  # noqa: E731
     return build(False), build(config.key_shuffle == "strided")
+
+
+def init_variables(config: ConfigDict) -> dict:
+    """Return the query encoder's variables {'params', 'batch_stats'}, initialised at random from `config.seed`."""
+    model, _ = build_models(config)
+    images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
+    variables = model.init(rngs.key(config.seed, "init"), images, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def init_state(config: ConfigDict, optimizer: optax.GradientTransformation, variables: Any = None) -> State:
@@ -53,15 +62,14 @@ def init_state(config: ConfigDict, optimizer: optax.GradientTransformation, vari
     Args:
       config: a pretraining config (see `configs/`).
       optimizer: from `optim.make`.
-      variables: {'params', 'batch_stats'} to start from instead of a random initialisation.
+      variables: {'params', 'batch_stats'} to start from instead of `init_variables` (see `warm_start`).
 
-    The key encoder starts as a copy of the query encoder, the queue as random unit vectors.
+    The key encoder starts as a copy of the query encoder, the queue as random unit vectors; `loss.queue_start` says
+    whether these count as negatives.
     """
     if variables is None:
-        model, _ = build_models(config)
-        images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
-        variables = model.init(rngs.key(config.seed, "init"), images, train=False)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        variables = init_variables(config)
+    params, batch_stats = variables["params"], variables["batch_stats"]
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -76,19 +84,27 @@ def init_state(config: ConfigDict, optimizer: optax.GradientTransformation, vari
     )
 
 
-def state_sharding(device_mesh: Mesh, state: State) -> State:
-    """Return the placement of a state: replicated, but for the queue, whose rows are split as a batch is."""
+def state_sharding(device_mesh: Mesh, state: State, split: bool = False) -> State:
+    """Return the placement of a state: the queue's rows are split as a batch is, the rest is replicated.
+
+    With `split` (`config.shard_state`), both encoders' parameters and the optimiser's state are split over the devices.
+    """
     everywhere = jax.tree.map(lambda _: mesh.replicated(device_mesh), state)
-    return everywhere.replace(queue=mesh.batch_sharding(device_mesh, axis=1))
+    large = {name: mesh.split_largest(device_mesh, getattr(state, name), split)
+             for name in ("params", "key_params", "opt_state")}  # fmt: skip
+    return everywhere.replace(queue=mesh.batch_sharding(device_mesh, axis=1), **large)
 
 
 def make_update(
-    config: ConfigDict, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+    config: ConfigDict,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    device_mesh: Mesh | None = None,
 ) -> Callable[..., tuple[State, metrics.PretrainMetrics]]:
     """Return `update(state, pair, permutation=None)`: one training step on composed images.
 
     `permutation` (int [batch]) applies to the key images before the key encoder and is undone after it, which is how
-    MoCo shuffles; None leaves them in place.
+    MoCo shuffles; None leaves them in place. `device_mesh` is what the arrays are spread over.
     """
     query_model, key_model = build_models(config)
     loss_options = dict(
@@ -99,30 +115,62 @@ def make_update(
         dense_axis=config.loss.dense_axis,
         skip_full_masks=config.loss.skip_full_masks,
     )
+    parts = microbatch.Microbatches(config.accumulate, config.bn_groups, device_mesh=device_mesh)
+    key_parts = dataclasses.replace(parts, strided=config.key_shuffle == "strided")
+    zero = config.shard_state and device_mesh is not None
+    whole = lambda params: mesh.constrain(params, mesh.replicated(device_mesh)) if zero else params  # noqa: E731
+    split = lambda params: mesh.constrain(params, mesh.split_largest(device_mesh, params)) if zero else params  # noqa: E731
 
     def forward(model, params, batch_stats, images):
         variables = {"params": params, "batch_stats": batch_stats}
         features, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return features, changed.get("batch_stats", {})
 
+    def permute(x, order):
+        # Told where to put the result, XLA moves the batch once; left alone, it gave every device the whole of it, to
+        # encode all keys on each.
+        gathered = x if device_mesh is None else mesh.constrain(x, mesh.replicated(device_mesh))
+        return mesh.constrain_batch(gathered[order], device_mesh)
+
+    def encode_keys(state, key_params, images):
+        def encode(part):
+            features, batch_stats = forward(key_model, key_params, state.key_batch_stats, part)
+            return batch_stats, features
+
+        batch_stats, features = microbatch.run(encode, key_parts.split(images))
+        return key_parts.join(features), batch_stats
+
     def update(state: State, pair: Pair, permutation: Int[Array, "batch"] | None = None):
-        key_params = optax.incremental_update(state.params, state.key_params, 1.0 - config.loss.momentum)
-        key_images = pair.image_key if permutation is None else pair.image_key[permutation]
-        key_features, key_batch_stats = forward(key_model, key_params, state.key_batch_stats, key_images)
+        params = whole(state.params)
+        key_params = split(optax.incremental_update(state.params, state.key_params, 1.0 - config.loss.momentum))
+        key_images = pair.image_key
         if permutation is not None:
-            key_features = key_features[jnp.argsort(permutation)]
+            key_images = permute(key_images.astype(config.model.dtype), permutation)  # fewer bytes to move
+        key_features, key_batch_stats = encode_keys(state, whole(key_params), key_images)
+        if permutation is not None:
+            key_features = permute(key_features, jnp.argsort(permutation))
         key_features = jax.lax.stop_gradient(key_features)
         stride = pair.image_key.shape[1] // key_features.shape[1]
         mask_query = compose.feature_mask(pair.mask_query, stride)
         mask_key = compose.feature_mask(pair.mask_key, stride)
+        filled = queue.age(state.queue, state.step) if config.loss.queue_start == "keys" else None
 
-        def loss_of(params):
-            features, batch_stats = forward(query_model, params, state.batch_stats, pair.image_query)
-            result = losses.cp2_loss(features, key_features, mask_query, mask_key, state.queue, **loss_options)
-            return result.loss, (result, batch_stats)
+        def learn(part):
+            images, keys, *masks = part
 
-        gradients, (result, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            def loss_of(params):
+                features, batch_stats = forward(query_model, params, state.batch_stats, images)
+                result = losses.cp2_loss(features, keys, *masks, state.queue, filled=filled, **loss_options)
+                return result.loss, (result, batch_stats)
+
+            gradients, (result, batch_stats) = jax.grad(loss_of, has_aux=True)(params)
+            pooled = result.pooled_query, result.pooled_key
+            return (split(gradients), batch_stats, result.replace(pooled_query=None, pooled_key=None)), pooled
+
+        batch = (pair.image_query, key_features, mask_query, mask_key)
+        (gradients, batch_stats, result), pooled = microbatch.run(learn, parts.split(batch))
+        pooled_query, pooled_key = parts.join(pooled)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, split(state.params))
         new_state = State(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -130,7 +178,7 @@ def make_update(
             key_params=key_params,
             key_batch_stats=key_batch_stats,
             opt_state=opt_state,
-            queue=queue.enqueue(state.queue, result.pooled_key, state.step),
+            queue=queue.enqueue(state.queue, pooled_key, state.step),
         )
         return new_state, metrics.PretrainMetrics.single_from_model_output(
             loss=result.loss,
@@ -138,9 +186,9 @@ def make_update(
             loss_dense=result.loss_dense,
             accuracy_instance=result.accuracy_instance,
             accuracy_dense=result.accuracy_dense,
-            feature_std=metrics.feature_std(result.pooled_query),
+            feature_std=metrics.feature_std(pooled_query),
             gradient_norm=optax.tree.norm(gradients),
-            skipped_samples=result.skipped,
+            skipped_samples=result.skipped * config.accumulate,
             queue_age=queue.age(new_state.queue, new_state.step),
             learning_rate=schedule(state.step),
         )
@@ -159,22 +207,28 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     Returns:
       initial_state: function of optional variables (see `init_state`) giving a `State` placed on the mesh.
       step: `(state, batch) -> (state, PretrainMetrics)`; batch is {'foreground', 'background'}: uint8
-        [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds.
+        [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds
+        (without 'background' where `config.data.backgrounds` is "in_batch").
     """
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
-    update = make_update(config, optimizer, schedule)
+    update = make_update(config, optimizer, schedule, device_mesh)
     options = AugmentOptions.from_config(config.augment)
+    independent = config.data.backgrounds == "independent"
 
     def step(state: State, batch: dict[str, Array]):
         key = rngs.key(config.seed, "augment", state.step)
-        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
+        foreground = batch["foreground"]
+        background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
+        pair = compose.compose_pairs(key, foreground, background, options)
+        pair = mesh.constrain_batch(pair, device_mesh)
         permutation = None
         if config.key_shuffle == "permutation":
             permutation = jax.random.permutation(rngs.key(config.seed, "shuffle", state.step), config.batch_size)
         return update(state, pair, permutation)
 
-    shardings = state_sharding(device_mesh, jax.eval_shape(lambda: init_state(config, optimizer)))
+    shapes = jax.eval_shape(lambda: init_state(config, optimizer))
+    shardings = state_sharding(device_mesh, shapes, config.shard_state)
 
     def initial_state(variables=None) -> State:
         return jax.jit(lambda v: init_state(config, optimizer, v), out_shardings=shardings)(variables)
@@ -182,7 +236,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     data = mesh.batch_sharding(device_mesh)
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, {"foreground": data, "background": data}),
+        in_shardings=(shardings, {"foreground": data} | ({"background": data} if independent else {})),
         out_shardings=(shardings, mesh.replicated(device_mesh)),
         donate_argnums=0,
     )

@@ -39,5 +39,6 @@ def enqueue(
 
 
 def age(queue: Float[Array, "rows batch channels"], step: Int[Array, ""]) -> Int[Array, ""]:
-    """Age in steps of the oldest real key: grows to the number of rows, then stays. Below that, the rest is random."""
+    """Age in steps of the oldest real key, which is the number of rows that hold real keys: grows to the number of rows,
+    then stays. Below that, the rest is random."""
     return jnp.minimum(step, queue.shape[0])

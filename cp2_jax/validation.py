@@ -76,9 +76,16 @@ def _check_common(config: ConfigDict, devices: int) -> None:
     _require(config.steps > 0 or config.epochs > 0, "steps", config.steps, "give a length: steps or epochs above 0")
     _require(bool(config.data.path), "data.path", "''", "say where the images are: --config.data.path=/folder/of/images")
     _one_of(config, "data.source", ("folder", "tfds"))
+    _true_or_false(config, "remat", "shard_state")
     _check_batch(config, devices)
     _check_optimizer(config)
     _check_model(config)
+
+
+def _true_or_false(config: ConfigDict, *keys: str) -> None:
+    flat = flatten(config)
+    for key in keys:
+        _require(isinstance(flat[key], bool), key, flat[key], "must be True or False")
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:
@@ -92,6 +99,15 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
     fix = f"leaves one image per group, too few for the ASPP head's batch norm; use {batch // 2} at most"
     fix = fix if batch > 1 else "the ASPP head's batch norm needs two images per step"
     _require(config.model.head != "aspp" or batch // groups > 1, "bn_groups", groups, fix)
+
+
+def _check_microbatches(config: ConfigDict, devices: int) -> None:
+    batch, groups, count = config.batch_size, config.bn_groups, config.accumulate
+    fix = f"must divide bn_groups={groups}, for a microbatch holds whole batch-norm groups; use "
+    _require(groups % count == 0, "accumulate", count, fix + _nearest_divisors(count, groups))
+    fits = [d for d in range(1, groups + 1) if groups % d == 0 and batch % (d * devices) == 0]
+    fix = f"leaves {batch // count} images per microbatch, not divisible by {devices} devices; use {max(fits, default=1)}"
+    _require(batch % (count * devices) == 0, "accumulate", count, fix)
 
 
 def _check_optimizer(config: ConfigDict) -> None:
@@ -116,6 +132,7 @@ def _check_model(config: ConfigDict) -> None:
         _require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
         stride = config.model.resnet.output_stride
         _require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
+        _one_of(config, "model.resnet.padding", ("torch", "same", "same_pool"))
     else:
         _positive(config, *(f"model.vit.{key}" for key in ("patch", "width", "depth", "heads", "mlp_ratio")))
         width, heads = config.model.vit.width, config.model.vit.heads
@@ -154,7 +171,9 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
     """
     _check_common(config, devices)
-    _whole(config, "loss.queue_size", "model.projection_dim")
+    _whole(config, "loss.queue_size", "model.projection_dim", "accumulate")
+    _positive(config, "accumulate")
+    _check_microbatches(config, devices)
     _positive(config, "loss.queue_size", "loss.temperature_instance", "loss.temperature_dense", "model.projection_dim")
     _check_multiples(config, "image_size", [config.image_size])
     queue, batch = config.loss.queue_size, config.batch_size
@@ -163,8 +182,14 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     _share(config, "loss.momentum")
     _at_least_0(config, "loss.alpha", "loss.alpha_instance", "picture_every")
     _one_of(config, "loss.dense_axis", ("key", "query"))
+    _one_of(config, "loss.queue_start", ("random", "keys"))
     _one_of(config, "key_shuffle", ("strided", "permutation", "none"))
+    _one_of(config, "init.head", ("checkpoint", "random"))
+    _one_of(config, "init.projection", ("checkpoint", "random"))
     _range(config, "data.crop_scale", 1.0, "two shares of the image")
+    _one_of(config, "data.backgrounds", ("independent", "in_batch"))
+    fix = "is too small for two other samples as backgrounds; use 3 or more, or data.backgrounds='independent'"
+    _require(config.data.backgrounds == "independent" or batch > 2, "batch_size", batch, fix)
 
 
 def validate_finetune(config: ConfigDict, devices: int = 1) -> None:

@@ -15,6 +15,8 @@ import rich.progress
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from cp2_jax import pictures
+
 # What a plain line and the progress bar show of all the metrics, in this order.
 _SHOWN = ("loss", "loss_instance", "loss_dense", "accuracy_instance", "accuracy_dense", "pixel_accuracy", "feature_std",
           "learning_rate", "miou")  # fmt: skip
@@ -106,6 +108,11 @@ class Writer:
             Image.fromarray(picture).save(path)
             self._board.add_image(name, picture, step, dataformats="HWC")
         return path
+
+    def curves(self) -> None:
+        """Draw what `metrics.jsonl` holds so far as `pictures/curves.png`, if there is anything to draw."""
+        if self._first and (records := read_metrics(self.workdir / "metrics.jsonl")):
+            pictures.save_png(self.pictures / "curves.png", pictures.curves(records))
 
     def text(self, message: str) -> None:
         """Print a message above the progress bar."""

@@ -1,32 +1,44 @@
 """What every entry point shares: the checkout on the path, flags, and one line instead of a traceback for users' errors."""
 
+import inspect
 import os
 import pathlib
 import re
 import runpy
 import sys
+import traceback
 
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_CHECKOUT))
 # Compiled programs are kept between runs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "cp2_jax"))
 
+import jax  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from cp2_jax import distributed, memory  # noqa: E402
 from cp2_jax.checkpoints import CheckpointError  # noqa: E402
 from cp2_jax.data.decode import UnreadableImage  # noqa: E402
 from cp2_jax.data.sources import SourceError  # noqa: E402
 from cp2_jax.loop import NonFiniteLoss, Preempted  # noqa: E402
+from cp2_jax.planning.chips import PlanError  # noqa: E402
 from cp2_jax.settings import ConfigError, check_override  # noqa: E402
 
 PREEMPTED = 75  # EX_TEMPFAIL: "try again", which launchers do
-_USER_ERRORS = (ConfigError, CheckpointError, UnreadableImage, SourceError, NonFiniteLoss)
+_USER_ERRORS = (
+    ConfigError, CheckpointError, UnreadableImage, SourceError, NonFiniteLoss, PlanError, distributed.DisagreementError,
+)  # fmt: skip
 
 
 def define_config_flags(default: str | None = None) -> flags.FlagHolder:
     """Define --config (a file with `get_config`; --config.key=value overrides) and --workdir."""
     flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go; resumes what is there.", required=True)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0; Slurm, Open MPI, Cloud TPU, GKE need no flags.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", lower_bound=0)
+    flags.DEFINE_integer("heartbeat_timeout", 60, "Seconds until a silent process is taken for dead.", lower_bound=5)
+    flags.DEFINE_float("stall_timeout", 1800, "Seconds without a finished step until all stop; 0: never.", lower_bound=0)
     return define_config("Config file, see configs/.", default, required=True)
 
 
@@ -66,13 +78,17 @@ def _explain_override(argv, error):
     overridden = next((a for a in argv if re.match(r"--?config\.", a)), None)
     if not path and overridden:
         fail(f"{overridden}: there is no config to change; give one, --config=configs/….py", 2)
-    if not path or ":" in path:
+    if not path:
         return
-    if not os.path.exists(path):
+    file, colon, preset = path.partition(":")
+    if not os.path.exists(file):
         known = ", ".join(sorted(str(p.name) for p in _CHECKOUT.glob("configs/*.py")))
-        fail(f"--config={path}: there is no such file; configs/ has {known}", 2)
+        fail(f"--config={file}: there is no such file; configs/ has {known}", 2)
     try:
-        config = runpy.run_path(path)["get_config"]()
+        get_config = runpy.run_path(file)["get_config"]
+        if colon and not inspect.signature(get_config).parameters:
+            fail(f"--config={path}: {file} has no presets; leave out :{preset}", 2)
+        config = get_config(*[preset] * bool(colon))
     except Exception as broken:
         fail(f"--config={path} cannot be loaded: {type(broken).__name__}: {broken}", 2)
     for index, argument in enumerate(argv):
@@ -102,8 +118,42 @@ def _lookup(config, name):
     return config
 
 
+def join_processes() -> None:
+    """Find the other processes of the run, if any, and stop if they were started with another config or other code.
+
+    Only process 0 prints from then on; errors come from all.
+    """
+    options = flags.FLAGS
+    if "coordinator" not in options:
+        return
+    distributed.initialize(
+        options.coordinator, options.num_processes, options.process_id, heartbeat_timeout=options.heartbeat_timeout
+    )
+    distributed.agree(distributed.facts(options.config, {"--workdir": options.workdir}))
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")
+        logging.set_verbosity(logging.ERROR)
+
+
+def watchdog() -> distributed.Watchdog:
+    """Return the hook that stops a run of several processes when one hangs."""
+    return distributed.Watchdog(flags.FLAGS.stall_timeout if jax.process_count() > 1 else 0, PREEMPTED)
+
+
+def _runtime_error(error: jax.errors.JaxRuntimeError):
+    """Explain an error of JAX's runtime, if it is one that the user can do something about; otherwise raise it."""
+    if memory.is_out_of_memory(error) and flags.FLAGS.get_flag_value("config", None):
+        fail(memory.advice(flags.FLAGS.config, error), 1)
+    if distributed.several():
+        first = str(error).splitlines()[0][:200]
+        fail(f"another process of this run is gone ({first}); run again to go on from the last checkpoint", PREEMPTED)
+    raise error
+
+
 def fail(message: str, status: int, prefix: str = "error: "):
     """Print one message and leave."""
+    if distributed.several():
+        distributed.leave(f"{prefix}{message}", status)
     print(f"{prefix}{message}", file=sys.stderr, flush=True)
     sys.exit(status)
 
@@ -113,13 +163,21 @@ def run(main) -> None:
 
     def guarded(argv):
         try:
+            join_processes()
             main(argv)
-        except Preempted as stopped:
-            fail(str(stopped), PREEMPTED, prefix="")
+        except Preempted as stopped:  # on all processes alike
+            print(stopped, file=sys.stderr, flush=True)
+            sys.exit(PREEMPTED)
         except KeyboardInterrupt:
             fail("interrupted", 130, prefix="")
         except _USER_ERRORS as error:
             fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+        except jax.errors.JaxRuntimeError as error:
+            _runtime_error(error)
+        except Exception:
+            if distributed.several():
+                distributed.leave(traceback.format_exc(), 1)
+            raise
 
     logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=_parse_flags)

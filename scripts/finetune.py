@@ -12,8 +12,8 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import evaluate, finetune, loop, mesh, settings, validation  # noqa: E402
-from cp2_jax.checkpoints import Checkpoints, read_variables  # noqa: E402
+from cp2_jax import evaluate, finetune, loop, mesh, settings, validation, warm_start  # noqa: E402
+from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data import classes, segmentation  # noqa: E402
 from cp2_jax.data.pretrain import Batches  # noqa: E402
 from cp2_jax.data.segmentation_stream import training_dataset, training_options  # noqa: E402
@@ -36,8 +36,8 @@ def main(_):
     variables = finetune.init_variables(config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
     if config.init.checkpoint and checkpoints.latest_step() is None:
-        variables, table = finetune.merge(variables, read_variables(config.init.checkpoint)[0], config.init.head)
-        print(f"{config.init.checkpoint}:\n{table}")
+        variables, table = warm_start.start(config, variables)
+        print(table)
     state = initial_state(variables)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(f"{len(examples)} images, {steps_per_epoch} steps an epoch, {total_steps} steps, on {jax.device_count()} "
@@ -60,11 +60,13 @@ def main(_):
     batches = Batches(iter(dataset), examples, place, ahead=config.data.prefetch)
     meta = {"kind": "finetune", "config": settings.resolve(config)}
     with Writer(workdir, total_steps, start, title="finetuning") as writer:
+        periodic = evaluate.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
         loop.fit(
             step, state, batches, total_steps=total_steps, writer=writer, checkpoints=checkpoints, meta=meta,
             save_every=config.save_every, log_every=config.log_every, samples_per_step=config.batch_size,
-            on_step=[evaluate.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)],
+            on_step=[_cli.watchdog(), periodic],
         )  # fmt: skip
+        writer.curves()
     batches.close()
     checkpoints.close()
 

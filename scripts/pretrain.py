@@ -13,7 +13,7 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import loop, mesh, pretrain, settings, validation, watch  # noqa: E402
+from cp2_jax import loop, mesh, pretrain, settings, validation, warm_start, watch  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
 from cp2_jax.data.sources import open_source  # noqa: E402
@@ -31,20 +31,23 @@ def main(_):
     initial_state, step = pretrain.make_step(config, total_steps, steps_per_epoch, device_mesh)
     settings.save_config(workdir, config)
     print(config)
-    state = initial_state()
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
+    variables = None
+    if config.init.checkpoint and checkpoints.latest_step() is None:
+        variables, table = warm_start.start(config, jax.jit(lambda: pretrain.init_variables(config))())
+        print(table)
+    state = initial_state(variables)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(f"{len(source)} images, {steps_per_epoch} steps an epoch, {total_steps} steps, on {jax.device_count()} "
           f"{jax.devices()[0].device_kind}")  # fmt: skip
-
-    checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
-    restored = checkpoints.restore(state)
-    if restored:
+    if restored := checkpoints.restore(state):
         state, _ = restored
         print(f"resuming after step {int(state.step)}")
     start = int(state.step)
     read = functools.partial(
-        pretrain_dataset, source, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale
-    )
+        pretrain_dataset, source, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale,
+        backgrounds=config.data.backgrounds,
+    )  # fmt: skip
     dataset = read(
         batch_size=config.batch_size,
         start_step=start,
@@ -54,10 +57,10 @@ def main(_):
     )
     batches = Batches(dataset, source, place=lambda b: mesh.place_batch(device_mesh, b), ahead=config.data.prefetch)
     with Writer(workdir, total_steps, start, title="pretraining") as writer:
-        hooks = []
-        if config.picture_every and jax.process_index() == 0:
+        hooks = [_cli.watchdog()]
+        if config.picture_every:
             few = next(iter(read(batch_size=4)))
-            hooks.append(watch.pretrain_pictures(config, few, writer))
+            hooks.append(watch.pretrain_pictures(config, few, writer, device_mesh))
         loop.fit(
             step,
             state,
@@ -72,6 +75,7 @@ def main(_):
             extra_metrics=lambda: {"unreadable_images": batches.unreadable_count},
             on_step=hooks,
         )
+        writer.curves()
     batches.close()
     checkpoints.close()
     print(f"finished {total_steps} steps; model and pictures in {workdir}")

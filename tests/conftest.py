@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -14,8 +15,22 @@ from absl import flags
 
 DATA = pathlib.Path(__file__).parent / "data"
 
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
+
 # Grain's workers read absl flags, which outside of app.run nobody has parsed.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the worst deviation from the original of each kind that this session compared."""
+    import parity
+
+    if parity.WORST:
+        terminalreporter.section("worst deviation from the recorded original, relative to each array's largest value")
+        for kind, (deviation, tolerance, where) in sorted(parity.WORST.items()):
+            terminalreporter.write_line(f"{kind:45} {deviation:.1e}  (allowed {tolerance:.0e})  {where}")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_checkpoints import RESNET, TORCH, VIT
 
-from cp2_jax.checkpoints import CheckpointError
+from cp2_jax.checkpoints import CheckpointError, write_variables
 from cp2_jax.convert import exporting, files, names
 from cp2_jax.convert.importing import import_checkpoint
 
@@ -76,6 +76,11 @@ def test_errors_name_the_way_out(tmp_path):
     with pytest.raises(CheckpointError, match="end the output's name in .pth or .safetensors"):
         exporting.write(tmp_path / "x.bin", {})
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file/x.pth cannot be written: Not a directory"):
+        exporting.write(tmp_path / "file" / "x.pth", {})
+    with pytest.raises(CheckpointError, match="file/new cannot be written: Not a directory"):
+        write_variables(tmp_path / "file" / "new", variables, {})
 
 
 shapes = st.lists(st.integers(0, 4), max_size=4)

@@ -76,7 +76,7 @@ def test_haiku_and_tensorflow_formats(tmp_path, name, save):
     imported = import_checkpoint(path)
     assert imported.meta["format"] == name
     same(imported.variables, backbone_of(RESNET))
-    assert imported.meta["model"]["resnet"]["padding"] == ("torch" if name == "simclr_tensorflow" else "same")
+    assert imported.meta["model"]["resnet"]["padding"] == ("same_pool" if name == "simclr_tensorflow" else "same")
     assert imported.meta["input"]["mean"] == ([0, 0, 0] if name == "simclr_tensorflow" else [0.485, 0.456, 0.406])
 
 
@@ -212,6 +212,66 @@ def test_whole_prefixes_only(tmp_path):
     make.save_torch(tmp_path / "x.pth", {"state_dict": under("module.encoder_k.", RESNET)})
     with pytest.raises(CheckpointFormatError, match="no known format"):
         import_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("tree", "form"),
+    [
+        (TORCH["moco_v2"][1] | {"state_dict": under("module.", TORCH["moco_v2"][1]["state_dict"])}, "moco_v2"),
+        (under("module.module.", RESNET), "torchvision"),
+        (under("_orig_mod.", RESNET), "torchvision"),
+        ({"state_dict": under("module._orig_mod.encoder_q.", RESNET)}, "moco_v2"),
+        ({"net": RESNET, "epoch": 3, "optimizer": {"state": {}}}, "torchvision"),
+    ],
+    ids=["DDP twice", "DataParallel twice", "compiled", "compiled DDP", "another entry"],
+)
+def test_wrapped_networks_and_entries_of_other_names(tmp_path, tree, form):
+    make.save_torch(tmp_path / "x.pth", tree)
+    imported = import_checkpoint(tmp_path / "x.pth")
+    assert imported.meta["format"] == form
+    same(imported.variables, backbone_of(RESNET))
+
+
+def test_two_networks_in_one_file_are_not_guessed_between(tmp_path):
+    make.save_torch(tmp_path / "x.pth", {"net": RESNET, "ema": RESNET})
+    with pytest.raises(CheckpointFormatError, match="x.pth: there are networks under net, ema: save the one"):
+        import_checkpoint(tmp_path / "x.pth")
+
+
+def test_directories_and_what_is_no_file(tmp_path):
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text("{}")
+    (tmp_path / "vit" / "model.safetensors").write_text("")
+    (tmp_path / "ours" / "checkpoints").mkdir(parents=True)
+    for path, message in {
+        tmp_path / "vit": "a directory; name the file in it: model.safetensors$",
+        tmp_path / "ours": "a checkpoint of this project already",
+        tmp_path / "vit" / "model.safetensors": "an empty file",
+        "/dev/null": "not a regular file",
+        tmp_path / "nothing.pth": "no such file",
+    }.items():
+        with pytest.raises(CheckpointFormatError, match=message):
+            import_checkpoint(path)
+
+
+def test_segmentation_models_state_their_strides_and_rates(tmp_path):
+    """MMSegmentation's DeepLab v3 at output stride 8, as its config text has it; CP2's own has no such text."""
+    text = """model = dict(type='EncoderDecoder',
+    backbone=dict(type='ResNet', depth=50, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), contract_dilation=True),
+    decode_head=dict(type='ASPPHead', in_channels=8, dilations=(1, 12, 24, 36)),
+    auxiliary_head=dict(type='FCNHead', dilation=3))"""
+    mmseg = TORCH["mmseg"][1]["state_dict"]
+    make.save_torch(tmp_path / "x.pth", {"meta": {"config": text}, "state_dict": mmseg})
+    model = import_checkpoint(tmp_path / "x.pth").meta["model"]
+    assert model["resnet"]["output_stride"] == 8 and model["resnet"]["contract_dilation"] is True
+    assert model["aspp"]["dilations"] == (1, 12, 24, 36)
+    make.save_torch(tmp_path / "x.pth", {"state_dict": mmseg})
+    model = import_checkpoint(tmp_path / "x.pth").meta["model"]
+    assert model["resnet"]["output_stride"] == 16 and "dilations" not in model["aspp"]
+    # Rates that do not go with the head's branches are not believed.
+    other = {"config": text.replace("(1, 12, 24, 36)", "(1, 2)")}
+    make.save_torch(tmp_path / "x.pth", {"meta": other, "state_dict": mmseg})
+    assert "dilations" not in import_checkpoint(tmp_path / "x.pth").meta["model"]["aspp"]
 
 
 def test_detection_and_the_option_that_overrides_it(tmp_path):

@@ -97,6 +97,24 @@ def test_empty_and_full_masks_add_zero_and_are_counted(fill, side):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("filled", [0, 1, 3, 5])
+def test_rows_that_hold_no_keys_yet_are_no_negatives(x64, filled):
+    rng = np.random.default_rng(2)
+    q, k, bank = unit(rng, 4, 8), unit(rng, 4, 8), unit(rng, 5, 6, 8)
+
+    def loss(q, bank, filled):
+        return losses.instance_loss(q, k, bank, temperature=0.2, filled=filled)
+
+    masked, gradient = loss(q, bank, jnp.int32(filled)), jax.grad(lambda q: loss(q, bank, jnp.int32(filled)).loss.sum())(q)
+    if filled == 0:
+        assert (masked.loss == 0).all() and (gradient == 0).all()
+        return
+    short = loss(q, bank[:filled], None)
+    np.testing.assert_allclose(masked.loss, short.loss, rtol=1e-12)
+    np.testing.assert_array_equal(masked.correct, short.correct)
+    np.testing.assert_allclose(gradient, jax.grad(lambda q: loss(q, bank[:filled], None).loss.sum())(q), rtol=1e-9)
+
+
 def test_full_masks_are_not_counted_without_dense_loss():
     q, k, mq, mk, bank = random_case(4)
     full = jnp.ones_like(mq)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import DATA
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity import close, sample
 
 from configs import pretrain_r50_aspp
 from cp2_jax.convert import names
@@ -41,15 +43,19 @@ def nhwc(x, dtype):
     return jnp.asarray(x.transpose(0, 2, 3, 1), dtype)
 
 
+def nchw(x):
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_forward_equals_the_original_in_float64(x64, reference, run):
     recorded = reference(run)
     model, variables = load(run, recorded, "projection", jnp.float64)
     images = nhwc(recorded["images"], jnp.float64)
     out = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    np.testing.assert_allclose(out, nhwc(recorded["f64/out_eval"], jnp.float64), rtol=1e-9, atol=1e-12)
+    close("float64 forward, eval", nchw(out), recorded["f64/out_eval"], 1e-9, run)
     out, _ = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(variables, images)
-    np.testing.assert_allclose(out, nhwc(recorded["f64/out_train"], jnp.float64), rtol=1e-9, atol=1e-12)
+    close("float64 forward, train", nchw(out), recorded["f64/out_train"], 1e-9, run)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -59,30 +65,37 @@ def test_stages_statistics_and_logits_equal_the_original_in_float32(reference, r
     model, variables = load(run, recorded, "projection", jnp.float32)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     out, changed = apply(variables, images)
-    np.testing.assert_allclose(out, nhwc(recorded["out_train"], jnp.float32), atol=1e-4)
-    stages, _ = model.apply(variables, images, True, method="stages", mutable=["batch_stats"])
-    for index, stage in enumerate(stages):
-        if f"backbone_train/{index}" in recorded:
-            np.testing.assert_allclose(stage, nhwc(recorded[f"backbone_train/{index}"], jnp.float32), atol=1e-4)
+    close("float32 forward, train", nchw(out), recorded["out_train"], 1e-4, run)
+    stages = jax.jit(lambda v, x, t: model.apply(v, x, t, method="stages", mutable=["batch_stats"])[0], static_argnums=2)
+    for mode in ("train", "eval"):
+        found = stages(variables, images, mode == "train")
+        assert len(found) == (4 if "resnet" in run else 1)
+        for index, stage in enumerate(found):
+            expected = recorded[f"backbone_{mode}/{index}"]
+            assert expected.shape == (512,)  # evenly spread values of the recorded stage
+            close(f"float32 backbone stages, {mode}", sample(nchw(stage), 512), expected, 1e-4, f"{run} stage {index + 1}")
     after = names.torch_from_variables({"batch_stats": changed["batch_stats"]})
+    assert len(after) >= 18
     for name, value in after.items():
-        np.testing.assert_allclose(value, recorded[f"bn_after_train/{name}"], rtol=1e-4, atol=1e-5, err_msg=name)
+        close("float32 batch statistics after a pass", value, recorded[f"bn_after_train/{name}"], 1e-4, name)
     updated = {"params": variables["params"], **changed}
-    out = model.apply(updated, images, train=False)
-    np.testing.assert_allclose(out, nhwc(recorded["out_eval_after_train"], jnp.float32), atol=1e-4)
+    out = jax.jit(lambda v, x: model.apply(v, x, train=False))(updated, images)
+    close("float32 forward, eval after train", nchw(out), recorded["out_eval_after_train"], 1e-4, run)
+    close("float32 forward, eval", nchw(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)),
+          recorded["out_eval"], 1e-4, run)  # fmt: skip
 
     model, variables = load(run, recorded, "classifier", jnp.float32)
-    logits = model.apply(variables, images, train=False)
-    np.testing.assert_allclose(logits, nhwc(recorded["seg/logits_eval"], jnp.float32), atol=1e-4)
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    close("float32 classifier logits", nchw(logits), recorded["seg/logits_eval"], 1e-4, run)
 
 
 def test_vit_takes_other_sizes_by_bicubic_resizing(reference):
     recorded = reference("A_vit_aspp")
     model, variables = load("A_vit_aspp", recorded, "projection", jnp.float32)
     table = vit.resize_positions(variables["params"]["backbone"]["pos_embed"], (6, 5))
-    np.testing.assert_allclose(table, recorded["pos_embed_6x5"], atol=1e-6)
+    close("float32 resized position table", table, recorded["pos_embed_6x5"], 1e-6, "6 x 5")
     out = model.apply(variables, nhwc(recorded["images_96x80"], jnp.float32), train=False)
-    np.testing.assert_allclose(out, nhwc(recorded["out_eval_96x80"], jnp.float32), atol=1e-4)
+    close("float32 ViT on an oblong image", nchw(out), recorded["out_eval_96x80"], 1e-4, "96 x 80")
     with pytest.raises(ValueError, match="96 x 72 pixels: a ViT needs multiples of its patch, 16"):
         model.apply(variables, jnp.zeros((1, 96, 72, 3)), train=False)
 
@@ -100,6 +113,23 @@ def test_full_size_shapes_and_initial_spread_equal_the_original(name):
     ours = names.torch_from_variables({"params": variables["params"]})
     expected = {k: v for k, v in recorded["params_shapes"].items() if "conv_seg" not in k}
     assert {k: list(v.shape) for k, v in ours.items()} == expected
+    assert sum(v.size for v in ours.values()) == recorded["params_total_without_conv_seg"]
+    assert sum(v.size for v in jax.tree.leaves(variables["batch_stats"])) == recorded["bn_running_stat_elements"]
+
+    def shapes(model, variables, **options):
+        out = jax.eval_shape(lambda v, x: model.apply(v, x, False, **options), variables, jnp.zeros((2, 224, 224, 3)))
+        return [[x.shape[i] for i in (0, 3, 1, 2)] for x in jax.tree.leaves(out)]
+
+    # What comes out of each stage and of the whole at 224 x 224.
+    full = segmenter.build(config, top="projection")
+    at_224 = jax.eval_shape(lambda: full.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    assert shapes(full, at_224, method="stages") == recorded["backbone_out_shapes"]
+    assert shapes(full, at_224) == [recorded["out_shape"]]
+    config.num_classes, config.dropout = 21, 0.1
+    full = segmenter.build(config, top="classifier")
+    at_224 = jax.eval_shape(lambda: full.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    assert sum(v.size for v in jax.tree.leaves(at_224["params"])) == recorded["finetune_params_total"]
+    assert shapes(full, at_224)[0][:2] == recorded["finetune_whole_logits_shape_224"][:2]
     for parameter, value in ours.items():
         std, count = recorded["init"][parameter], value.size
         # Three errors of a standard deviation estimated from so many numbers; the original's has an error of its own,
@@ -108,6 +138,37 @@ def test_full_size_shapes_and_initial_spread_equal_the_original(name):
             assert abs(value.std() / std - 1) < 0.03, f"{parameter}: {value.std():.4f}, original {std:.4f}"
         elif std == 0:
             assert value.std() == 0, parameter
+
+
+@pytest.mark.parametrize("padding", ["torch", "same", "same_pool"])
+def test_the_stem_pads_as_its_source_does(padding):
+    """What reaches the first block, against PyTorch's symmetric and TensorFlow's SAME padding in plain NumPy."""
+    config = pretrain_r50_aspp.get_config().model
+    config.dtype = "float32"
+    config.resnet.update(depth=18, width=2, stem_width=3, stage_sizes=(1, 1, 1, 1), padding=padding)
+    model = segmenter.build(config, top="projection")
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+    reached = []
+
+    def record(call, args, kwargs, context):
+        if context.module.name == "layer1_0":
+            reached.append(np.asarray(args[0]))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        model.apply(variables, images, train=False, method="stages")
+
+    def windows(x, size, before, after, fill):
+        x = np.pad(x, ((before, after), (before, after), (0, 0)), constant_values=fill)
+        return np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(0, 1))[::2, ::2]
+
+    # On even sizes SAME pads one pixel less in front: 2, 3 for 7 x 7 and 0, 1 for 3 x 3.
+    conv, pool = ((2, 3) if padding == "same" else (3, 3)), ((1, 1) if padding == "torch" else (0, 1))
+    kernel = np.asarray(variables["params"]["backbone"]["conv1"]["kernel"])
+    x = np.einsum("rcijk,jkio->rco", windows(images[0], 7, *conv, 0), kernel) / np.sqrt(1 + 1e-5)
+    expected = windows(np.maximum(x, 0), 3, *pool, -np.inf).max(axis=(3, 4))
+    np.testing.assert_allclose(reached[0][0], expected, atol=1e-5)
 
 
 def test_paper_dilates_every_3x3_convolution_of_the_last_stage():

@@ -1,5 +1,6 @@
 """Every impossible config is refused with the key, the value and what would work; every shipped config is possible."""
 
+import ast
 import importlib
 import json
 import os
@@ -29,11 +30,42 @@ def make(module=pretrain_r50_aspp, **changes):
     return config
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("pretrain_*.py")), ids=lambda p: p.stem)
+PRETRAINING = sorted([*CONFIGS.glob("pretrain_*.py"), *CONFIGS.glob("quick_tune_*.py")])
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=lambda p: p.stem)
 def test_shipped_pretraining_configs_are_possible_and_documented(path):
     module = importlib.import_module(f"configs.{path.stem}")
     validation.validate_pretrain(make(module))
     assert f"--config configs/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize("name", [path.stem for path in PRETRAINING if "demo" not in path.stem])
+def test_the_preset_changes_what_the_table_says_and_nothing_else(name):
+    """`:original` takes the released code's choices, which docs/paper_vs_code.md lists with key and value."""
+    module = importlib.import_module(f"configs.{name}")
+    paper, default, original = (settings.flatten(module.get_config(*preset)) for preset in (["paper"], [], ["original"]))
+    assert paper == default and paper.keys() == original.keys()
+    changed = {key: value for key, value in original.items() if value != paper[key]}
+    listed = {}
+    for row in (ROOT / "docs" / "paper_vs_code.md").read_text().splitlines():
+        for key, value in re.findall(r"`([\w.]+) = ([^`]+)`", row) if row.startswith("|") else ():
+            listed[key] = ast.literal_eval(value)
+    expected = {key: value for key, value in listed.items() if key in pretrain_r50_aspp.ORIGINAL}
+    # The original's learning rate is that of SGD; its ViT runs must be given AdamW's 5e-5, as in the paper.
+    expected = {k: v for k, v in expected.items() if k != "optimizer.learning_rate" or "vit" not in name}
+    expected |= {"loss.queue_start": "random"} if name.startswith("quick_tune") else {}
+    assert changed == expected
+    assert pretrain_r50_aspp.ORIGINAL.keys() <= listed.keys()
+
+
+def test_a_preset_is_another_run(tmp_path):
+    settings.save_config(tmp_path, make())
+    with_checkpoint(tmp_path)
+    config = pretrain_r50_aspp.get_config("original")
+    config.data.path = "images"
+    with pytest.raises(ConfigError, match="loss.dense_axis: was key, now query"):
+        settings.save_config(tmp_path, config)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("finetune_*.py")), ids=lambda p: p.stem)
@@ -83,6 +115,12 @@ def test_shipped_finetuning_configs_are_possible_and_documented(path, tmp_path):
         (dict(model__head="fcn", model__fcn__channels=0), 1, "model.fcn.channels=0: must be greater than 0"),
         (dict(data__crop_scale=(0.2,)), 1, r"data.crop_scale=\(0.2,\): must be two shares"),
         (dict(loss__alpha=-1.0), 1, "loss.alpha=-1.0: must be 0 or more"),
+        (dict(loss__queue_start="real"), 1, "loss.queue_start=real: must be one of random, keys"),
+        (dict(init__head="checkpiont"), 1, r"init.head=checkpiont: .*\(did you mean checkpoint\?\)"),
+        (dict(init__projection="new"), 1, "init.projection=new: must be one of checkpoint, random"),
+        (dict(model__resnet__padding="valid"), 1, "model.resnet.padding=valid: must be one of torch, same, same_pool"),
+        (dict(data__backgrounds="in_bach"), 1, r"data.backgrounds=in_bach: .*\(did you mean in_batch\?\)$"),
+        (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
@@ -286,6 +324,26 @@ def test_entry_points_end_with_one_line_and_a_status(run_scripts):
     assert [(status, error) for status, _, error in ended] == list(endings.values())
     assert bug[0] == 1 and "Traceback" in bug[2] and "a bug" in bug[2]
     assert good[:2] == (0, "seed 5\n")
+
+
+def test_presets_on_the_command_line(run_scripts):
+    original = "--config=configs/pretrain_r50_aspp.py:original"
+    show = "--config.data.path=raise SystemExit(_cli.flags.FLAGS.config.loss.dense_axis)"
+    cases = {
+        (original, show): "query\n",
+        (original, show, "--config.loss.dense_axis=key"): "key\n",
+        ("--config=configs/pretrain_r50_aspp.py:paper", show): "key\n",
+        (original, "--config.loss.dense_axes=key"): "error: --config.loss.dense_axes: there is no such key (did you mean ",
+        (original, "--config.seed=x"): "error: --config.seed=x: seed takes a whole number\n",
+        ("--config=configs/pretrain_r50_aspp.py:orignal",): "error: --config=configs/pretrain_r50_aspp.py:orignal cannot "
+        "be loaded: ValueError: there is no preset 'orignal', only paper and original\n",
+        ("--config=configs/pretrain_demo.py:original",): "error: --config=configs/pretrain_demo.py:original: "
+        "configs/pretrain_demo.py has no presets; leave out :original\n",
+        ("--config=configs/nowhere.py:original",): "error: --config=configs/nowhere.py: there is no such file; c",
+    }
+    results = run_scripts(*(("--workdir=unused", *arguments) for arguments in cases))
+    for (_, out, error), (arguments, message) in zip(results, cases.items(), strict=True):
+        assert out == "" and error.startswith(message) and len(error.splitlines()) == 1, (arguments, error)
 
 
 def test_configs_that_cannot_be_read(tmp_path, run_scripts):

@@ -53,6 +53,17 @@ def test_what_json_cannot_say_is_null(tmp_path):
     assert line == {"step": 1, "a": None, "b": None, "c": 3}
 
 
+def test_curves_of_the_run(tmp_path):
+    with Writer(tmp_path, 10) as writer:
+        writer.curves()  # nothing yet
+        assert not list(writer.pictures.iterdir())
+        writer.scalars(1, {"loss": 2.0})
+        writer.scalars(2, {"loss": 1.0, "miou": 0.5})
+        writer.curves()
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "curves.png"))
+    assert picture.shape[1] > 1.5 * picture.shape[0] and picture.std() > 5  # two panels, something in them
+
+
 def test_resuming_drops_the_lines_that_will_be_computed_again(tmp_path):
     write(tmp_path / "unbroken", range(1, 9))
     write(tmp_path / "broken", range(1, 7))

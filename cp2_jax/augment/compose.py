@@ -12,10 +12,16 @@ from cp2_jax import rngs
 from cp2_jax.augment import blur, color, masks
 from cp2_jax.augment.options import AugmentOptions
 
-__all__ = ["AugmentOptions", "Pair", "ViewDraw", "augment", "compose_pairs", "draw_view", "feature_mask"]
+__all__ = [
+    "AugmentOptions", "Pair", "ViewDraw", "augment", "compose_pairs", "draw_view", "feature_mask", "in_batch_backgrounds",
+]  # fmt: skip
 
 # Numbers folded into a row's key. Part of every run's identity: append, never renumber.
 _FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY, _MASK_QUERY, _MASK_KEY = range(6)
+
+
+# Rows whose foregrounds serve each other as backgrounds. Part of a run's identity, like the numbers above.
+_RING = 8
 
 
 @flax.struct.dataclass
@@ -118,6 +124,27 @@ def compose_pairs(
     # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
     composed = jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
     return Pair(composed[:, 0], composed[:, 1], mask[:, 0], mask[:, 1])
+
+
+def in_batch_backgrounds(
+    foreground: UInt8[Array, "batch 2 height width 3"],
+) -> UInt8[Array, "batch 2 height width 3"]:
+    """Return backgrounds for `compose_pairs` that are other samples' foreground crops.
+
+    In rings of 8 rows (one ring of the whole batch where 8 does not divide it), row r's query gets the key crop of row
+    r + 1, its key the query crop of row r + 2: two other samples, and every crop serves once. A device that holds whole
+    rings gets nothing from another. The rule knows nothing of devices, so that every topology computes the same.
+
+    Raises:
+      ValueError: for a batch of fewer than 3 rows, which has no two other samples.
+    """
+    batch = foreground.shape[0]
+    if batch < 3:
+        raise ValueError(f"batch of {batch} rows: backgrounds from the same batch take at least 3")
+    ring = _RING if batch % _RING == 0 else batch
+    rings = foreground.reshape(batch // ring, ring, *foreground.shape[1:])
+    query, key = jnp.roll(rings[:, :, 1], -1, axis=1), jnp.roll(rings[:, :, 0], -2, axis=1)
+    return jnp.stack([query, key], axis=2).reshape(foreground.shape)
 
 
 def feature_mask(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,31 @@ def detect(tree: Any, container: str, name: str | None = None) -> Match:
         match = _match(form, tree, forced=bool(name))
         if match:
             return match
+    if not name and (match := _match_elsewhere(tree)):
+        return match
     raise Refused(_nothing_matches(tree, name))
+
+
+def _match_elsewhere(tree: Any) -> Match | None:
+    """Look for the formats under entries of other names than those they are known by, such as `net`."""
+    found = {}
+    # No training file has hundreds of entries beside each other. Haiku's trees are searched from their root alone.
+    known = [form for form in formats.FORMATS if form.automatic and layouts.HAIKU not in form.layouts]
+    for key, value in tree.items() if isinstance(tree, Mapping) and len(tree) < 100 else ():
+        if not isinstance(key, str) or not isinstance(value, Mapping):
+            continue
+        matches = (_match(form, value, forced=False) for form in known)
+        if match := next(filter(None, matches), None):
+            found[key] = dataclasses.replace(match, where=(key, *match.where))
+    if len(found) > 1:
+        raise Refused(f"there are networks under {', '.join(found)}: save the one that is meant alone, under state_dict")
+    return next(iter(found.values()), None)
+
+
+def _unwrapped(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what wrappers add to every name: torch.compile's `_orig_mod`, and `module` more than once."""
+    names = {name: re.sub(r"^(module\.)+", "module.", name.replace("_orig_mod.", "")) for name in tensors}
+    return {names[n]: v for n, v in tensors.items()} if len(set(names.values())) == len(tensors) else tensors
 
 
 def _tensors_at(tree: Any, where: tuple[str, ...], layout: Layout) -> dict[str, Any]:
@@ -54,7 +79,9 @@ def _tensors_at(tree: Any, where: tuple[str, ...], layout: Layout) -> dict[str, 
         tree = tree[key]
     if layout is layouts.HAIKU:
         return _haiku_tensors(tree)
-    return {k: v for k, v in tree.items() if isinstance(k, str) and files.is_array(v)} if isinstance(tree, Mapping) else {}
+    if not isinstance(tree, Mapping):
+        return {}
+    return _unwrapped({k: v for k, v in tree.items() if isinstance(k, str) and files.is_array(v)})
 
 
 def _haiku_tensors(tree: Any) -> dict[str, Any]:
@@ -126,6 +153,6 @@ def _nothing_matches(tree: Any, name: str | None) -> str:
         shown = ", ".join(str(entry)[:40] for entry in entries[:6]) or type(tree).__name__
         return f"{what}: it holds no named tensors (its entries: {shown})"
     typical = ("conv1.weight", "layer1.0.conv1.weight", "bn1.weight", "blocks.0.attn.qkv.weight", "patch_embed.proj.weight")
-    near = [close for t in typical for close in difflib.get_close_matches(t, flat, 1, 0.6)][:3]
-    names = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(list(flat)[:3])}, …"
+    near = [close for t in typical for close in difflib.get_close_matches(t, flat, 1, 0.6)]
+    names = f"nearest: {', '.join(list(dict.fromkeys(near))[:3])}" if near else f"it has {', '.join(list(flat)[:3])}, …"
     return f"{what} ({len(flat)} tensors; {names}). A backbone has names such as {', '.join(typical[:2])} or {typical[3]}"

@@ -55,20 +55,23 @@ def write(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a state_dict to `.pth` (or `.pt`) or `.safetensors`, by the name's ending; complete or not at all.
 
     Raises:
-      CheckpointError: another ending.
+      CheckpointError: another ending, or it cannot be written.
     """
     path = pathlib.Path(path)
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise CheckpointError(f"{path}: end the output's name in .pth or .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
 
-        save_file(dict(arrays), temporary)
-    else:
-        write_pth(temporary, arrays)
-    temporary.replace(path)
+            save_file(dict(arrays), temporary)
+        else:
+            write_pth(temporary, arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write_pth(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

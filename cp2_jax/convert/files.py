@@ -54,7 +54,9 @@ def read(path: str | pathlib.Path) -> tuple[Any, str]:
         if index:
             return tensorflow_files.read(index), "tensorflow"
         if path.is_dir():
-            raise Refused("a directory, and not a TensorFlow SavedModel")
+            raise Refused(_directory(path))
+        if path.exists() and not path.is_file():
+            raise Refused("not a regular file")
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if path.stat().st_size else b""
         return _read(path, data)
@@ -67,6 +69,17 @@ def read(path: str | pathlib.Path) -> tuple[Any, str]:
     except _BROKEN as error:
         reason = printable(" ".join(str(error).split())[:160]) or type(error).__name__
         raise CheckpointFormatError(f"{path}: damaged, truncated or no checkpoint ({reason})") from error
+
+
+def _directory(path: pathlib.Path) -> str:
+    """Say what to do with a directory that is no TensorFlow SavedModel."""
+    if (path / "state").is_dir() or (path / "checkpoints").is_dir() or any(path.glob("*/state")):
+        return "a checkpoint of this project already: it needs no conversion"
+    endings = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".pkl", ".npy", ".ckpt")
+    inside = sorted(entry.name for entry in path.iterdir() if entry.suffix in endings)
+    if inside:
+        return f"a directory; name the file in it: {', '.join(inside[:6])}"
+    return "a directory, and not a TensorFlow SavedModel"
 
 
 def _read(path, data):

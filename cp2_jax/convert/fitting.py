@@ -1,12 +1,23 @@
-"""Fit a converted checkpoint to the model of a run: what weights alone do not tell is compared here, not guessed."""
+"""Fit a checkpoint to the model of a run: what weights alone do not tell is compared here, not guessed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from cp2_jax.checkpoints import CheckpointError
 from cp2_jax.models.vit import resize_positions
+
+# With another value of these, weights load and compute nonsense, or do not load.
+_MUST_AGREE = {
+    "resnet": ("depth", "width", "stem_width", "stage_sizes", "padding"),
+    "vit": ("patch", "width", "depth", "heads", "mlp_ratio"),
+}
+# Another value of these is another network of the same weights, which may be meant: finetuning at a smaller stride, say.
+_MAY_DIFFER = {
+    "resnet": ("output_stride", "contract_dilation"), "vit": (), "aspp": ("dilations",), "fcn": ("dilation",),
+}  # fmt: skip
 
 
 def fit(
@@ -17,42 +28,72 @@ def fit(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    section: str = "augment",
 ) -> tuple[dict, list[str]]:
-    """Return (variables that a model of this config takes, what was changed, a line each).
+    """Return (variables that a model of this config takes, what was changed or differs, a line each).
 
     A ViT's position table is resized to `image_size` (PyTorch's bicubic; the class token's entry stays), and its final norm
-    is left out where `model.vit.final_norm` is False, as in the original. A checkpoint of ours passes as it is.
+    is left out where `model.vit.final_norm` is False, as in the original.
 
     Args:
-      variables: {'params', 'batch_stats'}. meta: what came with them. model: `config.model`.
+      variables: {'params', 'batch_stats'}.
+      meta: what came with them, of a converted checkpoint or of a run of ours; one that describes no model passes as it is.
+      model: `config.model`.
       image_size: side in pixels that the position table is made for.
-      mean, std: of the run's inputs on [0, 1].
+      mean, std: of the run's inputs on [0, 1]; `section`: where in the config they are, for the message.
 
     Raises:
       CheckpointError: the config describes another network, head count, padding or input; with the settings to change.
     """
-    if meta.get("kind") != "converted":
+    stated = _stated(meta)
+    if stated is None:
         return dict(variables), []
-    theirs = meta["model"]
+    name, theirs, normalization = stated
     kind = theirs["backbone"]
     if model["backbone"] != kind:
-        raise CheckpointError(f"{meta['file']} is a {kind}: set config.model.backbone={kind}")
-    section, problems = model[kind], []
-    for name, value in theirs[kind].items():
-        default = {"padding": "torch", "stage_sizes": ()}.get(name)
-        ours = section[name] if name in section else default
-        if name == "depth" and theirs[kind].get("stage_sizes"):
-            continue
-        if name == "stage_sizes":
-            ours, value = tuple(ours), tuple(value)
-        if name != "final_norm" and ours != value:
-            problems.append(f"config.model.{kind}.{name}={value!r} (is {ours!r})")
-    for name, have, want in (("mean", mean, meta["input"]["mean"]), ("std", std, meta["input"]["std"])):
-        if not np.allclose(have, want, atol=1e-3):
-            problems.append(f"config.augment.{name}={tuple(want)} (is {tuple(have)})")
+        raise CheckpointError(f"{name} is a {kind}: set config.model.backbone={kind}")
+    problems = _differences(theirs, model, kind, _MUST_AGREE[kind])
+    for value, have in (("mean", mean), ("std", std)):
+        if not np.allclose(have, normalization[value], atol=1e-3):
+            problems.append(f"config.{section}.{value}={tuple(normalization[value])} (is {tuple(have)})")
     if problems:
-        raise CheckpointError(f"{meta['file']} ({meta['format']}) needs other settings: {'; '.join(problems)}")
-    return _fit_vit(variables, section, image_size) if kind == "vit" else (dict(variables), [])
+        raise CheckpointError(f"{name} needs other settings: {'; '.join(problems)}")
+    notes = _differences(theirs, model, kind, _MAY_DIFFER[kind])
+    if "head" in theirs and theirs["head"] == model["head"]:
+        notes += _differences(theirs, model, theirs["head"], _MAY_DIFFER[theirs["head"]])
+    notes = [f"the checkpoint was made with {note}" for note in notes]
+    if kind == "resnet":
+        return dict(variables), notes
+    variables, changes = _fit_vit(variables, model[kind], image_size)
+    return variables, changes + notes
+
+
+def _stated(meta: Mapping) -> tuple[str, Mapping, Mapping] | None:
+    """Return (name for messages, its words for `config.model`, its mean and std), or None if it describes no model."""
+    if meta.get("kind") == "converted":
+        return f"{meta['file']} ({meta['format']})", meta["model"], meta["input"]
+    config = meta.get("config")
+    if not config:
+        return None
+    return f"the {meta['kind']} run", config["model"], config["augment" if "augment" in config else "data"]
+
+
+def _differences(theirs: Mapping, ours: Mapping, section: str, keys: Sequence[str]) -> list[str]:
+    """Return "config.model.vit.heads=6 (is 12)" for each of these keys that a checkpoint states otherwise."""
+    lines = []
+    known = theirs[section]
+    for key in keys:
+        if key not in known or (key == "depth" and known.get("stage_sizes")):
+            continue
+        want, have = _plain(known[key]), _plain(ours[section][key])
+        if want != have:
+            lines.append(f"config.model.{section}.{key}={want!r} (is {have!r})")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    # What went through JSON has lists for tuples.
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _fit_vit(variables, section, image_size):

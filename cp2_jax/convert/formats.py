@@ -47,7 +47,7 @@ class Format:
       left_out: ((start of the name, why), …).
       heads: attention heads by width of the network, or None if nobody knows.
       input: mean and standard deviation that the network's inputs are normalised with, on [0, 1].
-      padding: "torch" or "same", see `models.conv.convolve`. pool_padding: likewise of the max-pool.
+      padding: of `models.resnet.ResNet`.
       notes: what a user should know.
     """
 
@@ -62,7 +62,6 @@ class Format:
     heads: Callable[[int], int | None] = lambda width: None
     input: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     padding: str = "torch"
-    pool_padding: str = "torch"
     notes: tuple[str, ...] = ()
     automatic: bool = True
 
@@ -251,7 +250,6 @@ FORMATS = [
         (("experiment_state",),),
         left_out=(("projector", _OLD_HEAD), ("predictor", _OLD_HEAD), ("classifier", _OLD_HEAD)),
         padding="same",
-        pool_padding="same",
     ),
     Format(
         "detcon",
@@ -266,7 +264,6 @@ FORMATS = [
             ("logits", _OLD_HEAD),
         ),
         padding="same",
-        pool_padding="same",
     ),
     Format(
         "hugging_face",
@@ -314,5 +311,5 @@ SIMCLR_TENSORFLOW = Format(
         ("global_step", "the optimiser's"),
     ),
     input=UNIT,
-    pool_padding="same",
+    padding="same_pool",
 )

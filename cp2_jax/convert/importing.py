@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cp2_jax.convert import detection, files, formats, names, networks, report
+from cp2_jax.convert import beside, detection, files, formats, names, networks, report
 from cp2_jax.convert.detection import Match
 from cp2_jax.convert.formats import Format
 from cp2_jax.convert.pickles import CheckpointFormatError, Refused, printable
@@ -79,6 +78,8 @@ def _import(path, tree, container, format, heads, stage_sizes, input_name):
     expected |= expected_head
     _check(match, shapes, expected, sources, left_out)
     settings = _settings(path, tree, match.format, backbone, heads, input_name)
+    if head:
+        _add_rates(backbone, head, beside.config_text(tree), expected)
     arrays = {name: merged[name].numpy_value() for name in expected}
     notes = [*match.format.notes, *settings.pop("notes"), *_dtype_notes(arrays)]
     for name, array in arrays.items():
@@ -192,14 +193,13 @@ def _check(match: Match, shapes: Mapping, expected: Mapping, sources: Mapping, l
 
 def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads: int | None, input_name: str | None):
     """Fill in what weights do not tell: heads, input normalisation, padding; from options, files beside, or the format."""
-    beside = _beside(path)
-    config = _text_config(tree)
+    stated, config = beside.config_files(path), beside.config_text(tree)
     notes = []
     settings = {"bgr": False, "notes": notes}
     mean, std = form.input
-    if "mean" in beside:
-        mean, std = beside["mean"], beside["std"]
-        notes.append(f"input normalisation from {beside['source']}")
+    if "mean" in stated:
+        mean, std = stated["mean"], stated["std"]
+        notes.append(f"input normalisation from {stated['source']}")
     elif "mean" in config:
         mean, std = config["mean"], config["std"]
         settings["bgr"] = config["bgr"] and backbone["backbone"] == "resnet"
@@ -219,13 +219,12 @@ def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads
         )
     if backbone["backbone"] == "resnet":
         backbone["resnet"]["padding"] = form.padding
-        if form.padding == "same":
-            notes.append("every convolution pads as TensorFlow's SAME: set config.model.resnet.padding to 'same'")
-        elif form.pool_padding == "same":
-            notes.append("the source's max-pool pads as TensorFlow's SAME, here it is symmetric: features differ a little")
+        if form.padding != "torch":
+            what = "every convolution and the max-pool pad" if form.padding == "same" else "the max-pool pads"
+            notes.append(f"{what} as TensorFlow's SAME: set config.model.resnet.padding to {form.padding!r}")
         return settings
     width = backbone["vit"]["width"]
-    found = heads or beside.get("heads") or config.get("heads") or form.heads(width)
+    found = heads or stated.get("heads") or config.get("heads") or form.heads(width)
     if not found or width % found:
         why = f"{found} do not divide {width} channels" if found else "weights do not tell them, nor does this format"
         hint = f" ({form.notes[0]})" if form.name == "moco_v2_vit" else ""
@@ -234,51 +233,16 @@ def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads
     return settings
 
 
-def _beside(path: pathlib.Path) -> dict[str, Any]:
-    """Return what `config.json` and `preprocessor_config.json` of a Hugging Face folder say of heads and input."""
-    found: dict[str, Any] = {}
-    for name in ("config.json", "preprocessor_config.json"):
-        file = path.with_name(name)
-        if not file.is_file() or file.stat().st_size > 1 << 20:
-            continue
-        try:
-            stated = json.loads(file.read_text())
-            stated |= stated.get("pretrained_cfg") or {}
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            raise Refused(f"{file} beside it is no JSON object") from error
-        heads = stated.get("num_attention_heads", stated.get("num_heads"))
-        found |= {"heads": heads} if type(heads) is int and heads > 0 else {}
-        mean, std = (stated.get(a) or stated.get(b) for a, b in (("image_mean", "mean"), ("image_std", "std")))
-        if _three(mean) and _three(std):
-            found |= {"mean": tuple(mean), "std": tuple(std), "source": name}
-    return found
-
-
-def _three(values):
-    return isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-
-
-def _text_config(tree: Any) -> dict[str, Any]:
-    """Return what the config text that OpenMMLab's checkpoints carry says of heads and input; values on [0, 1]."""
-    meta = tree.get("meta") if isinstance(tree, Mapping) else None
-    text = meta.get("config", meta.get("cfg")) if isinstance(meta, Mapping) else None
-    if not isinstance(text, str):
-        return {}
-    found: dict[str, Any] = {}
-    heads = re.search(r"\bnum_heads=(\d{1,3})\b", text)
-    if heads:
-        found["heads"] = int(heads[1])
-    number = r"\s*([\d.]+)\s*"
-    triple = rf"[\[(]{number},{number},{number},?\s*[\])]"
-    both = re.search(rf"mean={triple},\s*std={triple}", text)
-    if both:
-        values = [float(v) / 255 for v in both.groups()]
-        found |= {"mean": tuple(values[:3]), "std": tuple(values[3:])}
-        # The published constants, as everyone writes them, are these to three digits.
-        if np.allclose(values, np.ravel(formats.IMAGENET), atol=2e-4):
-            found["mean"], found["std"] = formats.IMAGENET
-        found["bgr"] = bool(re.search(r"(to_rgb|bgr_to_rgb)\s*=\s*False", text))
-    return found
+def _add_rates(backbone: dict, head: dict, stated: Mapping, expected: Mapping) -> None:
+    """Add strides and rates of a segmentation model, as its config text states them or as the original has them."""
+    if backbone["backbone"] == "resnet":
+        backbone["resnet"] |= {"output_stride": 16, "contract_dilation": True} | stated.get("resnet", {})
+    rates = stated.get("aspp", {}).get("dilations", ())
+    if head["head"] == "aspp" and f"decode_head.aspp_modules.{len(rates) - 1}.conv.weight" in expected:
+        if f"decode_head.aspp_modules.{len(rates)}.conv.weight" not in expected:
+            head["aspp"]["dilations"] = rates
+    if head["head"] == "fcn":
+        head["fcn"] |= stated.get("fcn", {})
 
 
 def _dtype_notes(arrays: Mapping[str, np.ndarray]) -> list[str]:

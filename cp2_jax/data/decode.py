@@ -62,6 +62,15 @@ def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     return pixels
 
 
+def may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG may ask to be shown turned or mirrored (EXIF orientation)."""
+    position = 2
+    while data[position:position + 1] == b'\xff' and data[position + 1] != 0xDA:  # up to the first scan
+        position += 2 + int.from_bytes(data[position + 2:position + 4])
+    header = data[:position]
+    return b'Exif\0\0' in header or b'tiff:Orientation' in header
+
+
 def _fast_jpeg(data: bytes) -> np.ndarray | None:
     """Plain RGB or gray JPEG by libjpeg-turbo; None where Pillow has to look: other colours, damage, sheer size."""
     try:
@@ -102,7 +111,7 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, 'height width 3']:
     if data[:2] == b'\xff\xd8':
         pixels = _fast_jpeg(data)
         if pixels is not None:
-            if b'Exif\0\0' in data or b'tiff:Orientation' in data:
+            if may_be_turned(data):
                 pixels = _upright(pixels, Image.open(io.BytesIO(data)))  # reads headers only
             return np.ascontiguousarray(pixels)
     image = _open(data, name)

@@ -13,23 +13,25 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
+from cp2_jax.data import crops as cropping
 from cp2_jax.data import decode as decoding
 
-# The three images of a sample: the foreground and one background for either view.
+# The images of a sample: the foreground and, if they are independent, one background for either view.
 STREAMS = ('foreground', 'background of the query', 'background of the key')
+# Where backgrounds come from, and how many streams that takes.
+BACKGROUNDS = {'independent': 3, 'in_batch': 1}
 
 # Beyond any run: 2**48 samples are 200 million epochs of ImageNet.
 _ENDLESS = 2**48
 _REPLACEMENTS = 32
 
 
-def _read(source, index: int) -> np.ndarray:
-    """Image `index` as uint8 [H, W, 3]; UnreadableImage also where the file itself cannot be read."""
+def _read(source, index: int) -> bytes:
+    """Encoded image `index`; UnreadableImage where its file cannot be read."""
     try:
-        data = source[index]
+        return source[index]
     except OSError as error:
         raise decoding.UnreadableImage(source.name(index), f'cannot be read: {error}') from error
-    return decoding.decode(data, source.name(index))
 
 
 def _order(length: int, seed: int, stream: int) -> grain.MapDataset:
@@ -50,11 +52,17 @@ class _Sample:
     image_size: int
     crop_scale: tuple[float, float]
 
+    def _crop(self, index: int, position: int, stream: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, position, stream, 0])
+        views = 1 if stream else 2
+        data = _read(self.source, index)
+        return cropping.random_crops(data, self.source.name(index), rng, self.image_size, views, self.crop_scale)
+
     def _load(self, position: int, stream: int) -> tuple[np.ndarray, int]:
-        """The image and -1, or a substitute for it and the index of the unreadable one."""
+        """The image's crops and -1, or those of a substitute and the index of the unreadable image."""
         index = int(self.orders[stream][position])
         try:
-            return _read(self.source, index), -1
+            return self._crop(index, position, stream), -1
         except decoding.UnreadableImage as error:
             first = error
         length = len(self.source)
@@ -62,7 +70,7 @@ class _Sample:
         substitutes = rng.choice(length, min(length, _REPLACEMENTS), replace=False)
         for substitute in substitutes:
             try:
-                return _read(self.source, int(substitute)), index
+                return self._crop(int(substitute), position, stream), index
             except decoding.UnreadableImage:
                 continue
         raise RuntimeError(
@@ -71,19 +79,11 @@ class _Sample:
         )
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
-        crops, unreadable = [], []
-        for stream, views in enumerate((2, 1, 1)):
-            image, replaced = self._load(position, stream)
-            rng = np.random.default_rng([self.seed, position, stream, 0])
-            crops += [
-                decoding.random_resized_crop(image, rng, self.image_size, self.crop_scale) for _ in range(views)
-            ]
-            unreadable.append(replaced)
-        return {
-            'foreground': np.stack(crops[:2]),
-            'background': np.stack(crops[2:]),
-            'unreadable': np.array(unreadable, np.int64),
-        }
+        crops, unreadable = zip(*(self._load(position, stream) for stream in range(len(self.orders))), strict=True)
+        sample = {'foreground': crops[0], 'unreadable': np.array(unreadable, np.int64)}
+        if len(crops) > 1:
+            sample['background'] = np.concatenate(crops[1:])
+        return sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,7 @@ def pretrain_dataset(
     image_size: int,
     seed: int,
     crop_scale: tuple[float, float] = (0.2, 1.0),
+    backgrounds: str = 'independent',
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -121,9 +122,10 @@ def pretrain_dataset(
 
     Batches, with b = batch_size / process_count, S = image_size:
       'foreground'  uint8 [b, 2, S, S, 3]: two random crops of one image, for the query and the key view;
-      'background'  uint8 [b, 2, S, S, 3]: one random crop of each of two other images, drawn independently;
-      'unreadable'  int64 [b, 3]: for foreground and the two backgrounds, the source index of an image that could
-                    not be read and was replaced by another, else -1. (`Batches` takes it out.)
+      'background'  uint8 [b, 2, S, S, 3]: one random crop of each of two other images, drawn independently; absent
+                    with backgrounds='in_batch', where the step takes them from 'foreground';
+      'unreadable'  int64 [b, 3] (or [b, 1]): for foreground and the two backgrounds, the source index of an image
+                    that could not be read and was replaced by another, else -1. (`Batches` takes it out.)
 
     Each of the three streams goes through the whole source in an order of its own, a new one each epoch. The last
     samples of an epoch and the first of the next may share a batch: none is dropped. Sample t * batch_size + j is
@@ -131,13 +133,14 @@ def pretrain_dataset(
     so a run resumes at step t with start_step=t. Process p gets rows [p * b, (p + 1) * b).
 
     source: see `sources`; items are encoded images. batch_size: of all processes together. crop_scale: range of
-    the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1). workers: processes that decode; 0
+    the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1). backgrounds: a name in `BACKGROUNDS`;
+    the foregrounds are the same with either. workers: processes that decode; 0
     decodes in `threads` threads of this process. prefetch: batches read ahead, for each worker. With workers, call
     `.close()` when done, or let `Batches` do it; and Grain then reads absl's flags, so that outside `absl.app.run`
     they have to be marked as parsed: `absl.flags.FLAGS.mark_as_parsed()`.
 
-    Raises ValueError for sizes that do not fit; while iterating, RuntimeError if an image and all its substitutes
-    are unreadable.
+    Raises ValueError for sizes that do not fit, KeyError for unknown backgrounds; while iterating, RuntimeError if an
+    image and all its substitutes are unreadable.
     """
     if batch_size <= 0 or batch_size % process_count:
         raise ValueError(f'batch_size {batch_size} must be a positive multiple of the {process_count} processes')
@@ -146,7 +149,7 @@ def pretrain_dataset(
     if start_step < 0 or seed < 0:
         raise ValueError(f'start_step ({start_step}) and seed ({seed}) must not be negative')
     rows = batch_size // process_count
-    orders = tuple(_order(len(source), seed, stream) for stream in range(len(STREAMS)))
+    orders = tuple(_order(len(source), seed, stream) for stream in range(BACKGROUNDS[backgrounds]))
     samples = (
         grain.MapDataset.range(start_step * rows, _ENDLESS)
         .map(_Position(batch_size, rows, process_index * rows))
@@ -249,7 +252,7 @@ class Batches:
                 continue
             self._reported.add(index)
             try:  # once more, for the reason: a worker process cannot hand it over within an array
-                _read(self._source, index)
+                decoding.decode(_read(self._source, index), self._source.name(index))
             except decoding.UnreadableImage as error:
                 logging.warning('unreadable image replaced by another: %s', error)
             else:

@@ -123,7 +123,18 @@ def _shifted(x, kernel, stride, dilation):
             part = _matmul(x[:, rows, columns].astype(wide), kernel[i, j].astype(wide))
             part = jnp.pad(part, ((0, 0), (top, height - bottom), (left, width - right), (0, 0)))
             total = part if total is None else total + part
-    return total.astype(x.dtype)
+    return _materialize(total.astype(x.dtype), kernel)
+
+
+def _materialize(x, kernel):
+    """Return x, and pass on its cotangent, as an array that is written once and read by all that need it.
+
+    XLA on CPUs fuses the sum of the taps, or the batch norm's gradient that leads to the cotangent, into every product
+    that reads it and computes it again for each: three times the time of a whole training step. It drops optimisation
+    barriers before it fuses, but nothing is fused across a conditional. The condition, whether the kernel's first
+    weight is NaN, needs no communication where the batch is split over devices, for kernels are not.
+    """
+    return jax.lax.cond(jnp.isnan(kernel.ravel()[0]), lambda x: x * jnp.nan, lambda x: x, x)
 
 
 def _columns(x, kernel, stride, dilation):

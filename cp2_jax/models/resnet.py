@@ -59,7 +59,9 @@ class ResNet(nn.Module):
         the paper dilates every 3x3 convolution of the stage.
       zero_init_residual: the last norm scale of each block starts at zero (the released code).
       norm: makes a batch norm.
-      padding: "torch" or "same", see `conv.convolve`.
+      padding: "torch"; "same": TensorFlow's everywhere (see `conv.convolve`), as in BYOL and DetCon; "same_pool":
+        TensorFlow's in the max-pool alone, as in SimCLR.
+      remat: compute each block again in the backward pass instead of keeping what is inside it.
     """
 
     depth: int = 50
@@ -72,6 +74,7 @@ class ResNet(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     padding: str = "torch"
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -80,11 +83,14 @@ class ResNet(nn.Module):
         """Return the outputs of the four stages, at strides 4, 8, 16, 32 but no more than `output_stride`."""
 
         def conv(features, size, **options):
-            return Conv(features, size, padding=self.padding, dtype=self.dtype, **options)
+            padding = "same" if self.padding == "same" else "torch"
+            return Conv(features, size, padding=padding, dtype=self.dtype, **options)
 
         def norm(**options):
             return self.norm(dtype=self.dtype, **options)
 
+        # `train` is the second argument after self, and no array.
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = nn.relu(norm(name="bn1")(conv(self.stem_width, 7, stride=2, name="conv1")(x), train))
         x = self.pool(x)
         outputs, reached, dilation = [], 4, 1
@@ -94,7 +100,7 @@ class ResNet(nn.Module):
                 stride, dilation = 1, dilation * 2
             reached *= stride
             for index in range(blocks):
-                x = Block(
+                x = block(
                     width=self.width * 2 ** (stage - 1),
                     stride=stride if index == 0 else 1,
                     dilation=before if index == 0 and self.contract_dilation else dilation,

@@ -63,6 +63,7 @@ def build(
     bn_strided: bool = False,
     image_size: int = 224,
     auxiliary: ConfigDict | None = None,
+    remat: bool = False,
 ) -> Segmenter:
     """Make the model that a config describes.
 
@@ -72,6 +73,8 @@ def build(
       bn_groups, bn_strided: see `BatchNorm`.
       image_size: side in pixels for which a ViT's position table is made.
       auxiliary: `config.auxiliary` (stage, channels, num_convs) for an auxiliary FCN head, as MMSegmentation's.
+      remat: keep only each backbone block's input for the backward pass and compute the block again: the same
+        numbers in less memory, for about a third more work.
 
     Raises:
       KeyError: for an unknown backbone, head or top.
@@ -79,8 +82,8 @@ def build(
     dtype = jnp.dtype(model.dtype)
     norm = functools.partial(BatchNorm, groups=bn_groups, strided=bn_strided)
     backbone = {
-        "resnet": lambda: ResNet(**_fields(model.resnet), norm=norm, dtype=dtype),
-        "vit": lambda: ViT(image_size=image_size, **_fields(model.vit), dtype=dtype),
+        "resnet": lambda: ResNet(**_fields(model.resnet), norm=norm, dtype=dtype, remat=remat),
+        "vit": lambda: ViT(image_size=image_size, **_fields(model.vit), dtype=dtype, remat=remat),
     }[model.backbone]()
     head = {
         "aspp": lambda: ASPPHead(**_fields(model.aspp), norm=norm, dtype=dtype),

@@ -112,6 +112,7 @@ class ViT(nn.Module):
       patch: side of a patch in pixels, which is the output stride.
       heads: cannot be read from weights: DINO and timm have 6 for ViT-S, the original and MoCo v3 12.
       final_norm: LayerNorm after the last block; the original has none.
+      remat: compute each block again in the backward pass instead of keeping what is inside it.
     """
 
     image_size: int = 224
@@ -122,6 +123,7 @@ class ViT(nn.Module):
     mlp_ratio: int = 4
     final_norm: bool = False
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width 3"], train: bool) -> tuple[Float[Array, "batch _ _ _"]]:
@@ -151,8 +153,9 @@ class ViT(nn.Module):
         table = self.param("pos_embed", _NORMAL, (1, positions, self.width))
         class_token = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, self.width))
         x = jnp.concatenate([class_token, x], axis=1) + resize_positions(table, grid).astype(self.dtype)
+        block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         for index in range(self.depth):
-            x = EncoderBlock(self.heads, self.width * self.mlp_ratio, self.dtype, name=f"blocks_{index}")(x)
+            x = block(self.heads, self.width * self.mlp_ratio, self.dtype, name=f"blocks_{index}")(x)
         if self.final_norm:
             x = nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
         return (x[:, 1:].reshape(batch, *grid, self.width),)

@@ -1,0 +1,146 @@
+"""Host input: samples per second per core, ours against the original's way, on the same images in one run.
+
+    python benchmarks/input.py --images DIR [--rounds 5] [--samples 100] [--workers_seconds 20] [--json input.json]
+
+One core: each round times every path once, in turn and on the same samples; a path's figure is the least of its rounds'
+CPU times (other programs on the machine only ever add time), the wall clock's is given too. The ratio is to the original's
+way, Pillow with three decodes and four augmented views; its range is that of the single rounds. "prepared": the same images re-encoded at shorter side 256.
+Workers: batches from `pretrain_dataset` with 1 and 2 worker processes, by the wall clock: it means something on an idle machine only.
+"""  # noqa: E501
+
+import argparse
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import numpy as np  # noqa: E402
+import original_way  # noqa: E402
+from absl import flags  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from cp2_jax.data import crops, decode, turbojpeg  # noqa: E402
+from cp2_jax.data.pretrain import pretrain_dataset  # noqa: E402
+from cp2_jax.data.sources import ImageFolder  # noqa: E402
+
+LIBRARIES = ("pillow", "simplejpeg", "turbojpeg", "cykooz.resizer", "numpy", "grain")
+
+
+def shorter_side(data: bytes, side: int = 256, quality: int = 90) -> bytes:
+    """Re-encode an image at a bounded shorter side."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = side / min(image.size)
+    if scale < 1:
+        image = image.resize([round(scale * length) for length in image.size], Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def paths(images, prepared):
+    """Return {name: function of a sample's number}."""
+    count = len(images)
+    rng = lambda i, stream: np.random.default_rng([0, i, stream, 0])  # noqa: E731
+    pick = lambda i, stream: (i * (1, 7, 11)[stream] + 131 * stream) % count  # noqa: E731
+
+    def ours(files, i, views):
+        for stream, number in enumerate(views):
+            crops.random_crops(files[pick(i, stream)], "", rng(i, stream), 224, number)
+
+    return {
+        "whole decode alone, 1 image": lambda i: decode.decode(images[pick(i, 0)], ""),
+        "original's way": lambda i: original_way.sample(*(images[pick(i, s)] for s in range(3)), rng(i, 0)),
+        "independent": lambda i: ours(images, i, (2, 1, 1)),
+        "in_batch": lambda i: ours(images, i, (2,)),
+        "independent, prepared": lambda i: ours(prepared, i, (2, 1, 1)),
+        "in_batch, prepared": lambda i: ours(prepared, i, (2,)),
+    }
+
+
+def one_core(functions, rounds, samples):
+    """Return {name: [(CPU seconds, wall seconds) of one sample, per round]}."""
+    times = {name: [] for name in functions}
+    for index in range(rounds + 1):
+        for name, function in functions.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            for i in range(samples):
+                function(i)
+            if index:  # the first round warms up
+                times[name].append(((time.process_time() - cpu) / samples, (time.perf_counter() - wall) / samples))
+    return times
+
+
+def workers(folder, count, seconds):
+    """Return samples per second of whole batches out of `count` worker processes, after they have started."""
+    batches = pretrain_dataset(ImageFolder(folder), batch_size=32, image_size=224, seed=0, workers=count)
+    for _ in range(2 * count + 2):  # what was read ahead while starting
+        next(batches)
+    begin, taken = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        next(batches)
+        taken += 32
+    rate = taken / (time.perf_counter() - begin)
+    batches.close()
+    return rate
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", required=True, help="folder of JPEGs")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=100, help="samples per path and round")
+    parser.add_argument("--workers_seconds", type=float, default=20, help="0: leave the workers out")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write")
+    args = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # Grain's workers read them
+    source = ImageFolder(args.images)
+    images = [source[i] for i in range(len(source))]
+    prepared = [shorter_side(data) for data in images]
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load": os.getloadavg()[0],
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES if _installed(name)},
+        "partial_decode": turbojpeg.available(),
+        "images": len(images),
+        "mean_bytes": float(np.mean([len(data) for data in images])),
+        "mean_bytes_prepared": float(np.mean([len(data) for data in prepared])),
+        "paths": {},
+    }
+    times = one_core(paths(images, prepared), args.rounds, args.samples)
+    original = np.array(times["original's way"])[:, 0]
+    print(f"{'path':30s} {'per second (CPU)':>17s} {'(wall)':>8s} {'against original':>17s} {'range':>13s}")
+    for name, pairs in times.items():
+        cpu, wall = np.array(pairs).T
+        ratios = original / cpu
+        row = {"per_second_cpu": 1 / cpu.min(), "per_second_wall": 1 / wall.min(), "ratio": original.min() / cpu.min()}
+        result["paths"][name] = row | {"ratios": ratios.tolist()}
+        print(f"{name:30s} {row['per_second_cpu']:17.0f} {row['per_second_wall']:8.0f} {row['ratio']:17.2f} "
+              f"{ratios.min():6.2f}-{ratios.max():.2f}", flush=True)  # fmt: skip
+    if args.workers_seconds:
+        with tempfile.TemporaryDirectory() as folder:
+            for i, data in enumerate(images):
+                (pathlib.Path(folder) / f"{i}.jpg").write_bytes(data)
+            rates = [workers(folder, count, args.workers_seconds) for count in (1, 2)]
+        result["workers"] = {"1": rates[0], "2": rates[1], "ratio": rates[1] / rates[0]}
+        print(f"worker processes, independent: 1: {rates[0]:.0f}/s, 2: {rates[1]:.0f}/s, ratio {rates[1] / rates[0]:.2f}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result))
+
+
+def _installed(name):
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The same training steps on several topologies: processes x devices of this machine's CPU. Do they compute the same?
+
+    python benchmarks/topology.py [--steps 20] [--topologies 1x1,1x8,2x4,4x2] [--dtypes float64,float32] [--json FILE]
+
+A topology may have config values of its own: 1x8:accumulate=2:remat=True:shard_state=True. With from=2x4 (and + for a
+colon in it) it does not begin at the start, but resumes the checkpoint that the run on 2x4 saved half-way.
+
+A small ResNet + ASPP with batch-norm groups, strided key groups, on-device augmentation and a queue that wraps around,
+fed by the real input pipeline. Compares, step by step, to the first topology: the bytes of crops, masks and jitter
+draws, the bits of the composed images, and the loss. With both dtypes, the float32 runs' distance to one another is set
+against their distance to the float64 run, in which ReLUs and max-pools decide near-ties differently.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--topologies", default="1x1,1x8,2x4,4x2")
+    parser.add_argument("--dtypes", default="float64,float32")
+    parser.add_argument("--shuffle", default="strided")
+    parser.add_argument("--json")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def small_config(dtype, shuffle, changes):
+    import ast
+
+    from configs import pretrain_r50_aspp
+
+    config = pretrain_r50_aspp.get_config()
+    config.update(image_size=32, batch_size=16, bn_groups=4, key_shuffle=shuffle)
+    config.model.dtype = dtype
+    config.model.resnet.update(depth=18, width=8, stem_width=8, stage_sizes=(1, 1, 1, 1))
+    config.model.aspp.update(channels=8, dilations=(1, 2))
+    config.loss.update(queue_size=64, momentum=0.9)  # 4 rows: full after 4 steps, then the oldest are overwritten
+    for change in changes:
+        key, _, value = change.partition("=")
+        config.update_from_flattened_dict({key: ast.literal_eval(value)})
+    return config
+
+
+def make_images(folder):
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(48):
+        coarse = rng.integers(0, 256, (5, 6, 3), np.uint8)
+        Image.fromarray(coarse).resize((60, 50), Image.BICUBIC).save(folder / f"{number:02d}.jpg")
+
+
+def worker(arguments, task):
+    """One process of one topology; process 0 writes what was seen."""
+    import jax
+    import numpy as np
+    from absl import flags
+    from jax.experimental import multihost_utils
+
+    flags.FLAGS.mark_as_parsed()
+    from cp2_jax import distributed, mesh, pretrain, rngs
+    from cp2_jax.augment import compose
+    from cp2_jax.checkpoints import Checkpoints
+    from cp2_jax.data.pretrain import pretrain_dataset
+    from cp2_jax.data.sources import ImageFolder
+
+    jax.config.update("jax_enable_x64", task["dtype"] == "float64")
+    if task["processes"] > 1:
+        distributed.initialize(task["coordinator"], task["processes"], task["process"])
+    config = small_config(task["dtype"], arguments.shuffle, task["changes"])
+    device_mesh = mesh.make_mesh()
+    initial_state, step = pretrain.make_step(config, 100, 10, device_mesh)
+    # One initial state for all dtypes, so that float32 and float64 start alike.
+    state = initial_state()
+    wide = jax.tree.map(lambda x: x.astype(task["dtype"]) if x.dtype.kind == "f" else x, state)
+    state = jax.device_put(wide, jax.tree.map(lambda x: x.sharding, state))
+    half = arguments.steps // 2
+    saver = Checkpoints(task["checkpoints"])
+    if restored := saver.restore(state):
+        state, _ = restored
+    options = compose.AugmentOptions.from_config(config.augment)
+
+    @jax.jit
+    def look(number, batch):
+        """Draws as the step makes them, and what it composes of them."""
+        key = rngs.key(config.seed, "augment", number)
+        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
+        rows = rngs.per_sample(key, config.batch_size)
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        draws = jax.vmap(jax.vmap(lambda k: compose.draw_view(k, options)))(fold(rows, np.arange(4)))
+        return mesh.constrain_batch({
+            "draws": draws,
+            "masks": (pair.mask_query, pair.mask_key),
+            "images": (pair.image_query, pair.image_key),
+        }, device_mesh)  # fmt: skip
+
+    def digest(tree):
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(tree):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
+    whole = lambda tree: multihost_utils.process_allgather(tree, tiled=True)  # noqa: E731
+    dataset = pretrain_dataset(
+        ImageFolder(task["images"]), batch_size=config.batch_size, image_size=config.image_size, seed=config.seed,
+        start_step=int(state.step), process_index=jax.process_index(), process_count=jax.process_count(), threads=1,
+    )  # fmt: skip
+    seen = []
+    for number in range(int(state.step), arguments.steps):
+        host = next(dataset)
+        host.pop("unreadable")
+        batch = mesh.place_batch(device_mesh, host)
+        looked = {name: digest(whole(value)) for name, value in look(number, batch).items()}
+        state, metrics = step(state, batch)
+        exact = lambda m: float(m.total) / float(m.count)  # noqa: E731
+        if number + 1 == half:
+            saver.save(half, state, {})
+        seen.append({"step": number, "crops": digest(whole(batch)), **looked, "loss": exact(metrics.loss),
+                     "gradient_norm": exact(metrics.gradient_norm)})  # fmt: skip
+    saver.close()
+    queue = whole(state.queue)
+    if jax.process_index() == 0:
+        result = {"devices": jax.device_count(), "steps": seen, "queue": float(np.abs(queue).sum())}
+        pathlib.Path(task["output"]).write_text(json.dumps(result))
+
+
+def checkpoints(folder, topology, dtype):
+    return folder / f"checkpoints {topology.replace(':', ' ')} {dtype}"
+
+
+def run(arguments, topology, dtype, folder):
+    """Start the processes of one topology and return what the first wrote."""
+    shape, *changes = topology.split(":")
+    source = next((change[5:].replace("+", ":") for change in changes if change.startswith("from=")), topology)
+    changes = [change for change in changes if not change.startswith("from=")]
+    if source != topology:
+        # Another run's checkpoint: what this run saves must not lie beside it.
+        shutil.copytree(checkpoints(folder, source, dtype), checkpoints(folder, topology, dtype))
+    processes, devices = map(int, shape.split("x"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    output = folder / f"{len(list(folder.iterdir()))}.json"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    started = []
+    for process in range(processes):
+        task = dict(processes=processes, process=process, coordinator=f"localhost:{port}", dtype=dtype, changes=changes,
+                    checkpoints=str(checkpoints(folder, topology, dtype)),
+                    images=str(folder / "images"), output=str(output))  # fmt: skip
+        started.append(subprocess.Popen([sys.executable, *sys.argv, "--worker", json.dumps(task)], env=environment))
+    if any([process.wait() for process in started]):
+        raise SystemExit(f"{topology} failed")
+    return json.loads(output.read_text())
+
+
+def compare(first, other):
+    """How another topology's run differs from the first's."""
+    steps = {step["step"]: step for step in first["steps"]}
+    pairs = [(steps[step["step"]], step) for step in other["steps"]]
+    loss = [abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in pairs]
+    return {
+        **{key: all(a[key] == b[key] for a, b in pairs) for key in ("crops", "draws", "masks", "images")},
+        "steps": len(pairs),
+        "first": loss[0],
+        "worst": max(loss),
+        "gradient": max(abs(a["gradient_norm"] - b["gradient_norm"]) / a["gradient_norm"] for a, b in pairs),
+    }
+
+
+def main():
+    arguments = parse()
+    if arguments.worker:
+        return worker(arguments, json.loads(arguments.worker))
+    topologies, dtypes = arguments.topologies.split(","), arguments.dtypes.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        make_images(folder / "images")
+        runs = {(t, d): run(arguments, t, d, folder) for d in dtypes for t in topologies}
+    rows = []
+    print(f"{arguments.steps} steps; relative differences of the loss to {topologies[0]} of the same dtype, and to float64")
+    print("| processes x devices | dtype | steps | crops, draws, masks | composed images | first step | worst step | "
+          "gradient norm, worst | worst to float64 1x1 |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (topology, dtype), found in runs.items():
+        row = {"topology": topology, "dtype": dtype} | compare(runs[topologies[0], dtype], found)
+        exact = runs.get((topologies[0], "float64"))
+        row["to_float64"] = compare(exact, found)["worst"] if exact else None
+        rows.append(row)
+        same = "same bytes" if row["crops"] and row["draws"] and row["masks"] else "DIFFER"
+        images = "same bits" if row["images"] else "rounded differently"
+        shown = "" if row["to_float64"] is None else f"{row['to_float64']:.1e}"
+        print(f"| {topology} | {dtype} | {row['steps']} | {same} | {images} | {row['first']:.1e} | {row['worst']:.1e} | "
+              f"{row['gradient']:.1e} | {shown} |")  # fmt: skip
+    if arguments.json:
+        losses = {f"{t} {d}": [s["loss"] for s in found["steps"]] for (t, d), found in runs.items()}
+        pathlib.Path(arguments.json).write_text(json.dumps({"rows": rows, "losses": losses}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""A checkpoint as a function from images to dense features: what `cp2_jax.load` gives."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from cp2_jax.augment import color
+from cp2_jax.checkpoints import CheckpointError, read_variables
+from cp2_jax.losses import l2_normalize
+from cp2_jax.models import segmenter
+
+FEATURES = ("stages", "backbone", "head", "projection", "logits")
+# The part of a checkpoint's parameters that each is read from.
+_READ_FROM = {"stages": "backbone", "projection": "projection", "logits": "classifier"}
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureExtractor:
+    """A pure function of variables and images; works under `jax.jit`, `jax.vmap` (over stacks of batches) and `jax.grad`.
+
+    Attributes:
+      features: what it returns, one of `FEATURES`.
+      stride: image pixels per feature pixel (of the last stage).
+      mean, std: of the checkpoint's inputs, on [0, 1]; images are normalised with these.
+      network: the Flax module.
+    """
+
+    features: str
+    stride: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    network: nn.Module
+
+    def __call__(
+        self, variables: Any, images: UInt8[Array, "batch height width 3"] | Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch _ _ channels"] | tuple[Array, ...]:
+        """Return features of images, float32, at a `stride`-th of their size (rounded up).
+
+        Args:
+          variables: what `load` returned with this function.
+          images: RGB, uint8 in 0-255 or float in [0, 1], not normalised, of any size; a ViT needs multiples of its patch.
+
+        Raises:
+          ValueError: a ViT's image sides are not multiples of its patch.
+        """
+        images = color.normalize(images, self.mean, self.std)
+        if self.features in ("stages", "backbone"):
+            wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731
+            stages = tuple(map(wide, self.network.apply(variables, images, False, method="stages")))
+            return stages if self.features == "stages" else stages[-1]
+        if self.features == "head":
+            return self.network.apply(variables, images, False, method="features")
+        top = self.network.apply(variables, images, train=False)
+        return l2_normalize(top) if self.features == "projection" else top
+
+
+def load(
+    path: str | pathlib.Path, features: str | None = None, *, dtype: str = "float32", output_stride: int | None = None
+) -> tuple[FeatureExtractor, dict]:
+    """Return (model, variables): `model(variables, images)` gives dense features.
+
+    Args:
+      path: work directory of pretraining or finetuning (its newest step; the query encoder), one step's directory, or a
+        converted checkpoint.
+      features: "stages": a tuple of the backbone's stages; "backbone": the last of them; "head": the segmentation head's
+        output, which the classifier of finetuning reads; "projection": the l2-normalised features of the pretraining loss
+        (f in the paper's equation 2); "logits": a finetuned model's classes. Default: the head if there is one, else
+        the backbone.
+      dtype: of the computation, whatever the run computed in.
+      output_stride: of a ResNet, 8, 16 or 32; default: as it was trained, 16 for converted backbones.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it has no such features.
+      ValueError: no such kind of features.
+    """
+    if features is not None and features not in FEATURES:
+        raise ValueError(f"features={features!r}: there are {', '.join(FEATURES)}")
+    variables, meta = read_variables(path)
+    parts = variables["params"]
+    features = features or ("head" if "head" in parts else "backbone")
+    part = _READ_FROM.get(features, features)
+    if part not in parts:
+        raise CheckpointError(f"{path} has no {part}, only {', '.join(parts)}: choose other features")
+    model, (mean, std), image_size = _describe(path, meta)
+    model.dtype = dtype
+    if output_stride is not None:
+        model.resnet.output_stride = output_stride
+    network = segmenter.build(model, top="classifier" if features == "logits" else "projection", image_size=image_size)
+    used = {"backbone", part} | ({"head"} if features in ("projection", "logits") else set())
+    variables = {
+        collection: {name: jax.tree.map(jnp.asarray, tree) for name, tree in members.items() if name in used}
+        for collection, members in variables.items()
+    }
+    stride = model.vit.patch if model.backbone == "vit" else model.resnet.output_stride
+    return FeatureExtractor(features, stride, tuple(mean), tuple(std), network), variables
+
+
+def _describe(path, meta) -> tuple[ConfigDict, tuple, int]:
+    """Return (`config.model`, (mean, std), image size) from what lies beside the weights."""
+    if meta.get("kind") == "converted":
+        theirs, image_size = meta["model"], meta["model"].get("image_size", 224)
+        model = ConfigDict(
+            {
+                "backbone": theirs["backbone"],
+                "head": theirs.get("head", "aspp"),  # unused without one
+                "projection_dim": theirs.get("projection_dim", 128),
+                "num_classes": theirs.get("num_classes", 2),
+                "dropout": 0.0,
+                # What a converted checkpoint does not state is as CP2 and MMSegmentation have it.
+                "resnet": {"output_stride": 16} | dict(theirs.get("resnet", {})),
+                "vit": dict(theirs.get("vit", {})),
+                "aspp": {"channels": 512, "dilations": (1, 6, 12, 18)} | dict(theirs.get("aspp", {})),
+                "fcn": {"dilation": 6} | dict(theirs.get("fcn", {"channels": 256})),
+            },
+            type_safe=False,
+        )
+        return model, (meta["input"]["mean"], meta["input"]["std"]), image_size
+    if "config" not in meta:
+        raise CheckpointError(f"{path} does not say what model it is: it was not written by a run or the converter")
+    config = ConfigDict(meta["config"], type_safe=False)
+    section = config.augment if "augment" in config else config.data
+    return config.model, (section.mean, section.std), config.image_size

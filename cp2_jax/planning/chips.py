@@ -1,0 +1,117 @@
+"""Chips and slices: their public specifications, and their names made into devices, present or described by libtpu."""
+
+import dataclasses
+import os
+import re
+
+import jax
+
+
+class PlanError(Exception):
+    """A plan cannot be made; the message says why and what would work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX calls one device: a chip, or on TPU v2 and v3 one of a chip's two cores.
+
+    memory: bytes of HBM. flops: peak per second, bfloat16 (float16 on older GPUs). memory_rate, link_rate: bytes per
+    second of HBM, and of all links to other chips together, one direction.
+    """
+
+    memory: float
+    flops: float
+    memory_rate: float
+    link_rate: float
+
+
+# From the makers' public tables; TPU v2 and v3 halved, for a device is a core there.
+TPUS = {
+    "v2": Chip(8e9, 22.5e12, 350e9, 31e9),
+    "v3": Chip(16e9, 61.5e12, 450e9, 41e9),
+    "v4": Chip(32e9, 275e12, 1228e9, 150e9),
+    "v5e": Chip(16e9, 197e12, 819e9, 100e9),
+    "v5p": Chip(95e9, 459e12, 2765e9, 300e9),
+    "v6e": Chip(32e9, 918e12, 1640e9, 224e9),
+}
+GPUS = {
+    "H200": Chip(141e9, 989e12, 4800e9, 450e9),
+    "H100 PCIe": Chip(80e9, 756e12, 2000e9, 300e9),
+    "H100": Chip(80e9, 989e12, 3350e9, 450e9),
+    "A100-SXM4-80GB": Chip(80e9, 312e12, 2039e9, 300e9),
+    "A100": Chip(40e9, 312e12, 1555e9, 300e9),
+    "V100": Chip(16e9, 125e12, 900e9, 150e9),
+}
+
+_FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8", 1024: "8x8x8"}
+# Names as Cloud TPU gives them: the number counts cores up to v4 and in v5p, chips in v5e and v6e.
+SLICES = {
+    "v2": {8: "2x2", 32: "4x4", 128: "8x8", 256: "8x16", 512: "16x16"},
+    "v3": {8: "2x2", 32: "4x4", 64: "4x8", 128: "8x8", 256: "8x16", 512: "16x16", 1024: "16x32", 2048: "32x32"},
+    "v4": _CUBES | {2048: "8x8x16", 4096: "8x16x16"},
+    "v5e": _FLAT,
+    "v5p": _CUBES | {2048: "8x8x16", 4096: "8x16x16"},
+    "v6e": _FLAT,
+}
+LOCAL = "local"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for. `chip` is None where the specification is not known; `hosts` is the number of processes."""
+
+    name: str
+    devices: list[jax.Device]
+    chip: Chip | None
+    hosts: int
+
+
+def names() -> list[str]:
+    """Return the names of all slices, and "local"."""
+    return [f"{kind}-{count}" for kind, counts in SLICES.items() for count in counts] + [LOCAL]
+
+
+def get(name: str) -> Topology:
+    """Return a topology by name.
+
+    Args:
+      name: "local" (the devices of this machine), a slice such as "v4-32", or one by its shape, such as "v4:2x2x4".
+
+    Raises:
+      PlanError: for an unknown name, with those that exist; without libtpu, saying how to install it.
+    """
+    if name == LOCAL:
+        return _local()
+    match = re.fullmatch(r"(v\w+)[-:](.+)", name.replace("v5litepod", "v5e"))
+    kind, size = (match[1], match[2]) if match else ("", "")
+    shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
+    if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise PlanError(f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4")
+    # Otherwise libtpu asks a metadata server which machine it is on.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    jax.config.update("jax_platforms", "cpu")  # the machine that compiles need have no TPU
+    try:
+        import libtpu  # noqa: F401
+        from jax.experimental import topologies
+    except ImportError:
+        raise PlanError(f"{name}: TPU programs are compiled by libtpu: pip install 'cp2_jax[tpu]'") from None
+    # On v4 and v5p, the two cores of a chip act as one device.
+    options = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}
+    try:
+        devices = list(topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu", **options).devices)
+    except Exception as error:
+        raise PlanError(
+            f"libtpu makes no topology {name!r}: {str(error).splitlines()[0]}. There are {', '.join(names())}"
+        ) from None
+    return Topology(name, devices, TPUS[kind], len({device.process_index for device in devices}))
+
+
+def _local() -> Topology:
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    chip = next((spec for name, spec in GPUS.items() if name in kind), None)
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
+    if chip and limit:
+        chip = dataclasses.replace(chip, memory=limit)
+    return Topology(LOCAL, devices, chip, jax.process_count())

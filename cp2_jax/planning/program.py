@@ -1,0 +1,150 @@
+"""The real training step compiled for a topology, and what its compilation says."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cp2_jax import finetune, mesh, pretrain, settings
+from cp2_jax.planning import collectives
+from cp2_jax.planning.chips import Topology
+
+# Images decoded for one sample: foreground and two backgrounds; image and mask.
+DECODED = {"pretrain": 3, "finetune": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step. All bytes and FLOPs are of one device and one step.
+
+    parameters (both encoders'), optimizer, queue, batch: resident arrays; `batch` is all that are kept ready.
+    temporaries, code: of the program. peak: all of it. fits: None where the device's memory is not known.
+    flops, bytes_accessed: by XLA's count, which leaves out multiplications with padding, and counts a loop's body once
+    (None with `accumulate` above 1, whose microbatches are a loop). error: why the compiler refused, if it did.
+    """
+
+    kind: str
+    topology: str
+    devices: int
+    hosts: int
+    batch_size: int
+    parameters: int
+    optimizer: int
+    queue: int
+    batch: int
+    temporaries: int | None
+    code: int | None
+    peak: int | None
+    memory: float | None
+    flops: float | None
+    bytes_accessed: float | None
+    collectives: list[collectives.Collective] | None
+    compile_seconds: float
+    error: str = ""
+
+    @property
+    def fits(self) -> bool | None:
+        if self.error:
+            return False
+        return None if self.memory is None else self.peak <= self.memory
+
+
+def kind_of(config: ConfigDict) -> str:
+    """Return "pretrain" or "finetune"."""
+    return "pretrain" if "augment" in config else "finetune"
+
+
+def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a global batch as the step takes it."""
+    count = config.batch_size
+    if kind_of(config) == "pretrain":
+        crops = jax.ShapeDtypeStruct((count, 2, config.image_size, config.image_size, 3), jnp.uint8)
+        return {"foreground": crops, "background": crops}
+    height, width = config.data.crop_size
+    return {
+        "image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((count, height, width), jnp.uint8),
+        "size": jax.ShapeDtypeStruct((count, 2), jnp.int32),
+    }
+
+
+def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program:
+    """Compile a config's step for a topology.
+
+    Args:
+      config: validated for the topology's number of devices.
+      images: of an epoch, for the schedule.
+    """
+    kind, device_mesh = kind_of(config), mesh.make_mesh(topology.devices)
+    length = settings.total_steps(config, images), settings.steps_per_epoch(images, config.batch_size)
+    task = {"pretrain": pretrain, "finetune": finetune}[kind]
+    initial_state, step = task.make_step(config, *length, device_mesh)
+    arguments = () if kind == "pretrain" else (jax.eval_shape(lambda: finetune.init_variables(config)),)
+    state, batch = jax.eval_shape(initial_state, *arguments), abstract_batch(config)
+    begin = time.monotonic()
+    lowered = step.lower(state, batch)
+    # What each array of the arguments takes on one device.
+    state_sharding = (
+        pretrain.state_sharding(device_mesh, state, config.shard_state)
+        if kind == "pretrain"
+        else finetune.state_sharding(device_mesh, state, config.shard_state)
+    )
+    sizes = jax.tree.map(_local_bytes, state, state_sharding)
+    total = lambda tree: sum(jax.tree.leaves(tree))  # noqa: E731
+    split = mesh.batch_sharding(device_mesh)
+    known = dict(
+        kind=kind,
+        topology=topology.name,
+        devices=len(topology.devices),
+        hosts=topology.hosts,
+        batch_size=config.batch_size,
+        parameters=total(sizes.params) + total(getattr(sizes, "key_params", 0)),
+        optimizer=total(sizes.opt_state),
+        queue=total(getattr(sizes, "queue", 0)),
+        batch=(1 + config.data.prefetch) * total(jax.tree.map(lambda x: _local_bytes(x, split), batch)),
+        memory=topology.chip.memory if topology.chip else None,
+    )
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Program(
+            **known, temporaries=None, code=None, peak=_wanted(str(error)), flops=None, bytes_accessed=None,
+            collectives=None, compile_seconds=time.monotonic() - begin, error=_reason(str(error)),
+        )  # fmt: skip
+    seconds = time.monotonic() - begin
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    looped = config.get("accumulate", 1) > 1
+    resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    ahead = known["batch"] * config.data.prefetch // (1 + config.data.prefetch)
+    return Program(
+        **known,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        peak=resident + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + ahead,
+        flops=None if looped else cost.get("flops"),
+        bytes_accessed=None if looped else cost.get("bytes accessed"),
+        collectives=collectives.find(compiled.as_text(), len(topology.devices)),
+        compile_seconds=seconds,
+    )
+
+
+def _local_bytes(x: Any, sharding: jax.sharding.Sharding) -> int:
+    return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def _wanted(message: str) -> int | None:
+    """Return the bytes that the TPU compiler says it would have needed."""
+    match = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    return int(float(match[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[match[2]]) if match else None
+
+
+def _reason(message: str) -> str:
+    lines = [line for line in message.splitlines() if "Used" in line or "Ran out" in line or "RESOURCE_EXHAUSTED" in line]
+    return lines[0].strip()[:300] if lines else message[:300]
