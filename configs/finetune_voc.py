@@ -20,8 +20,6 @@ CLASSES = (
 )  # fmt: skip
 
 
-
-
 def baseline(config):
     """Another method's backbone: the head starts at random, and weight decay is on (section 4.1)."""
     config.init.head = "random"
