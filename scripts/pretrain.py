@@ -15,7 +15,16 @@ import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
 from cp2_jax import (  # noqa: E402
-    attention, distributed, loop, mesh, pretrain, profiling, settings, validation, warm_start, watch,
+    attention,
+    distributed,
+    loop,
+    mesh,
+    pretrain,
+    profiling,
+    settings,
+    validation,
+    warm_start,
+    watch,
 )  # fmt: skip
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
