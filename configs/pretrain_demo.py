@@ -19,8 +19,10 @@ def get_config():
     config.bn_groups = 2
     config.data.source = "tfds"
     config.data.path = "data/demo"
+    config.data.probe_split = "validation"
     config.data.workers = 0
     config.augment.blur_sigma = (0.1, 0.6)  # MoCo v2's, scaled to 64 pixels
+    config.augment.mask_patch = 8  # one feature, as in the paper
     config.model.dtype = "float32"
     config.model.resnet.depth = 18
     config.model.resnet.width = 16
@@ -37,4 +39,6 @@ def get_config():
     config.log_every = 20
     config.save_every = 250
     config.picture_every = 500
+    config.probe_every = 100
+    config.probe_images = 64
     return config

@@ -57,6 +57,9 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data.source = "folder"  # or "tfds"
     config.data.path = ""
     config.data.split = "train"
+    config.data.probe_path = ""  # held-out images for the probes (e.g. ImageNet's val); empty: fresh crops of `path`'s
+    config.data.probe_split = "train"  # of a "tfds" source
+    config.data.attention = ""  # maps made by scripts/attention_maps.py, for augment.mask=attention
     config.data.crop_scale = (0.2, 1.0)  # share of the image's area
     # Images that foregrounds are pasted onto: "independent", the paper's two more images per sample; "in_batch", other
     # samples' foregrounds of the same batch: a third of the decoding (docs/performance.md says what differs).
@@ -78,6 +81,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.augment.mask_area = (0.5, 0.8)
     config.augment.mask_aspect = (0.8, 1.25)
     config.augment.mask_aspect_law = "uniform"  # torchvision 0.8.1, the original's release; later ones: "log_uniform"
+    config.augment.mask_patch = 16  # side in pixels of the cells of the mask "patches"
     config.augment.mean = (0.485, 0.456, 0.406)
     config.augment.std = (0.229, 0.224, 0.225)
 
@@ -139,6 +143,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.save_every = 1000
     config.keep = 3  # newest checkpoints kept
     config.picture_every = 5000  # steps between pictures of composed pairs and similarity; 0: never
+    config.probe_every = 1000  # steps between probes of representation quality (cp2_jax/probes.py); 0: never
+    config.probe_images = 256
 
     config.update_from_flattened_dict(PRESETS[preset])
     return config

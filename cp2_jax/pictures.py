@@ -25,6 +25,8 @@ PANELS = {
     "loss": ("loss", "loss_instance", "loss_dense"),
     "accuracy": ("accuracy_instance", "accuracy_dense", "pixel_accuracy"),
     "mean IoU": ("miou", "mean_iou"),
+    "probes": ("probe/output_auc", "probe/output_retrieval", "probe/backbone_auc", "probe/backbone_retrieval"),
+    "effective rank": ("probe/output_effective_rank", "probe/backbone_effective_rank"),
 }
 
 
@@ -223,6 +225,39 @@ def curves(
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
+    return _render(figure)
+
+
+def maps(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]], values: Sequence[UInt8[np.ndarray, "height width"]]
+) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
+    """Show images of any sizes above their maps (levelled attention) and above their most attended 65 %, the rest dimmed."""
+    figure, axes = _figure(3, len(images), 1.5, width=1.9)
+    for column, image, value in zip(axes.T, images, values, strict=True):
+        column[0].imshow(image)
+        column[1].imshow(value, cmap="inferno", vmin=0, vmax=255)
+        column[2].imshow(np.where(value[..., None] >= 255 * 0.35, image, image // 4))
+    return _render(figure)
+
+
+def seeds(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
+    """Draw what several seeds reached: a row for each method, a point for each seed, a bar at the mean.
+
+    Args:
+      panels: title → method → values; all panels have the same methods in the same order.
+    """
+    methods = list(next(iter(panels.values())))
+    figure = Figure(figsize=(2.6 + 3.4 * len(panels), 0.9 + 0.32 * len(methods)), dpi=100, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        for place, values in enumerate(rows.values()):
+            axis.plot(values, [place] * len(values), "o", color="tab:blue", markersize=5, alpha=0.6)
+            axis.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color="black")
+        axis.set(title=title, yticks=range(len(methods)), yticklabels=methods)
+        axis.grid(alpha=0.3)
+    axes[0].invert_yaxis()  # shared: once turns all
     return _render(figure)
 
 

@@ -198,6 +198,35 @@ def make_update(
     return update
 
 
+def make_train(
+    config: ConfigDict,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    device_mesh: Mesh | None = None,
+) -> Callable[..., tuple[State, metrics.PretrainMetrics]]:
+    """Return `train(state, batch, seed)`: one whole training step, from crops on (see `make_step` for the batch).
+
+    `seed` (int, may be traced) is what augmentation and shuffling draw from: one compiled program serves many seeds.
+    """
+    update = make_update(config, optimizer, schedule, device_mesh)
+    options = AugmentOptions.from_config(config.augment)
+    independent = config.data.backgrounds == "independent"
+
+    def train(state: State, batch: dict[str, Array], seed: int | Int[Array, ""]):
+        key = rngs.key(seed, "augment", state.step)
+        foreground = batch["foreground"]
+        background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
+        composed = jax.named_scope("augment")(compose.compose_pairs)
+        pair = composed(key, foreground, background, options, batch.get("attention"))
+        pair = mesh.constrain_batch(pair, device_mesh)
+        permutation = None
+        if config.key_shuffle == "permutation":
+            permutation = jax.random.permutation(rngs.key(seed, "shuffle", state.step), config.batch_size)
+        return update(state, pair, permutation)
+
+    return train
+
+
 def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
     """Return `(initial_state, step)`: the placed state and the jitted step that donates it.
 
@@ -210,24 +239,14 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
       initial_state: function of optional variables (see `init_state`) giving a `State` placed on the mesh.
       step: `(state, batch) -> (state, PretrainMetrics)`; batch is {'foreground', 'background'}: uint8
         [batch, 2, height, width, 3], the two crops of a sample's image and one crop for each of its backgrounds
-        (without 'background' where `config.data.backgrounds` is "in_batch").
+        (without 'background' where `config.data.backgrounds` is "in_batch"; with 'attention', uint8 [batch, 2, height,
+        width], for the mask of that name).
     """
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
-    update = make_update(config, optimizer, schedule, device_mesh)
-    options = AugmentOptions.from_config(config.augment)
-    independent = config.data.backgrounds == "independent"
-
-    def step(state: State, batch: dict[str, Array]):
-        key = rngs.key(config.seed, "augment", state.step)
-        foreground = batch["foreground"]
-        background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
-        pair = jax.named_scope("augment")(compose.compose_pairs)(key, foreground, background, options)
-        pair = mesh.constrain_batch(pair, device_mesh)
-        permutation = None
-        if config.key_shuffle == "permutation":
-            permutation = jax.random.permutation(rngs.key(config.seed, "shuffle", state.step), config.batch_size)
-        return update(state, pair, permutation)
+    train = make_train(config, optimizer, schedule, device_mesh)
+    names = ["foreground"] + ["background"] * (config.data.backgrounds == "independent")
+    names += ["attention"] * (config.augment.mask == "attention")
 
     shapes = jax.eval_shape(lambda: init_state(config, optimizer))
     shardings = state_sharding(device_mesh, shapes, config.shard_state)
@@ -237,8 +256,8 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
 
     data = mesh.batch_sharding(device_mesh)
     jitted = jax.jit(
-        step,
-        in_shardings=(shardings, {"foreground": data} | ({"background": data} if independent else {})),
+        lambda state, batch: train(state, batch, config.seed),
+        in_shardings=(shardings, dict.fromkeys(names, data)),
         out_shardings=(shardings, mesh.replicated(device_mesh)),
         donate_argnums=0,
     )

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 # The numbers are part of every run's identity: append, never renumber.
-STREAMS = {"init": 0, "augment": 1, "shuffle": 2, "dropout": 3, "queue": 4}
+STREAMS = {"init": 0, "augment": 1, "shuffle": 2, "dropout": 3, "queue": 4, "probe": 5}
 
 
-def key(seed: int, stream: str, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
+def key(seed: int | Int[Array, ""], stream: str, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
     """Return the key of one stream at one step.
 
     Args:
-      seed: the run's seed.
+      seed: the run's seed; may be traced.
       stream: one of `STREAMS`.
       step: number of finished training steps; may be traced.
 

@@ -123,7 +123,7 @@ def _check_optimizer(config: ConfigDict) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     _one_of(config, "model.backbone", ("resnet", "vit"))
-    _one_of(config, "model.head", ("aspp", "fcn"))
+    _one_of(config, "model.head", ("aspp", "fcn", "pool"))
     _one_of(config, "model.dtype", ("float32", "bfloat16", "float64"))
     if config.model.backbone == "resnet":
         _positive(config, "model.resnet.width")
@@ -147,7 +147,7 @@ def _check_model(config: ConfigDict) -> None:
         rates = tuple(config.model.aspp.dilations)
         good = len(rates) > 0 and all(isinstance(r, int) and r > 0 for r in rates)
         _require(good, "model.aspp.dilations", rates, "give one whole number above 0 for each branch, e.g. (1, 6, 12, 18)")
-    else:
+    elif config.model.head == "fcn":
         _positive(config, "model.fcn.channels", "model.fcn.num_convs", "model.fcn.dilation")
 
 
@@ -174,22 +174,32 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
     """
     _check_common(config, devices)
-    _whole(config, "loss.queue_size", "model.projection_dim", "accumulate")
+    _whole(config, "loss.queue_size", "model.projection_dim", "accumulate", "picture_every", "probe_every", "probe_images")
     _positive(config, "accumulate")
     _check_microbatches(config, devices)
     _positive(config, "loss.queue_size", "loss.temperature_instance", "loss.temperature_dense", "model.projection_dim")
-    _check_multiples(config, "image_size", [config.image_size])
+    if config.model.head != "pool":  # masks are read at each feature's centre
+        _check_multiples(config, "image_size", [config.image_size])
     queue, batch = config.loss.queue_size, config.batch_size
     fix = f"must be a multiple of batch_size={batch}; use {_nearest_multiples(queue, batch)}"
     _require(queue % batch == 0, "loss.queue_size", queue, fix)
     _share(config, "loss.momentum")
-    _at_least_0(config, "loss.alpha", "loss.alpha_instance", "picture_every")
+    _at_least_0(config, "loss.alpha", "loss.alpha_instance", "picture_every", "probe_every")
+    _positive(config, "probe_images")
     _one_of(config, "loss.dense_axis", ("key", "query"))
     _one_of(config, "loss.queue_start", ("random", "keys"))
     _one_of(config, "key_shuffle", ("strided", "permutation", "none"))
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "init.projection", ("checkpoint", "random"))
     _range(config, "data.crop_scale", 1.0, "two shares of the image")
+    maps = "augment.mask=attention needs data.attention, the folder that scripts/attention_maps.py wrote"
+    _require(config.augment.mask != "attention" or config.data.attention, "data.attention", "''", maps)
+    if config.model.head == "pool":
+        fix = "one pooled feature has no background: MoCo v2's mode (model.head=pool) needs "
+        _require(config.augment.mask == "full", "augment.mask", config.augment.mask, f"{fix}augment.mask=full")
+        _require(config.loss.alpha == 0, "loss.alpha", config.loss.alpha, f"{fix}loss.alpha=0")
+    weights = config.loss.alpha + config.loss.alpha_instance
+    _require(weights > 0, "loss.alpha_instance", 0, "with loss.alpha=0 there is nothing to learn; give one a weight")
     _one_of(config, "data.backgrounds", ("independent", "in_batch"))
     fix = "is too small for two other samples as backgrounds; use 3 or more, or data.backgrounds='independent'"
     _require(config.data.backgrounds == "independent" or batch > 2, "batch_size", batch, fix)
@@ -205,6 +215,8 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: as `validate_pretrain`.
     """
     _check_common(config, devices)
+    fix = "a pooled feature cannot be segmented; use aspp or fcn (with init.head=random after a MoCo v2 pretraining)"
+    _require(config.model.head != "pool", "model.head", "pool", fix)
     _whole(config, "model.num_classes", "data.num_classes", "data.ignore_label", "eval_every")
     _at_least_0(config, "eval_every", "data.limit", "evaluation.limit")
     classes = config.data.num_classes

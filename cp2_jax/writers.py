@@ -19,7 +19,8 @@ from cp2_jax import pictures
 
 # What a plain line and the progress bar show of all the metrics, in this order.
 _SHOWN = ("loss", "loss_instance", "loss_dense", "accuracy_instance", "accuracy_dense", "pixel_accuracy", "feature_std",
-          "learning_rate", "miou")  # fmt: skip
+          "learning_rate", "miou", "probe/output_auc", "probe/backbone_auc", "probe/output_retrieval",
+          "probe/backbone_effective_rank")  # fmt: skip
 
 
 # Keys of `metrics.jsonl` with these prefixes differ between two runs that compute the same.

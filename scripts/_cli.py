@@ -23,11 +23,13 @@ from cp2_jax.data.decode import UnreadableImage  # noqa: E402
 from cp2_jax.data.sources import SourceError  # noqa: E402
 from cp2_jax.loop import NonFiniteLoss, Preempted  # noqa: E402
 from cp2_jax.planning.chips import PlanError  # noqa: E402
+from cp2_jax.reproduce.chain import StageError  # noqa: E402
 from cp2_jax.settings import ConfigError, check_override  # noqa: E402
 
 PREEMPTED = 75  # EX_TEMPFAIL: "try again", which launchers do
 _USER_ERRORS = (
     ConfigError, CheckpointError, UnreadableImage, SourceError, NonFiniteLoss, PlanError, distributed.DisagreementError,
+    StageError,
 )  # fmt: skip
 
 

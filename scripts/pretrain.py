@@ -14,10 +14,21 @@ PROFILE = _cli.flags.DEFINE_bool("profile", False, "Trace a few steps, print whe
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import loop, mesh, pretrain, profiling, settings, validation, warm_start, watch  # noqa: E402
+from cp2_jax import (  # noqa: E402
+    attention,
+    distributed,
+    loop,
+    mesh,
+    pretrain,
+    profiling,
+    settings,
+    validation,
+    warm_start,
+    watch,
+)  # fmt: skip
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
-from cp2_jax.data.sources import open_source  # noqa: E402
+from cp2_jax.data.sources import open_held_out, open_source  # noqa: E402
 from cp2_jax.writers import Writer  # noqa: E402
 
 
@@ -26,6 +37,7 @@ def main(_):
     workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
     validation.validate_pretrain(config, jax.device_count())
     source = open_source(config.data)
+    distributed.agree({"number of images": str(len(source))})
     steps_per_epoch = settings.steps_per_epoch(len(source), config.batch_size)
     total_steps = settings.total_steps(config, len(source))
     device_mesh = mesh.make_mesh()
@@ -46,10 +58,11 @@ def main(_):
         print(f"resuming after step {int(state.step)}")
     start = int(state.step)
     read = functools.partial(
-        pretrain_dataset, source, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale,
+        pretrain_dataset, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale,
         backgrounds=config.data.backgrounds,
     )  # fmt: skip
-    dataset = read(
+    read_training = functools.partial(read, source=source, attention=attention.open_maps(config, source))
+    dataset = read_training(
         batch_size=config.batch_size,
         start_step=start,
         process_index=jax.process_index(),
@@ -64,8 +77,11 @@ def main(_):
     with Writer(workdir, total_steps, start, title="pretraining") as writer:
         hooks = [_cli.watchdog()]
         if config.picture_every:
-            few = next(iter(read(batch_size=4)))
+            few = next(iter(read_training(batch_size=4)))
             hooks.append(watch.pretrain_pictures(config, few, writer, device_mesh))
+        if config.probe_every:
+            held_out = next(iter(read(source=open_held_out(config.data), batch_size=config.probe_images, prefetch=1)))
+            hooks.append(watch.pretrain_probes(config, held_out, writer, device_mesh))
         loop.fit(
             step,
             state,

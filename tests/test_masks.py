@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from cp2_jax.augment import masks
 from cp2_jax.augment.masks import MASKS, MaskLaw
 
 SIZE = 224
@@ -198,5 +197,8 @@ def test_double_precision_draws_the_same(kind):
         np.testing.assert_array_equal(MASKS[kind](key, 64, 64, MaskLaw()), single)
 
 
-def test_patch_is_the_vit_patch():
-    assert masks.PATCH == 16
+def test_patch_is_one_feature_at_the_papers_output_stride_and_may_be_another():
+    assert MaskLaw().patch == 16
+    small = np.asarray(MASKS["patches"](jax.random.key(0), 48, 48, MaskLaw(patch=8)))
+    cells = small.reshape(6, 8, 6, 8).mean(axis=(1, 3))
+    assert set(np.unique(cells)) == {0.0, 1.0} and 0.5 <= cells.mean() <= 0.8 + 1 / 36

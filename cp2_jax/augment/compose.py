@@ -93,6 +93,7 @@ def compose_pairs(
     foreground: UInt8[Array, "batch 2 height width 3"],
     background: UInt8[Array, "batch 2 height width 3"],
     options: AugmentOptions,
+    attention: UInt8[Array, "batch 2 height width"] | None = None,
 ) -> Pair:
     """Augment four crops per row and paste the foregrounds onto the backgrounds: I = F * M + B * (1 - M) (equation 1).
 
@@ -101,9 +102,10 @@ def compose_pairs(
       foreground: two crops of one image: query, key.
       background: crops of two other images: for the query, for the key.
       options: static.
+      attention: with the mask "attention", the foreground's crops of its attention map.
 
     Raises:
-      ValueError: if the images are not uint8 of one shape [batch, 2, height, width, 3].
+      ValueError: if that is lacking, or if the images are not uint8 of one shape [batch, 2, height, width, 3].
     """
     shape = foreground.shape
     if shape != background.shape or len(shape) != 5 or shape[1] != 2 or shape[4] != 3:
@@ -114,16 +116,29 @@ def compose_pairs(
     rows = rngs.per_sample(key, batch)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
 
-    views = jnp.array([_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY])
+    # Behind a full mask nobody sees the background: without copy-paste its augmentation is left out.
+    crops = foreground if options.mask == "full" else jnp.concatenate([foreground, background], axis=1)
+    views = jnp.array([_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY])[: crops.shape[1]]
     draw = jax.vmap(lambda k: draw_view(k, options))(fold(rows, views).reshape(-1))
-    crops = jnp.concatenate([foreground, background], axis=1).reshape(-1, height, width, 3)
-    images = augment(crops, draw, options).reshape(batch, 2, 2, height, width, 3)
+    images = augment(crops.reshape(-1, height, width, 3), draw, options).reshape(batch, -1, 2, height, width, 3)
 
-    draw_mask = lambda k: masks.MASKS[options.mask](k, height, width, options.mask_law)  # noqa: E731
-    mask = jax.vmap(jax.vmap(draw_mask))(fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY])))
+    if options.mask == "attention":
+        if attention is None:
+            raise ValueError('the mask "attention" needs the attention maps of the foregrounds')
+        # The mask goes with its image through the flip.
+        flip = draw.flip.reshape(batch, -1)[:, :2, None, None]
+        maps = jnp.where(flip, attention[..., ::-1], attention)
+        mask = jax.vmap(jax.vmap(lambda m: masks.from_attention(m, options.mask_law)))(maps)
+    else:
+        mask = _draw_masks(fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY])), height, width, options)
     # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
-    composed = jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
+    composed = images[:, 0] if options.mask == "full" else jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
     return Pair(composed[:, 0], composed[:, 1], mask[:, 0], mask[:, 1])
+
+
+def _draw_masks(keys, height, width, options):
+    draw_mask = lambda k: masks.MASKS[options.mask](k, height, width, options.mask_law)  # noqa: E731
+    return jax.vmap(jax.vmap(draw_mask))(keys)
 
 
 def in_batch_backgrounds(

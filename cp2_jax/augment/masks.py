@@ -1,6 +1,7 @@
 """Random copy-paste masks: 1 = foreground, 0 = background (the paper's section 4.3, Table 4, Figure 4).
 
-Each function draws one mask from one key; `jax.vmap` draws a batch. `MASKS` lists them by name. Only the rectangle was
+Each function draws one mask from one key; `jax.vmap` draws a batch. `MASKS` lists them by name; beside them there is
+"attention", which comes with the image. Only the rectangle was
 ever released; the paper gives the other shapes a name, a picture and the foreground ratio 0.5-0.8, so their laws here
 are our reading. They share one idea: order the pixels by a random field, then take the lowest share of them.
 """
@@ -10,10 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
-
-# Side in pixels of the cells of "patches": that of a ViT-S/16 patch.
-PATCH = 16
+from jaxtyping import Array, Float, Key, UInt8
 
 _TRIES = 10
 # Enough that their union reaches 0.8 of the image even though some lie mostly outside of it.
@@ -31,11 +29,13 @@ class MaskLaw:
       aspect: range of a rectangle's height / width.
       aspect_law: "uniform" (torchvision 0.8.1, the release that the original's instructions pair with) or
         "log_uniform" (later torchvision).
+      patch: side in pixels of the cells of "patches"; 16 is one feature at the paper's output stride, and a ViT-S/16 patch.
     """
 
     area: tuple[float, float] = (0.5, 0.8)
     aspect: tuple[float, float] = (0.8, 1.25)
     aspect_law: str = "uniform"
+    patch: int = 16
 
 
 def rectangle(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[Array, "height width"]:
@@ -110,12 +110,12 @@ def blocks(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[
 
 
 def patches(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[Array, "height width"]:
-    """Choose the drawn share (to the nearest patch) of the image's 16 x 16 pixel patches, all equally likely."""
+    """Choose the drawn share (to the nearest patch) of the image's square patches, all equally likely."""
     area_key, choice_key = jax.random.split(key)
-    rows, columns = -(-height // PATCH), -(-width // PATCH)
+    rows, columns = -(-height // law.patch), -(-width // law.patch)
     rank = jax.random.permutation(choice_key, rows * columns).reshape(rows, columns)
     chosen = rank < jnp.round(_uniform(area_key, law.area) * rows * columns)
-    pixels = jnp.repeat(jnp.repeat(chosen, PATCH, axis=0), PATCH, axis=1)
+    pixels = jnp.repeat(jnp.repeat(chosen, law.patch, axis=0), law.patch, axis=1)
     return pixels[:height, :width].astype(jnp.float32)
 
 
@@ -123,6 +123,18 @@ def full(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[Ar
     """Return ones: no copy-paste (Table 4's "no copy-paste", Table 6)."""
     del key, law
     return jnp.ones((height, width), jnp.float32)
+
+
+def from_attention(attention: UInt8[Array, "height width"], law: MaskLaw) -> Float[Array, "height width"]:
+    """Return the part of a crop that attention looks at most, its area the middle of `law.area`: nothing is random but the
+    crop (Table 4 ticks "random" for all other masks, and not for this).
+
+    Args:
+      attention: the crop of a levelled map, see `attention.attention_map`.
+    """
+    # Of equal values those further to the top left come first, lest a flat map should have no mask.
+    order = jnp.arange(attention.size, dtype=jnp.float32).reshape(attention.shape) / attention.size
+    return _lowest(255 - attention.astype(jnp.float32) + order, jnp.float32(sum(law.area) / 2))
 
 
 MASKS: dict[str, Callable[[Array, int, int, MaskLaw], Array]] = {

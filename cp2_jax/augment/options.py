@@ -16,8 +16,8 @@ class AugmentOptions:
       hue: x draws a shift uniformly from [-x, x], in turns; at most 0.5.
       jitter_probability, grayscale, blur, flip: probability of each, per image.
       blur_sigma: range of the Gaussian's standard deviation in pixels.
-      mask: a name in `masks.MASKS`.
-      mask_area, mask_aspect, mask_aspect_law: see `masks.MaskLaw`.
+      mask: a name in `masks.MASKS`, or "attention": maps that come with the images.
+      mask_area, mask_aspect, mask_aspect_law, mask_patch: see `masks.MaskLaw`.
       mean, std: per RGB channel, on the scale [0, 1].
 
     Raises:
@@ -37,6 +37,7 @@ class AugmentOptions:
     mask_area: tuple[float, float] = (0.5, 0.8)
     mask_aspect: tuple[float, float] = (0.8, 1.25)
     mask_aspect_law: str = "uniform"
+    mask_patch: int = 16
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -58,7 +59,7 @@ class AugmentOptions:
     @property
     def mask_law(self) -> MaskLaw:
         """The part that the mask functions read."""
-        return MaskLaw(self.mask_area, self.mask_aspect, self.mask_aspect_law)
+        return MaskLaw(self.mask_area, self.mask_aspect, self.mask_aspect_law, self.mask_patch)
 
     def __post_init__(self):
         for name in ("jitter_probability", "grayscale", "blur", "flip"):
@@ -66,8 +67,9 @@ class AugmentOptions:
         for name in ("brightness", "contrast", "saturation"):
             self._require(name, getattr(self, name) >= 0, "a number >= 0")
         self._require("hue", 0 <= self.hue <= 0.5, "a number in [0, 0.5]")
-        self._require("mask", self.mask in MASKS, f"one of {', '.join(MASKS)}")
+        self._require("mask", self.mask in (*MASKS, "attention"), f"one of {', '.join(MASKS)}, attention")
         self._require("mask_aspect_law", self.mask_aspect_law in ("uniform", "log_uniform"), "uniform or log_uniform")
+        self._require("mask_patch", isinstance(self.mask_patch, int) and self.mask_patch > 0, "a whole number > 0")
         self._require("blur_sigma", self._is_range("blur_sigma"), "two numbers with 0 < low <= high")
         self._require("mask_aspect", self._is_range("mask_aspect"), "two numbers with 0 < low <= high")
         self._require("mask_area", self._is_range("mask_area") and self.mask_area[1] < 1, "0 < low <= high < 1")

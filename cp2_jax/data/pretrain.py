@@ -51,12 +51,20 @@ class _Sample:
     seed: int
     image_size: int
     crop_scale: tuple[float, float]
+    attention: Any = None
 
     def _crop(self, index: int, position: int, stream: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, position, stream, 0])
         views = 1 if stream else 2
         data = _read(self.source, index)
-        return cropping.random_crops(data, self.source.name(index), rng, self.image_size, views, self.crop_scale)
+        crops = cropping.random_crops(data, self.source.name(index), rng, self.image_size, views, self.crop_scale)
+        if self.attention is None or stream:
+            return crops
+        # The same draws give the same boxes, for the map has its image's size. It becomes a fourth channel.
+        rng = np.random.default_rng([self.seed, position, stream, 0])
+        data, name = self.attention[index], self.attention.name(index)
+        maps = cropping.random_crops(data, name, rng, self.image_size, views, self.crop_scale)
+        return np.concatenate([crops, maps[..., :1]], axis=-1)
 
     def _load(self, position: int, stream: int) -> tuple[np.ndarray, int]:
         """The image's crops and -1, or those of a substitute and the index of the unreadable image."""
@@ -80,7 +88,9 @@ class _Sample:
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
         crops, unreadable = zip(*(self._load(position, stream) for stream in range(len(self.orders))), strict=True)
-        sample = {'foreground': crops[0], 'unreadable': np.array(unreadable, np.int64)}
+        sample = {'foreground': crops[0][..., :3], 'unreadable': np.array(unreadable, np.int64)}
+        if self.attention is not None:
+            sample['attention'] = crops[0][..., 3]
         if len(crops) > 1:
             sample['background'] = np.concatenate(crops[1:])
         return sample
@@ -111,6 +121,7 @@ def pretrain_dataset(
     seed: int,
     crop_scale: tuple[float, float] = (0.2, 1.0),
     backgrounds: str = 'independent',
+    attention=None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -124,6 +135,7 @@ def pretrain_dataset(
       'foreground'  uint8 [b, 2, S, S, 3]: two random crops of one image, for the query and the key view;
       'background'  uint8 [b, 2, S, S, 3]: one random crop of each of two other images, drawn independently; absent
                     with backgrounds='in_batch', where the step takes them from 'foreground';
+      'attention'   uint8 [b, 2, S, S], with `attention` alone: the foreground's crops of its attention map;
       'unreadable'  int64 [b, 3] (or [b, 1]): for foreground and the two backgrounds, the source index of an image
                     that could not be read and was replaced by another, else -1. (`Batches` takes it out.)
 
@@ -134,7 +146,8 @@ def pretrain_dataset(
 
     source: see `sources`; items are encoded images. batch_size: of all processes together. crop_scale: range of
     the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1). backgrounds: a name in `BACKGROUNDS`;
-    the foregrounds are the same with either. workers: processes that decode; 0
+    the foregrounds are the same with either. attention: a source of maps of the same number, order and sizes as the
+    images (`scripts/attention_maps.py`). workers: processes that decode; 0
     decodes in `threads` threads of this process. prefetch: batches read ahead, for each worker. With workers, call
     `.close()` when done, or let `Batches` do it; and Grain then reads absl's flags, so that outside `absl.app.run`
     they have to be marked as parsed: `absl.flags.FLAGS.mark_as_parsed()`.
@@ -153,7 +166,7 @@ def pretrain_dataset(
     samples = (
         grain.MapDataset.range(start_step * rows, _ENDLESS)
         .map(_Position(batch_size, rows, process_index * rows))
-        .map(_Sample(source, orders, seed, image_size, tuple(crop_scale)))
+        .map(_Sample(source, orders, seed, image_size, tuple(crop_scale), attention))
     )
     if workers:
         # Grain deals elements out to the workers in turn: these must be whole batches to stay as they are.

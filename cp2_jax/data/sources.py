@@ -152,3 +152,12 @@ def open_source(data) -> ImageFolder | TfdsSource:
     if data.source == 'tfds':
         return TfdsSource(data.path, data.split)
     raise SourceError(f"data.source is {data.source!r}; it must be 'folder' or 'tfds'")
+
+
+def open_held_out(data) -> ImageFolder | TfdsSource:
+    """The images that probes look at: those of `data.probe_path` or else `data.path`, for 'tfds' of `data.probe_split`.
+
+    Raises as `open_source`.
+    """
+    path = data.probe_path or data.path
+    return ImageFolder(path) if data.source == 'folder' else TfdsSource(path, data.probe_split)

@@ -1,4 +1,4 @@
-"""Segmentation heads (DeepLab v3's ASPP, FCN) and what stands on them: projection for pretraining, classifier after."""
+"""Segmentation heads (DeepLab v3's ASPP, FCN), MoCo's pooling, and what stands on them: projection, then classifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +75,18 @@ class FCNHead(nn.Module):
         if self.concat_input:
             y = ConvBnRelu(self.channels, name="conv_cat", **options)(jnp.concatenate([x, y], axis=-1), train)
         return y
+
+
+class PoolHead(nn.Module):
+    """Global average pooling to one pixel, no parameters: with `Projection` on it, MoCo v2's network (its "MLP head").
+
+    The masks of a pooled map are one pixel, too, so that losses and step are those of CP2.
+    """
+
+    @nn.compact
+    def __call__(self, x: Features, train: bool) -> Float[Array, "batch 1 1 channels"]:
+        del train
+        return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
 
 
 def torch_linear_init(key, shape, dtype=jnp.float32):

@@ -1,0 +1,152 @@
+"""What `scripts/reproduce.py` prints and writes: every cell with its state, and the collected tables."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from cp2_jax import pictures
+from cp2_jax.reproduce import chain, estimates, study
+from cp2_jax.reproduce import collect as tables
+from cp2_jax.reproduce.paper import TABLES, Cell, cells
+from cp2_jax.reproduce.recipes import Recipe, recipe
+from cp2_jax.settings import ConfigError, nearest
+
+
+def find(table: str, row: str | None, column: str | None) -> Cell:
+    """Return the cell of a table, a row and a column; the column may be left out where there is one only.
+
+    Raises:
+      ConfigError: naming the nearest, or all, that there are.
+    """
+    if table not in TABLES:
+        raise ConfigError(f"there is no {table}{nearest(table, TABLES)}")
+    of_table = [cell for cell in cells() if cell.table == table]
+    rows = list(dict.fromkeys(cell.row for cell in of_table))
+    if row not in rows:
+        raise ConfigError(f"--row={row!r}: {table} has {', '.join(map(repr, rows))}")
+    columns = [cell.column for cell in of_table if cell.row == row]
+    column = columns[0] if column is None and len(columns) == 1 else column
+    if column not in columns:
+        raise ConfigError(f"--column={column!r}: {table} has {', '.join(map(repr, columns))}")
+    return next(cell for cell in of_table if (cell.row, cell.column) == (row, column))
+
+
+def status(cell: Cell, place: chain.Place) -> dict:
+    """Return what `list` shows of a cell, as JSON values."""
+    plain = recipe(cell)
+    actual = chain.changed(plain, place)
+    seeds = range(plain.seeds)
+    done = sum(chain.result_path(actual, seed, place).exists() for seed in seeds)
+    lines = chain.missing(plain, place)
+    finished = [stage.name for stage in chain.stages(actual, 0, place) if stage.done]
+    state = "done" if done == plain.seeds else "missing" if lines else "started" if finished else "ready"
+    hours = estimates.chip_hours(plain)
+    return {
+        "table": cell.table, "row": cell.row, "column": cell.column, "paper": cell.value, "status": state,
+        "source": plain.source, "missing": lines, "stages_done": finished,
+        "pretrain": plain.pretrain and {"config": plain.pretrain.config, "overrides": dict(plain.pretrain.overrides)},
+        "finetune": {"config": plain.finetune.config, "overrides": dict(plain.finetune.overrides)},
+        "data": plain.data, "seeds": plain.seeds,
+        "estimated_chip_hours": {part: plain.seeds * value for part, value in hours.items()},
+    }  # fmt: skip
+
+
+def text(place: chain.Place) -> str:
+    """Return the list of all cells as text: a table for each of the paper's, then what is missing and the assumptions."""
+    shown, missing = [], {}
+    for table, (title, _) in TABLES.items():
+        rows = []
+        for cell in cells():
+            if cell.table == table:
+                entry = status(cell, place)
+                hours = entry["estimated_chip_hours"]
+                rows.append([
+                    cell.row, cell.column, f"{cell.value:.1f}", _start(recipe(cell)), _run(entry["pretrain"]),
+                    _run(entry["finetune"]), f"{hours['pretrain']:.1f} + {hours['finetune']:.1f}", entry["status"],
+                ])  # fmt: skip
+                missing |= dict.fromkeys(entry["missing"])
+        header = ["row", "column", "paper", "start", "pretraining", "finetuning", "chip-hours", "status"]
+        shown.append(f"{table}: {title}\n\n{tables.markdown(header, rows)}\n")
+    if missing:
+        shown.append("Missing:\n" + "\n".join(f"  {line}" for line in missing) + "\n")
+    shown.append(f"Chip-hours (pretraining + finetuning, all seeds) are estimates: {estimates.ASSUMED}.")
+    return "\n".join(shown)
+
+
+def _start(plain: Recipe) -> str:
+    return plain.source or "random"
+
+
+def _run(entry: Mapping | None) -> str:
+    if not entry:
+        return "–"
+    changes = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in entry["overrides"].items())
+    return f"{entry['config'].removeprefix('configs/').removesuffix('.py')} {changes}".strip()
+
+
+def write_json(path: str | pathlib.Path, place: chain.Place) -> None:
+    """Write the state of all cells."""
+    entries = [status(cell, place) for cell in cells()]
+    pathlib.Path(path).write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def collect(folder: str | pathlib.Path, output: str | pathlib.Path) -> str:
+    """Write tables.md and tables.json (and, of a study, study.png) of a work directory; return the Markdown.
+
+    Raises:
+      ConfigError: if there are no results in it.
+    """
+    folder, output = pathlib.Path(folder), pathlib.Path(output)
+    parts, records = [], []
+    if results := tables.read_results(folder / "results"):
+        text_, found = tables.paper_tables(results)
+        parts.append(text_)
+        records += found
+    if of_study := _in_order(tables.read_results(folder / "cells")):
+        text_, found = study_report(of_study)
+        parts.append(text_)
+        records += found
+        pictures.save_png(output / "study.png", _figure(of_study))
+    if not parts:
+        raise ConfigError(f"no results in {folder}: run `reproduce.py run` or study.py with --workdir={folder} first")
+    output.mkdir(parents=True, exist_ok=True)
+    markdown = "\n".join(parts)
+    (output / "tables.md").write_text(markdown)
+    (output / "tables.json").write_text(json.dumps(records, indent=1) + "\n")
+    return markdown
+
+
+def _in_order(of_study: Sequence[Mapping]) -> list[Mapping]:
+    order = list(study.METHODS)
+    return sorted(of_study, key=lambda cell: (order.index(cell["method"]), cell["seed"]))
+
+
+def study_report(of_study: Sequence[Mapping]) -> tuple[str, list[dict]]:
+    """Return a study's tables, with the paired differences of entire CP2 to all others."""
+    table, records = tables.study_table(of_study)
+    parts = [f"### Mean ± standard deviation (number of seeds)\n\n{table}\n"]
+    others = list(dict.fromkeys(cell["method"] for cell in of_study))
+    for name in ("finetuned", "frozen"):
+        compared, found = tables.differences(of_study, "cp2", others, name)
+        if found:
+            parts.append(f"### {tables.STUDY_COLUMNS[name][0]}: paired differences\n\n{compared}\n")
+            records += found
+    dates = sorted({cell["date"] for cell in of_study})
+    seconds = sum(cell["seconds"] for cell in of_study)
+    devices = ", ".join(sorted({cell["device"] for cell in of_study}))
+    parts.append(
+        f"{len(of_study)} cells, made {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") + f" on {devices} in "
+        f"{seconds / 60:.0f} minutes, waiting for other work on the machine included.\n"
+    )
+    return "\n".join(parts), records
+
+
+def _figure(of_study: Sequence[Mapping]):
+    points = {
+        tables.STUDY_COLUMNS[name][0]: {
+            title: [100 * cell["values"][name] for cell in of_study if cell["row"] == title]
+            for title in dict.fromkeys(cell["row"] for cell in of_study)
+        }
+        for name in ("finetuned", "frozen")
+    }
+    return pictures.seeds(points)

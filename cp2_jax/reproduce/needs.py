@@ -1,0 +1,76 @@
+"""What the paper's experiments need that cannot be made here: checkpoints and data sets, and where they come from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Somebody else's pretrained backbone.
+
+    file: the name it is looked for under (`--checkpoints DIR`). origin: where it is published. arguments: of
+    `convert_checkpoint.py`. finetune: what a finetuning config must say where the network differs from ours.
+    """
+
+    file: str
+    origin: str
+    arguments: tuple[str, ...] = ()
+    finetune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_SAME = {"model.resnet.padding": "same"}
+_UNIT = {"data.mean": (0.0, 0.0, 0.0), "data.std": (1.0, 1.0, 1.0)}
+
+CHECKPOINTS = {
+    "supervised": Checkpoint(
+        "resnet50-19c8e357.pth", "torchvision's first ResNet-50 (76.13 % top-1), download.pytorch.org/models/"
+    ),
+    "moco_200": Checkpoint("moco_v1_200ep_pretrain.pth.tar", "github.com/facebookresearch/moco, MoCo v1, 200 epochs"),
+    "moco_v2_200": Checkpoint("moco_v2_200ep_pretrain.pth.tar", "github.com/facebookresearch/moco, MoCo v2, 200 epochs"),
+    "moco_v2_800": Checkpoint("moco_v2_800ep_pretrain.pth.tar", "github.com/facebookresearch/moco, MoCo v2, 800 epochs"),
+    "moco_v2_vit_300": Checkpoint(
+        "moco_v2_vit_s_300ep.pth.tar",
+        "MoCo v2's ViT-S/16, 300 epochs: the paper borrows it from DINO (github.com/facebookresearch/dino); unpublished "
+        "as far as we know, ask its authors",
+        ("--heads", "12"),
+    ),
+    "simclr_1000": Checkpoint(
+        "ResNet50_1x/model.ckpt-225206", "github.com/google-research/simclr, SimCLR v1, ResNet-50 1x, 1000 epochs",
+        finetune={"model.resnet.padding": "same_pool"} | _UNIT,
+    ),
+    "byol_300": Checkpoint(
+        "byol_res50x1_300.pkl", "github.com/google-deepmind/deepmind-research/tree/master/byol, ResNet-50 1x "
+        "(published: 1000 epochs; the paper's is of 300)", finetune=_SAME,
+    ),
+    "infomin_800": Checkpoint("InfoMin_800.pth", "github.com/HobbitLong/PyContrast, InfoMin, 800 epochs"),
+    "insloc_400": Checkpoint("insloc_fpn_400.pth", "github.com/limbo0000/InstanceLoc, ResNet50-FPN, 400 epochs"),
+    "detcon_1000": Checkpoint(
+        "detconb_imagenet_1000.npy", "github.com/google-deepmind/detcon, DetCon-B, 1000 epochs", finetune=_SAME
+    ),
+    "pixpro_400": Checkpoint("pixpro_base_r50_400ep.pth", "github.com/zdaxie/PixPro, 400 epochs"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A data set: how it is named in `--data NAME=PATH`, where it comes from, and the config that finetunes on it."""
+
+    name: str
+    origin: str
+    finetune: str = ""
+
+
+DATA_SETS = {
+    "ImageNet": DataSet("ImageNet", "image-net.org, ILSVRC 2012, training images (1.28 million)"),
+    "attention": DataSet(
+        "attention", "attention maps of ImageNet's images, made by scripts/attention_maps.py from DINO's ViT-B/16 "
+        "(github.com/facebookresearch/dino, dino_vitbase16_pretrain.pth)",
+    ),
+    "PASCAL": DataSet(
+        "PASCAL", "host.robots.ox.ac.uk/pascal/VOC/voc2012, with SBD's masks in SegmentationClassAug and train_aug.txt",
+        "configs/finetune_voc.py",
+    ),
+    "Cityscapes": DataSet("Cityscapes", "cityscapes-dataset.com, leftImg8bit and gtFine", "configs/finetune_cityscapes.py"),
+    "ADE20k": DataSet("ADE20k", "sceneparsing.csail.mit.edu, ADEChallengeData2016", "configs/finetune_ade20k.py"),
+}  # fmt: skip
