@@ -39,9 +39,9 @@ def last_step(workdir: pathlib.Path) -> int:
 
 
 def kill_once(workdir: pathlib.Path, arguments: argparse.Namespace, longest: float) -> str | None:
-    """Let the run get a step further, wait a random moment, kill; None if it finished before."""
+    """Let the run get a step further and have a checkpoint, wait a random moment, kill; None if it finished before."""
     process, before = start(workdir, arguments), last_step(workdir)
-    while process.poll() is None and not before < last_step(workdir):
+    while process.poll() is None and not (before < last_step(workdir) and complete(workdir)):
         time.sleep(0.02)
     time.sleep(random.uniform(0, longest))
     whole = complete(workdir)

@@ -1,36 +1,49 @@
 """One full-size pretraining step on composed images against the same step in plain PyTorch, in one run.
 
-    python benchmarks/step.py --batch 8 --steps 5 --threads 2 [--dtype float32] [--no-torch]
+    python benchmarks/step.py --batch 8 --steps 5 --threads 2 --peers original,channels_last       # CPU, float32
+    python benchmarks/step.py --batch 256 --dtype bfloat16 --device cuda --peers best,original     # one GPU
+    python benchmarks/step.py --model vit_aspp --batch 256 --dtype bfloat16 --device cuda --peers best
 
-Both get the same shapes, two warm-up steps, and the minimum of the timed ones is compared (other programs on the machine
-only ever add time). Needs `pip install torch` for the peer. Prints a table and a line of JSON.
+Both get the same shapes, three warm-up steps, and the least of the timed ones is compared (other programs on the machine
+only ever add time). Share of peak: the dense count (multiplications with padding included), and XLA's own of the compiled
+program, over the rate of a large matrix product measured in the same run. `--peers` needs PyTorch; the variants are in
+torch_peer.py. Prints a table and a line of JSON.
 """
 
 import argparse
 import json
 import os
+import pathlib
 import platform
+import sys
 import time
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--model", choices=("r50_aspp", "vit_aspp"), default="r50_aspp")
 parser.add_argument("--batch", type=int, default=8)
 parser.add_argument("--steps", type=int, default=5)
-parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("--dtype", default="float32")
-parser.add_argument("--no-torch", action="store_true")
+parser.add_argument("--threads", type=int, default=2, help="of a CPU")
+parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+parser.add_argument("--device", default="cpu", help="PyTorch's: cpu or cuda; JAX takes what it finds")
+parser.add_argument("--peers", default="", help="PyTorch variants, comma-separated: original, channels_last, best")
+parser.add_argument("--json", type=pathlib.Path, help="file to write")
 args = parser.parse_args()
-os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}")
+if args.device == "cpu":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import sys  # noqa: E402
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-
+import counting  # noqa: E402
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from configs import pretrain_r50_aspp  # noqa: E402
+from configs import pretrain_r50_aspp, pretrain_vit_aspp  # noqa: E402
 from cp2_jax import optim, pretrain  # noqa: E402
 from cp2_jax.augment.compose import Pair  # noqa: E402
+
+CONFIGS = {"r50_aspp": pretrain_r50_aspp, "vit_aspp": pretrain_vit_aspp}
+WARM_UP = 3
 
 
 def inputs(batch):
@@ -42,63 +55,93 @@ def inputs(batch):
 
 
 def timed(step, steps):
-    """Seconds of each of `steps` calls after two that warm up."""
+    """Return the least seconds of `steps` calls after those that warm up."""
     times = []
-    for index in range(steps + 2):
+    for _ in range(steps + WARM_UP):
         begin = time.perf_counter()
         step()
-        if index >= 2:
-            times.append(time.perf_counter() - begin)
-    return times
+        times.append(time.perf_counter() - begin)
+    return min(times[WARM_UP:])
 
 
-def time_ours():
-    config = pretrain_r50_aspp.get_config()
-    config.batch_size, config.bn_groups, config.key_shuffle = args.batch, 1, "none"
-    config.model.dtype = args.dtype
+def matmul_rate(dtype, size):
+    """Return the rate of a square matrix product, in operations per second."""
+    product = jax.jit(lambda x: x @ x)
+    x = jnp.ones((size, size), dtype)
+    return 2 * size**3 / timed(lambda: jax.block_until_ready(product(x)), 10)
+
+
+def time_ours(config):
+    """Return seconds of a step, and what the compiled program says of itself."""
     schedule = optim.schedule(config.optimizer, 1000, 100)
     optimizer = optim.make(config.optimizer, schedule)
     update = jax.jit(pretrain.make_update(config, optimizer, schedule), donate_argnums=0)
     images, masks = jax.device_put(inputs(args.batch))
     pair = Pair(image_query=images[0], image_key=images[1], mask_query=masks[0], mask_key=masks[1])
     state = jax.jit(lambda: pretrain.init_state(config, optimizer))()
+    begin = time.perf_counter()
+    program = update.lower(state, pair).compile()
+    compiling = time.perf_counter() - begin
+    cost, memory = program.cost_analysis() or {}, program.memory_analysis()
 
     def step():
         nonlocal state
-        state, metrics = update(state, pair)
+        state, metrics = program(state, pair)
         jax.block_until_ready((state, metrics))
 
-    return timed(step, args.steps)
+    return {
+        "seconds": timed(step, args.steps),
+        "compile_seconds": compiling,
+        "xla_gflop_per_sample": cost.get("flops", float("nan")) / args.batch / 1e9,
+        "xla_mb_accessed_per_sample": cost.get("bytes accessed", float("nan")) / args.batch / 1e6,
+        "temporary_gb": memory.temp_size_in_bytes / 1e9,
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+    }
 
 
-def time_torch():
+def time_torch(variant):
     import torch
     import torch_peer
 
     torch.set_num_threads(args.threads)
     images, masks = inputs(args.batch)
     batch = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in images] + [torch.from_numpy(x) for x in masks]
-    step = torch_peer.make_step()
+    batch = [x.to(args.device) for x in batch]
+    step = torch_peer.make_step(args.model, args.device, **torch_peer.VARIANTS[variant])
     return timed(lambda: step(*batch).item(), args.steps)
 
 
 def main():
+    config = CONFIGS[args.model].get_config()
+    config.batch_size, config.bn_groups, config.key_shuffle = args.batch, 1, "none"
+    config.loss.queue_size = 65536 // args.batch * args.batch
+    config.model.dtype = args.dtype
+    kind = jax.devices()[0].device_kind
+    rate = matmul_rate(args.dtype, 2048 if jax.default_backend() == "cpu" else 8192)
+    dense = counting.step_flops(config)
+    ours = time_ours(config)
+    speed = args.batch / ours["seconds"]
     result = {
-        "batch": args.batch,
-        "dtype": args.dtype,
-        "threads": args.threads,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
-        "cp2_jax_seconds": min(time_ours()),
-    }
-    if not args.no_torch:
+        "model": args.model, "batch": args.batch, "dtype": args.dtype,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {kind}, load {os.getloadavg()[0]:.1f}",
+        "threads": args.threads, "jax": jax.__version__,
+        **ours,
+        "samples_per_second": speed,
+        "matmul_tflops": rate / 1e12,
+        "dense_gflop_per_sample": dense / 1e9,
+        "dense_share_of_peak": dense * speed / rate,
+        "xla_share_of_peak": 1e9 * ours["xla_gflop_per_sample"] * speed / rate,
+    }  # fmt: skip
+    for variant in filter(None, args.peers.split(",")):
         import torch
 
         result["torch"] = torch.__version__
-        result["torch_seconds"] = min(time_torch())
-        result["ratio"] = result["torch_seconds"] / result["cp2_jax_seconds"]
+        result[f"torch_{variant}_seconds"] = time_torch(variant)
+        result[f"times_as_fast_as_{variant}"] = result[f"torch_{variant}_seconds"] / ours["seconds"]
     for name, value in result.items():
-        print(f"{name:20s} {value:.3f}" if isinstance(value, float) else f"{name:20s} {value}")
+        print(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
 
 

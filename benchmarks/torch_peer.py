@@ -51,23 +51,69 @@ class Aspp(nn.Module):
         return self.project(F.relu(self.bottleneck(x)))
 
 
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.qkv, self.proj, self.heads = nn.Linear(width, 3 * width), nn.Linear(width, width), heads
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class VitBlock(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Vit(nn.Module):
+    """ViT-S/16 whose patch tokens are the map."""
+
+    def __init__(self, width=384, depth=12, heads=12, grid=14):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, grid * grid + 1, width) * 0.02)
+        self.blocks = nn.Sequential(*(VitBlock(width, heads) for _ in range(depth)))
+
+    def forward(self, x):
+        x = self.patches(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.positions
+        return self.blocks(tokens)[:, 1:].transpose(1, 2).reshape(x.shape)
+
+
+NETWORKS = {
+    "r50_aspp": lambda: nn.Sequential(resnet50(), Aspp()),
+    "vit_aspp": lambda: nn.Sequential(Vit(), Aspp(384)),
+}
+
+
 class Cp2(nn.Module):
     """Query and key networks, queue, and the loss of equation 5."""
 
-    def __init__(self, queue_size=65536, momentum=0.999):
+    def __init__(self, network="r50_aspp", queue_size=65536, momentum=0.999):
         super().__init__()
-        self.query = nn.Sequential(resnet50(), Aspp())
-        self.key = nn.Sequential(resnet50(), Aspp()).requires_grad_(False)
+        self.query = NETWORKS[network]()
+        self.key = NETWORKS[network]().requires_grad_(False)
         self.key.load_state_dict(self.query.state_dict())
         self.register_buffer("queue", F.normalize(torch.randn(128, queue_size), dim=0))
         self.momentum, self.pointer = momentum, 0
 
     def forward(self, image_q, image_k, mask_q, mask_k):
-        q = F.normalize(self.query(image_q).flatten(2), dim=1)
+        q = F.normalize(self.query(image_q).flatten(2).float(), dim=1)
         with torch.no_grad():
-            for a, b in zip(self.key.parameters(), self.query.parameters(), strict=True):
-                a.mul_(self.momentum).add_(b, alpha=1 - self.momentum)
-            k = F.normalize(self.key(image_k).flatten(2), dim=1)
+            torch._foreach_mul_(list(self.key.parameters()), self.momentum)
+            torch._foreach_add_(list(self.key.parameters()), list(self.query.parameters()), alpha=1 - self.momentum)
+            k = F.normalize(self.key(image_k).flatten(2).float(), dim=1)
         m_q, m_k = (m[:, 8::16, 8::16].flatten(1) for m in (mask_q, mask_k))
         pooled_q = F.normalize((q * m_q[:, None]).sum(2), dim=1)
         pooled_k = F.normalize((k * m_k[:, None]).sum(2), dim=1)
@@ -82,15 +128,43 @@ class Cp2(nn.Module):
         return instance + 0.2 * dense
 
 
-def make_step(device="cpu", channels_last=False):
-    """Return `step(image_q, image_k, mask_q, mask_k) -> loss` (NCHW inputs): forward, backward, SGD."""
-    model = Cp2().to(device).train()
+# As the original runs it, and as strong as PyTorch makes it; "channels_last" lies between, for CPUs.
+VARIANTS = {
+    "original": dict(),
+    "channels_last": dict(channels_last=True, fused=True),
+    "best": dict(channels_last=True, fused=True, autocast=True, compiled=True),
+}
+
+
+def make_step(network="r50_aspp", device="cpu", channels_last=False, fused=False, autocast=False, compiled=False):
+    """Return `step(image_q, image_k, mask_q, mask_k) -> loss` (NCHW inputs): forward, backward, optimiser.
+
+    Args:
+      channels_last: memory format of model and images.
+      fused: the optimiser's fused kernels.
+      autocast: bfloat16 forward.
+      compiled: `torch.compile` of the two networks.
+    """
+    torch.set_float32_matmul_precision("high")  # TensorFloat-32 where there is some, as the original's PyTorch did
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    model = Cp2(network).to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.query.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
+    weights = list(model.query.parameters())
+    if network.startswith("vit"):
+        optimizer = torch.optim.AdamW(weights, 5e-5, weight_decay=0.01, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(weights, 0.03, momentum=0.9, weight_decay=1e-4, fused=fused)
+    if compiled:
+        model.query.compile()
+        model.key.compile()
 
-    def step(*batch):
-        loss = model(*batch)
+    def step(image_q, image_k, mask_q, mask_k):
+        if channels_last:
+            image_q, image_k = (x.contiguous(memory_format=torch.channels_last) for x in (image_q, image_k))
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = model(image_q, image_k, mask_q, mask_k)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

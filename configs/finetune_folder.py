@@ -4,9 +4,9 @@
     python scripts/finetune.py --config configs/finetune_folder.py --workdir runs/mine \
         --config.data.path=my_data --config.init.checkpoint=runs/cp2_r50_aspp
 
-Expected: no figure, the data is yours. Reads images/{train,val}, labels/{train,val} (8-bit PNGs of class indices; 255 is ignored)
-and classes.txt, a class a line: `name` or `name red green blue`. Split files instead of folders: --config.data.split=train.txt
---config.data.eval_split=val.txt with a name a line. See docs/data.md.
+Expected: no figure, the data is yours. Reads images/{train,val}, labels/{train,val} (8-bit PNGs of class indices; 255 is
+ignored) and classes.txt, a class a line: `name` or `name red green blue`. Split files instead of folders, a name a line:
+--config.data.split=train.txt --config.data.eval_split=val.txt. See docs/data.md.
 """
 
 from configs import finetune_voc

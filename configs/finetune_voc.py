@@ -20,8 +20,6 @@ CLASSES = (
 )  # fmt: skip
 
 
-
-
 def baseline(config):
     """Another method's backbone: the head starts at random, and weight decay is on (section 4.1)."""
     config.init.head = "random"
@@ -42,8 +40,13 @@ def vit(config):
     config.optimizer.weight_decay = 0.01
 
 
+def original(config):
+    """The network of pretraining with `:original` (docs/paper_vs_code.md)."""
+    config.model.update_from_flattened_dict(pretrain_r50_aspp.ORIGINAL, strip_prefix="model.")
+
+
 # The later ones of a list have the last word; "baseline,vit" has the ViT's weight decay.
-VARIANTS = {"baseline": baseline, "fcn": fcn, "vit": vit}
+VARIANTS = {"baseline": baseline, "fcn": fcn, "vit": vit, "original": original}
 
 
 def with_variants(config: ConfigDict, variants: str) -> ConfigDict:

@@ -199,8 +199,8 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
 
 
 def read_variables(path: str | pathlib.Path) -> tuple[dict, dict]:
-    """Return ({'params', 'batch_stats'}, meta): the query encoder of a pretraining state, the model of a finetuning state,
-    or a converted model (see `write_variables`).
+    """Return ({'params', 'batch_stats'}, meta): the query encoder of a pretraining state, the model of a finetuning state
+    without its auxiliary head, which serves training alone, or a converted model (see `write_variables`).
 
     Raises:
       CheckpointError: see `read`; also if there are no parameters in it.
@@ -208,7 +208,8 @@ def read_variables(path: str | pathlib.Path) -> tuple[dict, dict]:
     tree, meta = read(path)
     if not tree.get("params"):
         raise CheckpointError(f"{path} holds no parameters, only {', '.join(sorted(tree)) or 'nothing'}")
-    return {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}, meta
+    trees = {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
+    return {k: {part: v for part, v in t.items() if not part.startswith("auxiliary")} for k, t in trees.items()}, meta
 
 
 def write_variables(path: str | pathlib.Path, variables: dict, meta: dict) -> None:

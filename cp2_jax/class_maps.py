@@ -23,7 +23,7 @@ def class_colors(data: ConfigDict) -> UInt8[np.ndarray, "256 3"]:
     return colors
 
 
-def mask_values(data: ConfigDict) -> UInt8[np.ndarray, 256]:
+def mask_values(data: ConfigDict) -> UInt8[np.ndarray, "256"]:
     """Return the value that the data set's own masks have for each label, by `config.data.label_map` backwards.
 
     Cityscapes' server takes its 34 ids, ADE20K's begins with 1. Of several values of one label, the last one listed.
@@ -39,7 +39,7 @@ def save_class_map(
     path: str | pathlib.Path,
     predicted: UInt8[np.ndarray, "height width"],
     colors: UInt8[np.ndarray, "256 3"] | None = None,
-    values: UInt8[np.ndarray, 256] | None = None,
+    values: UInt8[np.ndarray, "256"] | None = None,
 ) -> None:
     """Write a class map as a PNG of indices with a palette, as VOC's server takes it.
 

@@ -68,17 +68,24 @@ def cross_entropy(
 
 
 def build_model(config: ConfigDict) -> segmenter.Segmenter:
-    """Return the model with a classifier on top. `config.image_size` is the size of the images of pretraining, for
-    which a ViT's position table was made; the model resizes the table to each input."""
-    options = dict(bn_groups=config.bn_groups, image_size=config.image_size, remat=config.remat)
-    return segmenter.build(config.model, top="classifier", **options)
+    """Return the model with a classifier on top, and an auxiliary one if that has a weight. `config.image_size` is the size
+    of the images of pretraining, for which a ViT's position table was made; the model resizes the table to each input."""
+    return segmenter.build(
+        config.model,
+        top="classifier",
+        bn_groups=config.bn_groups,
+        image_size=config.image_size,
+        remat=config.remat,
+        auxiliary=config.auxiliary if config.auxiliary.weight else None,
+    )
 
 
 def init_variables(config: ConfigDict) -> dict:
     """Return the variables {'params', 'batch_stats'} of `build_model`, initialised at random from `config.seed`."""
     images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
     model = build_model(config)
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(rngs.key(config.seed, "init"))
+    method = model.with_auxiliary if config.auxiliary.weight else None
+    variables = jax.jit(lambda key: model.init(key, images, train=False, method=method))(rngs.key(config.seed, "init"))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -113,8 +120,14 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
 
         def loss_of(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=dropout)
+            method = model.with_auxiliary if config.auxiliary.weight else None
+            logits, changed = model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs=dropout, method=method
+            )
+            logits, *auxiliary = logits if config.auxiliary.weight else (logits,)
             loss, accuracy = cross_entropy(logits, batch["label"], config.loss.average)
+            for more in auxiliary:
+                loss += config.auxiliary.weight * cross_entropy(more, batch["label"], config.loss.average)[0]
             return loss, (accuracy, changed.get("batch_stats", {}))
 
         params = mesh.constrain(state.params, everywhere) if config.shard_state else state.params

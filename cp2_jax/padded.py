@@ -1,9 +1,10 @@
 """Convolutional networks on images padded to one shape, with the results that each image has without the padding.
 
-A convolution pads with zeros. So if what lies outside an image is zero in front of every convolution, a larger canvas changes
-nothing: images of many sizes share one compiled program, and one batch. Batch norm is what makes the outside other than zero,
-so its output is masked; a ReLU keeps zeros, max pooling after it cannot tell them from its own padding, and the mean over
-an image counts the pixels inside alone. Strides count from the top left corner, where each image stays.
+A convolution pads with zeros. So if what lies outside an image is zero in front of every convolution, a larger canvas
+changes nothing: images of many sizes share one compiled program, and one batch. Batch norm and max pooling are what makes
+the outside other than zero, so their outputs are masked; a ReLU keeps zeros, max pooling after it cannot tell them from its
+own padding, and the mean over an image counts the pixels inside alone. Strides count from the top left corner, where each
+image stays.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from cp2_jax.augment import color
 from cp2_jax.models.heads import ASPPHead
 from cp2_jax.models.norm import BatchNorm
+from cp2_jax.models.resnet import ResNet
 
 Size = Int[Array, "batch 2"]
 
@@ -39,8 +41,7 @@ def normalize(
 def masking(size: Size, canvas: tuple[int, int]):
     """Return an interceptor for `nn.intercept_methods` under which a segmenter ignores what lies outside `size`.
 
-    For networks made of `Conv` with PyTorch's padding, `BatchNorm`, ReLU and max pooling, `ASPPHead` and 1x1 convolutions,
-    in inference. `canvas`, the images' (height, width), must be a multiple of the output stride.
+    For `ResNet` with PyTorch's padding and both heads, in inference. `canvas`, the images' (height, width), must be a multiple of the output stride.
     """
 
     def mask_of(x):
@@ -48,10 +49,11 @@ def masking(size: Size, canvas: tuple[int, int]):
         return inside(-(-size // strides), x.shape[1:3])
 
     def intercept(call, args, kwargs, context):
-        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
+        called = (type(context.module), context.method_name)
+        if called in ((BatchNorm, "__call__"), (ResNet, "pool")):
             y = call(*args, **kwargs)
             return jnp.where(mask_of(y), y, 0)
-        if isinstance(context.module, ASPPHead) and context.method_name == "pool":
+        if called == (ASPPHead, "pool"):
             (x,), mask = args, mask_of(args[0])
             return jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True) / jnp.sum(mask, axis=(1, 2), keepdims=True)
         return call(*args, **kwargs)

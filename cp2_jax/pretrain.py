@@ -146,7 +146,7 @@ def make_update(
         key_images = pair.image_key
         if permutation is not None:
             key_images = permute(key_images.astype(config.model.dtype), permutation)  # fewer bytes to move
-        key_features, key_batch_stats = encode_keys(state, whole(key_params), key_images)
+        key_features, key_batch_stats = jax.named_scope("key_forward")(encode_keys)(state, whole(key_params), key_images)
         if permutation is not None:
             key_features = permute(key_features, jnp.argsort(permutation))
         key_features = jax.lax.stop_gradient(key_features)
@@ -159,8 +159,9 @@ def make_update(
             images, keys, *masks = part
 
             def loss_of(params):
-                features, batch_stats = forward(query_model, params, state.batch_stats, images)
-                result = losses.cp2_loss(features, keys, *masks, state.queue, filled=filled, **loss_options)
+                features, batch_stats = jax.named_scope("query")(forward)(query_model, params, state.batch_stats, images)
+                cp2_loss = jax.named_scope("losses")(losses.cp2_loss)
+                result = cp2_loss(features, keys, *masks, state.queue, filled=filled, **loss_options)
                 return result.loss, (result, batch_stats)
 
             gradients, (result, batch_stats) = jax.grad(loss_of, has_aux=True)(params)
@@ -170,10 +171,11 @@ def make_update(
         batch = (pair.image_query, key_features, mask_query, mask_key)
         (gradients, batch_stats, result), pooled = microbatch.run(learn, parts.split(batch))
         pooled_query, pooled_key = parts.join(pooled)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, split(state.params))
+        optimize = jax.named_scope("optimizer")(optimizer.update)
+        updates, opt_state = optimize(gradients, state.opt_state, split(state.params))
         new_state = State(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=jax.named_scope("optimizer")(optax.apply_updates)(state.params, updates),
             batch_stats=batch_stats,
             key_params=key_params,
             key_batch_stats=key_batch_stats,
@@ -214,7 +216,8 @@ def make_train(
         key = rngs.key(seed, "augment", state.step)
         foreground = batch["foreground"]
         background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
-        pair = compose.compose_pairs(key, foreground, background, options, batch.get("attention"))
+        composed = jax.named_scope("augment")(compose.compose_pairs)
+        pair = composed(key, foreground, background, options, batch.get("attention"))
         pair = mesh.constrain_batch(pair, device_mesh)
         permutation = None
         if config.key_shuffle == "permutation":

@@ -12,7 +12,7 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import evaluate, finetune, loop, mesh, settings, validation, warm_start  # noqa: E402
+from cp2_jax import distributed, evaluate, finetune, loop, mesh, settings, validation, warm_start  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data import classes, segmentation  # noqa: E402
 from cp2_jax.data.pretrain import Batches  # noqa: E402
@@ -27,6 +27,7 @@ def main(_):
     validation.validate_finetune(config, jax.device_count())
     examples = segmentation.open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
     evaluator = evaluate.Evaluator(config, mesh.make_mesh())
+    distributed.agree({"number of images": f"{len(examples)}, {len(evaluator.examples)} to evaluate"})
     steps_per_epoch = settings.steps_per_epoch(len(examples), config.batch_size)
     total_steps = settings.total_steps(config, len(examples))
     settings.save_config(workdir, config)

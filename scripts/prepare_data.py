@@ -5,9 +5,9 @@
     python scripts/prepare_data.py voc --input VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset --check
     python scripts/prepare_data.py folder --input my_data --check --output data/mine
 
-voc, cityscapes, ade20k, camvid and folder are used from the layout they are downloaded in (docs/data.md): --check reads every
-pair, prints a table and fails if anything is wrong; --output writes them as one TFDS array_record data set. Run again, what
-is complete is left alone and what is half-written is replaced.
+voc, cityscapes, ade20k, camvid and folder are used from the layout they are downloaded in (docs/data.md): --check reads
+every pair, prints a table and fails if anything is wrong; --output writes them as one TFDS array_record data set. Run
+again, what is complete is left alone and what is half-written is replaced.
 """
 
 import sys

@@ -9,11 +9,23 @@ import pathlib
 import _cli
 
 FLAGS = _cli.define_config_flags()
+PROFILE = _cli.flags.DEFINE_bool("profile", False, "Trace a few steps, print where their time goes, end.")
 
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import attention, loop, mesh, pretrain, settings, validation, warm_start, watch  # noqa: E402
+from cp2_jax import (  # noqa: E402
+    attention,
+    distributed,
+    loop,
+    mesh,
+    pretrain,
+    profiling,
+    settings,
+    validation,
+    warm_start,
+    watch,
+)  # fmt: skip
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
 from cp2_jax.data.sources import open_held_out, open_source  # noqa: E402
@@ -25,6 +37,7 @@ def main(_):
     workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
     validation.validate_pretrain(config, jax.device_count())
     source = open_source(config.data)
+    distributed.agree({"number of images": str(len(source))})
     steps_per_epoch = settings.steps_per_epoch(len(source), config.batch_size)
     total_steps = settings.total_steps(config, len(source))
     device_mesh = mesh.make_mesh()
@@ -57,6 +70,10 @@ def main(_):
         workers=config.data.workers,
     )
     batches = Batches(dataset, source, place=lambda b: mesh.place_batch(device_mesh, b), ahead=config.data.prefetch)
+    if PROFILE.value:
+        print(profiling.profile(step, state, batches, workdir / "profile"))
+        batches.close()
+        return
     with Writer(workdir, total_steps, start, title="pretraining") as writer:
         hooks = [_cli.watchdog()]
         if config.picture_every:

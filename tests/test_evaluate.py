@@ -15,7 +15,7 @@ from PIL import Image
 from test_finetune import tiny_config, upsampled_by_hand
 from test_segmentation_data import write_pair
 
-from cp2_jax import checkpoints, evaluate, finetune, inference, mesh, pictures
+from cp2_jax import checkpoints, class_maps, evaluate, finetune, inference, mesh, pictures
 from cp2_jax.data import segmentation, transforms
 from cp2_jax.inference import Options, Predictor
 from cp2_jax.settings import ConfigError
@@ -126,7 +126,8 @@ def test_windows_with_gaps_are_refused():
 def test_alone_equals_in_a_batch(network, options):
     predictor = Predictor(network[0], MEAN, STD, options)
     images = random_images(4, 24, 28)
-    together = np.asarray(predictor.predict(network[1], [jnp.asarray(images)], (24, 28)))
+    (batch,) = predictor.plan([(24, 28)] * 4, 4, 0)
+    together = np.asarray(predictor.predict(network[1], predictor.host_inputs(images, batch), batch))
     for image, expected in zip(images, together, strict=True):
         np.testing.assert_array_equal(predictor.predict_image(network[1], image), expected)
 
@@ -134,11 +135,12 @@ def test_alone_equals_in_a_batch(network, options):
 # A whole split.
 
 
-def test_plan_holds_every_image_once_in_batches_of_one_size():
+def test_plan_holds_every_image_once_in_batches_of_one_size(network):
     sizes = [(4, 5), (6, 5), (4, 5), (4, 5), (6, 5), (9, 9)]
-    batches = evaluate.plan(sizes, 2)
-    assert sorted(i for batch in batches for i in batch if i >= 0) == list(range(6))
-    assert all(len({sizes[i] for i in batch if i >= 0}) == 1 and len(batch) == 2 for batch in batches)
+    batches = Predictor(network[0], MEAN, STD, Options()).plan(sizes, 2, 1)  # this network cannot be masked
+    assert sorted(i for batch in batches for i in batch.indices if i >= 0) == list(range(6))
+    assert all({sizes[i] for i in batch.indices if i >= 0} == {batch.shape} for batch in batches)
+    assert all(len(batch.indices) == 2 and batch.views == (batch.shape,) and not batch.padded for batch in batches)
     assert len(batches) == 4
 
 
@@ -185,11 +187,11 @@ def test_unreadable_image_is_an_error(network, split):
 
 def test_class_maps_keep_their_indices(tmp_path):
     predicted = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    inference.save_class_map(tmp_path / "a/b.png", predicted)
+    class_maps.save_class_map(tmp_path / "a/b.png", predicted)
     mask = segmentation.decode_mask((tmp_path / "a/b.png").read_bytes(), "b.png")
     np.testing.assert_array_equal(mask, predicted)
     image = random_images(1, 3, 4)[0]
-    drawn = inference.overlay(image, predicted)
+    drawn = class_maps.overlay(image, predicted)
     np.testing.assert_array_equal(drawn, (image.astype(int) + pictures.class_colors(12)[predicted]) // 2)
 
 
@@ -266,7 +268,7 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     assert {p.name for p in (tmp_path / "run/pictures").iterdir()} == {
         f"evaluation_{n}.png" for n in ("best", "median", "worst")
     }
-    evaluator.save_predictions(tmp_path / "maps", {"params": always(1).params, "batch_stats": state.batch_stats})
+    evaluator({"params": always(1).params, "batch_stats": state.batch_stats}, tmp_path / "maps")
     saved = segmentation.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
     assert (saved == 5).all()  # class 1 is value 5 in this data set's masks
 

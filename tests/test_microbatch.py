@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_r50_aspp
@@ -24,6 +24,7 @@ def group_of(sample, batch, groups, strided):
     return sample % groups if strided else sample // (batch // groups)
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(1, 4), groups_each=st.integers(1, 4), group_size=st.integers(1, 4), strided=st.booleans(),
     devices=st.sampled_from([1, 2, 4]),

@@ -38,7 +38,7 @@ def write_pair(root, stem, size=(12, 16), mask=None, split="train", image_suffix
 def config(root, **changes):
     return ConfigDict(
         dict(source="folder", path=str(root), images="images", labels="labels", image_suffix="", label_suffix="",
-             num_classes=4, label_map=(), ignore_label=255) | changes  # fmt: skip
+             classes="", num_classes=4, label_map=(), ignore_label=255) | changes  # fmt: skip
     )
 
 

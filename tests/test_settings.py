@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_demo, pretrain_r50_aspp, pretrain_vit_aspp
 from cp2_jax import settings, validation
+from cp2_jax.data import classes
 from cp2_jax.data.decode import UnreadableImage
 from cp2_jax.settings import ConfigError
 
@@ -58,6 +59,14 @@ def test_the_preset_changes_what_the_table_says_and_nothing_else(name):
     assert pretrain_r50_aspp.ORIGINAL.keys() <= listed.keys()
 
 
+def test_finetuning_has_the_presets_network():
+    ours, paper = (settings.flatten(finetune_voc.get_config(variants)) for variants in ("original", ""))
+    pretraining = settings.flatten(pretrain_r50_aspp.get_config("original"))
+    changed = {key: value for key, value in ours.items() if value != paper[key]}
+    assert changed == {k: v for k, v in pretrain_r50_aspp.ORIGINAL.items() if k.startswith("model.")}
+    assert {k: v for k, v in pretraining.items() if k.startswith("model.")}.items() <= ours.items()
+
+
 def test_a_preset_is_another_run(tmp_path):
     settings.save_config(tmp_path, make())
     with_checkpoint(tmp_path)
@@ -68,9 +77,16 @@ def test_a_preset_is_another_run(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("finetune_*.py")), ids=lambda p: p.stem)
-def test_shipped_finetuning_configs_are_possible_and_documented(path):
+def test_shipped_finetuning_configs_are_possible_and_documented(path, tmp_path):
     module = importlib.import_module(f"configs.{path.stem}")
-    validation.validate_finetune(make(module))
+    (tmp_path / "classes.txt").write_text("background\nthing\n")
+    for variants in ("", "baseline", "fcn", "baseline,vit", "vit,fcn"):
+        config = module.get_config(variants)
+        config.data.path = str(tmp_path)
+        classes.resolve(config)
+        validation.validate_finetune(config)
+        assert (config.init.head == "random") == ("baseline" in variants)
+        assert (config.optimizer.name == "adamw") == ("vit" in variants or path.stem == "finetune_demo")
     assert f"--config configs/{path.name}" in module.__doc__
 
 

@@ -44,7 +44,7 @@ def read_classes(path: str | Path) -> tuple[tuple[str, ...], tuple[tuple[int, in
         colors.append(color)
         numbers.append(number)
     if len(names) < 2:
-        raise SegmentationError(f"{path} names {len(names)} classes; at least 2 are needed, one a line, background included")
+        raise SegmentationError(f"{path} names {len(names)} classes; give 2 or more, one a line, background included")
     plain = [n for n, color in zip(numbers, colors, strict=True) if not color]
     if plain and len(plain) < len(colors):
         raise SegmentationError(f"{path}, line {plain[0]}: no colour, but other lines have one")

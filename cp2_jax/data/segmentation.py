@@ -46,7 +46,7 @@ def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
 
 def label_table(
     num_classes: int, label_map: Sequence[tuple[int, int]] = (), ignore_label: int = 255
-) -> Int16[np.ndarray, 256]:
+) -> Int16[np.ndarray, "256"]:
     """Return, int16 [256], the training label of each value that a mask may hold; -1 for a value that it must not hold.
 
     Values in [0, num_classes) and `ignore_label` stand for themselves unless `label_map`, pairs (value, label), says

@@ -92,7 +92,7 @@ class ResNet(nn.Module):
         # `train` is the second argument after self, and no array.
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = nn.relu(norm(name="bn1")(conv(self.stem_width, 7, stride=2, name="conv1")(x), train))
-        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)] if self.padding == "torch" else "SAME")
+        x = self.pool(x)
         outputs, reached, dilation = [], 4, 1
         for stage, blocks in enumerate(self.stage_sizes or STAGE_SIZES[self.depth], 1):
             stride, before = (1, dilation) if stage == 1 else (2, dilation)
@@ -112,3 +112,7 @@ class ResNet(nn.Module):
                 )(x, train)
             outputs.append(x)
         return tuple(outputs)
+
+    def pool(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:
+        """Return the stem's output, max-pooled; a method of its own for `padded.masking`."""
+        return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)] if self.padding == "torch" else "SAME")

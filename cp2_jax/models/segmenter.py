@@ -14,12 +14,18 @@ from cp2_jax.models.vit import ViT
 
 
 class Segmenter(nn.Module):
-    """A whole segmentation model; exactly one of `projection` (pretraining) and `classifier` (finetuning) is given."""
+    """A whole segmentation model; exactly one of `projection` (pretraining) and `classifier` (finetuning) is given.
+
+    `auxiliary_head` and `auxiliary_classifier`, on the backbone's stage `auxiliary_stage`, serve training alone.
+    """
 
     backbone: nn.Module
     head: nn.Module
     projection: Projection | None = None
     classifier: Classifier | None = None
+    auxiliary_head: nn.Module | None = None
+    auxiliary_classifier: Classifier | None = None
+    auxiliary_stage: int = 2
 
     def stages(self, images: Float[Array, "batch height width 3"], train: bool = False) -> tuple[Array, ...]:
         """Return the backbone's outputs, the last one being what the head reads."""
@@ -43,6 +49,14 @@ class Segmenter(nn.Module):
         top = self.projection if self.projection is not None else self.classifier
         return _widen(top(self.head(self.backbone(images, train)[-1], train), train))
 
+    def with_auxiliary(
+        self, images: Float[Array, "batch height width 3"], train: bool
+    ) -> tuple[Float[Array, "batch _ _ classes"], Float[Array, "batch _ _ classes"]]:
+        """Return the logits of the classifier and of the auxiliary one, float32."""
+        stages = self.backbone(images, train)
+        auxiliary = self.auxiliary_classifier(self.auxiliary_head(stages[self.auxiliary_stage], train), train)
+        return _widen(self.classifier(self.head(stages[-1], train), train)), _widen(auxiliary)
+
 
 def _widen(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -55,6 +69,7 @@ def build(
     bn_groups: int = 1,
     bn_strided: bool = False,
     image_size: int = 224,
+    auxiliary: ConfigDict | None = None,
     remat: bool = False,
 ) -> Segmenter:
     """Make the model that a config describes.
@@ -64,6 +79,7 @@ def build(
       top: "projection" (`model.projection_dim` outputs) or "classifier" (`model.num_classes`, `model.dropout`).
       bn_groups, bn_strided: see `BatchNorm`.
       image_size: side in pixels for which a ViT's position table is made.
+      auxiliary: `config.auxiliary` (stage, channels, num_convs) for an auxiliary FCN head, as MMSegmentation's.
       remat: keep only each backbone block's input for the backward pass and compute the block again: the same
         numbers in less memory, for about a third more work.
 
@@ -85,7 +101,15 @@ def build(
         "projection": lambda: {"projection": Projection(model.projection_dim, dtype=dtype)},
         "classifier": lambda: {"classifier": Classifier(model.num_classes, model.dropout, dtype=dtype)},
     }[top]
-    return Segmenter(backbone=backbone, head=head, **make_top())
+    extra = {}
+    if auxiliary is not None:
+        convs = {"channels": auxiliary.channels, "num_convs": auxiliary.num_convs, "dilation": 1}
+        extra = {
+            "auxiliary_head": FCNHead(**convs, norm=norm, dtype=dtype),
+            "auxiliary_classifier": Classifier(model.num_classes, model.dropout, dtype=dtype),
+            "auxiliary_stage": auxiliary.stage,
+        }
+    return Segmenter(backbone=backbone, head=head, **make_top(), **extra)
 
 
 def _fields(section):

@@ -43,7 +43,7 @@ GPUS = {
     "V100": Chip(16e9, 125e12, 900e9, 150e9),
 }
 
-_FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8", 1024: "8x8x8"}
 # Names as Cloud TPU gives them: the number counts cores up to v4 and in v5p, chips in v5e and v6e.
 SLICES = {
@@ -88,8 +88,9 @@ def get(name: str) -> Topology:
     shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
     if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise PlanError(f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4")
-    # Otherwise libtpu asks a metadata server which machine it is on.
+    # Otherwise libtpu asks a metadata server which machine it is on, and serves one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")  # the machine that compiles need have no TPU
     try:
         import libtpu  # noqa: F401
@@ -98,6 +99,8 @@ def get(name: str) -> Topology:
         raise PlanError(f"{name}: TPU programs are compiled by libtpu: pip install 'cp2_jax[tpu]'") from None
     # On v4 and v5p, the two cores of a chip act as one device.
     options = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}
+    if shape == "1x1":
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         devices = list(topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu", **options).devices)
     except Exception as error:

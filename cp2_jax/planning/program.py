@@ -14,9 +14,6 @@ from cp2_jax import finetune, mesh, pretrain, settings
 from cp2_jax.planning import collectives
 from cp2_jax.planning.chips import Topology
 
-# Images decoded for one sample: foreground and two backgrounds; image and mask.
-DECODED = {"pretrain": 3, "finetune": 1}
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -59,12 +56,17 @@ def kind_of(config: ConfigDict) -> str:
     return "pretrain" if "augment" in config else "finetune"
 
 
+def decoded_per_sample(config: ConfigDict) -> int:
+    """Return how many images are decoded for one sample: the foreground and two backgrounds, or one."""
+    return 3 if kind_of(config) == "pretrain" and config.data.backgrounds == "independent" else 1
+
+
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a global batch as the step takes it."""
     count = config.batch_size
     if kind_of(config) == "pretrain":
         crops = jax.ShapeDtypeStruct((count, 2, config.image_size, config.image_size, 3), jnp.uint8)
-        return {"foreground": crops, "background": crops}
+        return {"foreground": crops} | ({"background": crops} if config.data.backgrounds == "independent" else {})
     height, width = config.data.crop_size
     return {
         "image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8),

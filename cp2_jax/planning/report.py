@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax import settings
 from cp2_jax.planning.chips import Topology
-from cp2_jax.planning.program import DECODED, Program
+from cp2_jax.planning.program import Program, decoded_per_sample
 
 _DAY = 86400
 
@@ -52,7 +52,7 @@ def plan(
         links=links,
         bound=bound,
         epochs_per_day=bound and _DAY / bound / per_epoch,
-        decode_rate=bound and DECODED[program.kind] * config.batch_size / program.hosts / bound,
+        decode_rate=bound and decoded_per_sample(config) * config.batch_size / program.hosts / bound,
         hours={e: steps * bound / e / 3600 for e in efficiencies} if bound else {},
         largest_batch=_largest_batch(program),
     )
