@@ -41,7 +41,8 @@ def normalize(
 def masking(size: Size, canvas: tuple[int, int]):
     """Return an interceptor for `nn.intercept_methods` under which a segmenter ignores what lies outside `size`.
 
-    For `ResNet` with PyTorch's padding and both heads, in inference. `canvas`, the images' (height, width), must be a multiple of the output stride.
+    For `ResNet` with PyTorch's padding and both heads, in inference. `canvas`, the images' (height, width), must be a
+    multiple of the output stride.
     """
 
     def mask_of(x):
