@@ -231,7 +231,7 @@ def curves(
 def maps(
     images: Sequence[UInt8[np.ndarray, "height width 3"]], values: Sequence[UInt8[np.ndarray, "height width"]]
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
-    """Show images of any sizes above their maps (levelled attention) and above their most attended 65 %, the rest dimmed."""
+    """Show images of any sizes, their maps (levelled attention), and them with all but the most attended 65 % dimmed."""
     figure, axes = _figure(3, len(images), 1.5, width=1.9)
     for column, image, value in zip(axes.T, images, values, strict=True):
         column[0].imshow(image)

@@ -94,7 +94,7 @@ def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, d
 def pretrain_probes(
     config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh
 ) -> Callable[[int, pretrain.State], None]:
-    """Return a hook `(step, state)` that probes the query encoder every `config.probe_every` steps, and after the first.
+    """Return a hook `(step, state)` that probes the query encoder every `config.probe_every` steps.
 
     Args:
       config: a pretraining config.
@@ -105,7 +105,7 @@ def pretrain_probes(
     pair, probe = probe_pairs(config, crops), make_probe(config)
 
     def hook(step: int, state: pretrain.State) -> None:
-        if step % config.probe_every and step != 1:
+        if step % config.probe_every:
             return
         params, batch_stats = mesh.local_copy(device_mesh, (state.params, state.batch_stats))
         if jax.process_index():
@@ -116,7 +116,7 @@ def pretrain_probes(
             for level, measured in found.items() for name, value in measured.items() if name != "spectrum"
         }  # fmt: skip
         writer.scalars(step, values)
-        if step > 1 and (collapsed := collapse(values, len(pair.mask_query))):
+        if collapsed := collapse(values, len(pair.mask_query)):
             writer.text(f"step {step}: the features have collapsed ({collapsed}); see docs/results.md")
 
     return hook

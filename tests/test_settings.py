@@ -130,6 +130,7 @@ def test_shipped_finetuning_configs_are_possible_and_documented(path, tmp_path):
         (dict(init__head="checkpiont"), 1, r"init.head=checkpiont: .*\(did you mean checkpoint\?\)"),
         (dict(init__projection="new"), 1, "init.projection=new: must be one of checkpoint, random"),
         (dict(model__resnet__padding="valid"), 1, "model.resnet.padding=valid: must be one of torch, same, same_pool"),
+        (dict(model__backbone="vit", model__vit__attention="cudnn", model__dtype="float32"), 1, "needs model.dtype=bfl"),
         (dict(data__backgrounds="in_bach"), 1, r"data.backgrounds=in_bach: .*\(did you mean in_batch\?\)$"),
         (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
     ],

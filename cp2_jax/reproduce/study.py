@@ -274,7 +274,7 @@ class Study:
             train_maps.reshape(-1, train_maps.shape[-1]), shares.reshape(-1, classes)
         )
         size = test_labels.shape[1:]
-        predicted = jnp.concatenate([frozen.predict(m, kernel, bias, size) for m in jnp.split(test_maps, 4)])
+        predicted = jnp.concatenate([frozen.predict(m, kernel, bias, size) for m in jnp.array_split(test_maps, 4)])
         matrices = confusion.confusion_matrix(test_labels, predicted, classes)
         return float(confusion.scores(np.asarray(matrices, np.int64).sum(axis=0)).mean_iou)
 
