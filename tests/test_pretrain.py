@@ -171,9 +171,14 @@ def test_four_steps_equal_the_original_in_float64(x64, reference, seen, run):
         rows = dict(zip(final["final_names"], final["final_samples"], strict=True))
         assert ours.keys() == {name for name in rows if f"encoder_{encoder}." in name and "conv_seg" not in name}
         for name, value in ours.items():
-            statistics = "running" in name
-            kind = "final batch statistics" if statistics else "final parameters"
-            close(f"{kind} (recorded in float32)", sample(value), rows[name], 1e-4, f"{run} {name}")
+            if "running" in name:
+                close("final batch statistics, of float32", sample(value), rows[name], 1e-4, f"{run} {name}")
+            elif run == "vit-adamw":
+                # Adam divides a gradient that is all rounding by itself: the recording's own float32 and float64 runs end
+                # up to 7e-5 apart, in biases of any size.
+                close("final parameters, of float32, absolute, Adam", sample(value), rows[name], 1e-4, name, scale=1.0)
+            else:
+                close("final parameters, of float32", sample(value), rows[name], 1e-4, f"{run} {name}")
     # The classifier, which never enters the loss, got no weight decay in the original. Ours is not there.
     assert params.keys() == {"backbone", "head", "projection"}
     start = reference(RUNS[run][1])
