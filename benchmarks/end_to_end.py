@@ -30,7 +30,7 @@ WARM_UP = 3
 
 def make_config(args):
     config = pretrain_r50_aspp.get_config()
-    config.update(batch_size=args.batch, bn_groups=1)
+    config.update(batch_size=args.batch, bn_groups=1, image_size=args.image_size)
     config.data.update(path=args.images, backgrounds=args.backgrounds, workers=args.workers)
     config.loss.queue_size = 64 * args.batch
     if args.small:
@@ -58,6 +58,7 @@ def main():
     parser.add_argument("--images", required=True)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0: threads")
     parser.add_argument("--backgrounds", default="independent", choices=("independent", "in_batch"))
     parser.add_argument("--full", dest="small", action="store_false", help="the full-size model, bfloat16")
@@ -97,6 +98,7 @@ def main():
         "jax": jax.__version__,
         "model": "small" if args.small else "ResNet-50 + ASPP",
         "batch": args.batch,
+        "image_size": args.image_size,
         "backgrounds": args.backgrounds,
         "workers": args.workers,
         "samples_per_second": args.batch / whole,
