@@ -32,7 +32,7 @@ def trained():
     start, step = pretrain.make_step(config, 4, 2, device_mesh)
     crops = np.random.default_rng(0).integers(0, 256, (4, 2, 32, 32, 3), np.uint8)
     before = start()
-    kept = jax.tree.map(np.asarray, before)
+    kept = jax.tree.map(np.array, before)  # copies: the step overwrites what it is given
     after, metrics = step(before, {"foreground": crops})
     return config, kept, crops, after, metrics.compute()
 

@@ -99,13 +99,13 @@ def missing(recipe: Recipe, place: Place) -> list[str]:
     converted = recipe.source and (place.workdir / "converted" / recipe.source / _DONE).exists()
     if recipe.source and not converted and _given(recipe.source, place)[0] is None:
         checkpoint = CHECKPOINTS[recipe.source]
-        folder = place.checkpoints or "a folder"
-        own = ", or our own run of configs/pretrain_moco_v2.py" if recipe.source in ("moco_v2_200", "moco_v2_800") else ""
+        own = recipe.source in ("moco_v2_200", "moco_v2_800")
         lines.append(
-            f"checkpoint {recipe.source}: put {checkpoint.file} ({checkpoint.origin}{own} as {recipe.source}/) into "
-            f"{folder}, --checkpoints" if own else
-            f"checkpoint {recipe.source}: put {checkpoint.file} ({checkpoint.origin}) into {folder}, --checkpoints"
-        )  # fmt: skip
+            f"checkpoint {recipe.source}: {checkpoint.file} ({checkpoint.origin}), to be put into "
+            + str(place.checkpoints or "a folder")
+            + f"; or our own run of configs/pretrain_moco_v2.py, as {recipe.source}/ in it" * own
+            + "; then --checkpoints FOLDER" * (place.checkpoints is None)
+        )
     inputs = ["ImageNet"] * (recipe.pretrain is not None) + ["attention"] * _wants_maps(recipe.pretrain) + [recipe.data]
     for name in inputs:
         path = place.data.get(name)

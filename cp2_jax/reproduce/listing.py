@@ -80,7 +80,7 @@ def _start(plain: Recipe) -> str:
 def _run(entry: Mapping | None) -> str:
     if not entry:
         return "–"
-    changes = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in entry["overrides"].items())
+    changes = " ".join(f"{key}={value}" for key, value in entry["overrides"].items())
     return f"{entry['config'].removeprefix('configs/').removesuffix('.py')} {changes}".strip()
 
 

@@ -149,7 +149,7 @@ def _grid_table(row: str, column: str) -> Recipe:
 def _epochs_table(row: str, column: str) -> Recipe:
     if row == "0":
         return _baseline("moco_v2_800", column)
-    return _quick_tune("r.800", column, changes={} if row == "20" else {"epochs": float(row)})
+    return _quick_tune("r.800", column, changes={} if row == "20" else {"epochs": int(row)})
 
 
 _LOSSES = {
