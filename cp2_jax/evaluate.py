@@ -301,7 +301,9 @@ class Periodic:
         self._writer.scalars(number, values)
         # The loop will stop at the next look at a loss; until then a broken model must not count as the best.
         finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params))
-        if scores.mean_iou > self.best and finite:
+        # Resumed before the step of the best: that one stays, and is evaluated again in its turn.
+        passed = number > (self._checkpoints.latest_step() or 0)
+        if scores.mean_iou > self.best and finite and passed:
             self.best = scores.mean_iou
             self._checkpoints.save(number, variables, self._meta | {"step": number, "mean_iou": self.best})
             self._checkpoints.wait()

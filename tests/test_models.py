@@ -75,7 +75,7 @@ def test_stages_statistics_and_logits_equal_the_original_in_float32(reference, r
             assert expected.shape == (512,)  # evenly spread values of the recorded stage
             close(f"float32 backbone stages, {mode}", sample(nchw(stage), 512), expected, 1e-4, f"{run} stage {index + 1}")
     after = names.torch_from_variables({"batch_stats": changed["batch_stats"]})
-    assert len(after) >= 18
+    assert len(after) >= 12
     for name, value in after.items():
         close("float32 batch statistics after a pass", value, recorded[f"bn_after_train/{name}"], 1e-4, name)
     updated = {"params": variables["params"], **changed}

@@ -148,6 +148,16 @@ def test_the_plan_for_a_tpu_slice(tmp_path, topology, devices):
     assert "hours" in done.stdout and "images decoded a second" in done.stdout
 
 
+def test_the_batch_is_what_the_step_takes():
+    config = pretrain_r50_aspp.get_config()
+    assert sorted(program.abstract_batch(config)) == ["background", "foreground"]
+    assert program.decoded_per_sample(config) == 3
+    config.data.backgrounds, config.augment.mask = "in_batch", "attention"
+    shapes = program.abstract_batch(config)
+    assert sorted(shapes) == ["attention", "foreground"] and program.decoded_per_sample(config) == 1
+    assert shapes["attention"].shape == (256, 2, 224, 224)
+
+
 def test_kinds_of_configs():
     assert program.kind_of(pretrain_r50_aspp.get_config()) == "pretrain"
     config = finetune_demo.get_config()
