@@ -6,7 +6,7 @@
 
 32-pixel scenes (4x4 features at output stride 8) and a ResNet of four residual blocks, so that 1,500 steps take a minute;
 40 labels, drawn anew for each seed. Classes are textures and colours are drawn at random, so colour is what an instance is
-told by and a class is not: views lose most of it (hue, saturation, grayscale), or pretraining learns what no label asks.
+told by and a class is not: views lose most of it, or pretraining learns what no label asks for.
 """
 
 from ml_collections import ConfigDict

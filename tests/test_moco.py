@@ -74,7 +74,9 @@ def test_the_steps_loss_is_info_nce_over_the_queue(trained):
     expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 0])
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
     assert metrics["loss"] == metrics["loss_instance"] and metrics["loss_dense"] == 0 and metrics["skipped_samples"] == 0
-    np.testing.assert_allclose(after.queue[0], positive, rtol=1e-3, atol=1e-5)
+    # Unit vectors of the same network, once as one compiled step and once operation by operation: sums of other order,
+    # and a ReLU's near-tie may flip. Any other key is about 1 away.
+    assert np.linalg.norm(after.queue[0] - positive, axis=1).max() < 1e-3
 
 
 def test_without_copy_paste_the_backgrounds_are_not_seen():
