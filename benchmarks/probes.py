@@ -67,7 +67,7 @@ def main():
         "probe_seconds": one_probe, "probe_images": config.probe_images, "probe_every": config.probe_every,
         "share": one_probe / (one_probe + config.probe_every * one_step),
     }  # fmt: skip
-    print(f"step {one_step:.3f} s, probe {one_probe:.3f} s ({config.probe_images} pairs, every {config.probe_every} steps): "
+    print(f"step {one_step:.3f} s, probe {one_probe:.3f} s ({config.probe_images} pairs, every {config.probe_every}): "
           f"{result['share']:.2%} of the time")  # fmt: skip
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(result, indent=1) + "\n")

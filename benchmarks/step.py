@@ -4,7 +4,7 @@
     python benchmarks/step.py --batch 256 --dtype bfloat16 --device cuda --peers best,original     # one GPU
     python benchmarks/step.py --model vit_aspp --batch 256 --dtype bfloat16 --device cuda --peers best
 
-Both get the same shapes, three warm-up steps, and the least of the timed ones is compared (other programs on the machine
+Both get the same shapes and warm-up steps, and the least of the timed ones is compared (other programs on the machine
 only ever add time). Share of peak: the dense count (multiplications with padding included), and XLA's own of the compiled
 program, over the rate of a large matrix product measured in the same run. `--peers` needs PyTorch; the variants are in
 torch_peer.py. Prints a table and a line of JSON.
@@ -22,6 +22,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", choices=("r50_aspp", "vit_aspp"), default="r50_aspp")
 parser.add_argument("--batch", type=int, default=8)
 parser.add_argument("--steps", type=int, default=5)
+parser.add_argument("--warm_up", type=int, default=3, help="untimed steps")
 parser.add_argument("--threads", type=int, default=2, help="of a CPU")
 parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 parser.add_argument("--device", default="cpu", help="PyTorch's: cpu or cuda; JAX takes what it finds")
@@ -43,8 +44,6 @@ from cp2_jax import optim, pretrain  # noqa: E402
 from cp2_jax.augment.compose import Pair  # noqa: E402
 
 CONFIGS = {"r50_aspp": pretrain_r50_aspp, "vit_aspp": pretrain_vit_aspp}
-WARM_UP = 3
-
 
 def inputs(batch):
     rng = np.random.default_rng(0)
@@ -57,11 +56,11 @@ def inputs(batch):
 def timed(step, steps):
     """Return the least seconds of `steps` calls after those that warm up."""
     times = []
-    for _ in range(steps + WARM_UP):
+    for _ in range(steps + args.warm_up):
         begin = time.perf_counter()
         step()
         times.append(time.perf_counter() - begin)
-    return min(times[WARM_UP:])
+    return min(times[args.warm_up:])
 
 
 def matmul_rate(dtype, size):

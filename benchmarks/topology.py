@@ -183,30 +183,36 @@ def compare(first, other):
     }
 
 
+def show(runs, first, topology, dtype):
+    """Print one run's row of the table and return it."""
+    found, exact = runs[topology, dtype], runs.get((first, "float64"))
+    row = {"topology": topology, "dtype": dtype} | compare(runs[first, dtype], found)
+    row["to_float64"] = compare(exact, found)["worst"] if exact else None
+    same = "same bytes" if row["crops"] and row["draws"] and row["masks"] else "DIFFER"
+    images = "same bits" if row["images"] else "rounded differently"
+    shown = "" if row["to_float64"] is None else f"{row['to_float64']:.1e}"
+    print(f"| {topology} | {dtype} | {row['steps']} | {same} | {images} | {row['first']:.1e} | {row['worst']:.1e} | "
+          f"{row['gradient']:.1e} | {shown} |", flush=True)  # fmt: skip
+    return row
+
+
 def main():
     arguments = parse()
     if arguments.worker:
         return worker(arguments, json.loads(arguments.worker))
     topologies, dtypes = arguments.topologies.split(","), arguments.dtypes.split(",")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        make_images(folder / "images")
-        runs = {(t, d): run(arguments, t, d, folder) for d in dtypes for t in topologies}
-    rows = []
     print(f"{arguments.steps} steps; relative differences of the loss to {topologies[0]} of the same dtype, and to float64")
     print("| processes x devices | dtype | steps | crops, draws, masks | composed images | first step | worst step | "
           "gradient norm, worst | worst to float64 1x1 |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
-    for (topology, dtype), found in runs.items():
-        row = {"topology": topology, "dtype": dtype} | compare(runs[topologies[0], dtype], found)
-        exact = runs.get((topologies[0], "float64"))
-        row["to_float64"] = compare(exact, found)["worst"] if exact else None
-        rows.append(row)
-        same = "same bytes" if row["crops"] and row["draws"] and row["masks"] else "DIFFER"
-        images = "same bits" if row["images"] else "rounded differently"
-        shown = "" if row["to_float64"] is None else f"{row['to_float64']:.1e}"
-        print(f"| {topology} | {dtype} | {row['steps']} | {same} | {images} | {row['first']:.1e} | {row['worst']:.1e} | "
-              f"{row['gradient']:.1e} | {shown} |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    runs, rows = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        make_images(folder / "images")
+        for dtype in dtypes:
+            for topology in topologies:
+                runs[topology, dtype] = run(arguments, topology, dtype, folder)
+                rows.append(show(runs, topologies[0], topology, dtype))
     if arguments.json:
         losses = {f"{t} {d}": [s["loss"] for s in found["steps"]] for (t, d), found in runs.items()}
         pathlib.Path(arguments.json).write_text(json.dumps({"rows": rows, "losses": losses}, indent=1) + "\n")

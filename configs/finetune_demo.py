@@ -1,4 +1,4 @@
-"""The demo scenes (64x64, 6 classes) from a small CP2 model and few labels; see scripts/quickstart.sh.
+"""The demo scenes (48x48, 6 classes) from a small CP2 model and few labels; see scripts/quickstart.sh.
 
     python scripts/finetune.py --config configs/finetune_demo.py --workdir runs/demo/finetune \
         --config.data.path=data/demo --config.init.checkpoint=runs/demo/pretrain
@@ -12,9 +12,9 @@ from cp2_jax.data.demo import CLASSES
 
 def get_config(variants=""):
     config = finetune_voc.get_config()
-    config.image_size = 64
+    config.image_size = 32
     config.batch_size = 16
-    config.steps = 300
+    config.steps = 600
     config.data.source = "tfds"
     config.data.path = "data/demo"
     config.data.split = "train_labelled"
@@ -23,13 +23,13 @@ def get_config(variants=""):
     config.data.class_names = CLASSES
     config.data.resize = ()
     config.data.scale_range = (0.75, 1.5)
-    config.data.crop_size = (64, 64)
+    config.data.crop_size = (48, 48)
     config.data.workers = 0
     config.model = pretrain_demo.get_config().model
     config.model.num_classes = len(CLASSES)
     config.model.dropout = 0.1
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.01
     config.optimizer.warmup_steps = 20
     config.optimizer.min_learning_rate = 0.0

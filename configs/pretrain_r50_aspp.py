@@ -106,6 +106,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.model.vit.heads = 12
     config.model.vit.mlp_ratio = 4
     config.model.vit.final_norm = False
+    config.model.vit.attention = "xla"  # or "cudnn", its fused kernels: NVIDIA GPUs (Ampere or newer) in bfloat16
     config.model.aspp = ConfigDict()
     config.model.aspp.channels = 512
     config.model.aspp.dilations = (1, 6, 12, 18)

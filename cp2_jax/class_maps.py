@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
@@ -80,7 +81,7 @@ def predict_folder(
     Yields:
       For each image "", or why it could not be read; the others are predicted all the same.
     """
-    predictor = inference.make_predictor(config)
+    predictor, variables = inference.make_predictor(config), jax.device_put(variables)
     colors, values = class_colors(config.data), mask_values(config.data) if own_values else None
     relative = [pathlib.Path(images.name(index)).relative_to(images.root) for index in range(len(images))]
     alike = collections.Counter(path.with_suffix("") for path in relative)

@@ -32,6 +32,7 @@ class Evaluation:
 
     matrix: int64 [classes, classes], rows = truth. image_miou: float [images], each image's own mean IoU (nan where
     nothing is labelled). compilations: network programs compiled on the way. seconds: of all, and of waiting for input.
+    batches: the images that were predicted together.
     """
 
     matrix: np.ndarray
@@ -39,6 +40,7 @@ class Evaluation:
     compilations: int
     seconds: float
     waited: float
+    batches: tuple[Batch, ...]
 
     @property
     def scores(self) -> confusion.Scores:
@@ -121,7 +123,12 @@ def evaluate(
         while uncounted:
             collect(*uncounted.popleft())
     return Evaluation(
-        matrix, image_miou, predictor.compilations - compiled_before, time.monotonic() - begin, waited
+        matrix,
+        image_miou,
+        predictor.compilations - compiled_before,
+        time.monotonic() - begin,
+        waited,
+        tuple(batches),
     )
 
 
@@ -180,6 +187,7 @@ def overlays(
     predictor: Predictor,
     variables: Any,
     class_names: Sequence[str],
+    device_mesh: Mesh,
     colors: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return pictures, uint8 RGB, of the images with the best, median and worst mean IoU beside truth and prediction."""
@@ -190,7 +198,11 @@ def overlays(
     drawn = {}
     for name, index in chosen.items():
         image, label = examples.load(index)
-        predicted = predictor.predict_image(variables, image)
+        # With the images that it was predicted with before: nothing has to be compiled.
+        batch = next(batch for batch in result.batches if index in batch.indices)
+        inputs, _ = _host_batch(examples, batch, batch.indices, predictor)
+        predicted = predictor.predict(variables, mesh.place_batch(device_mesh, inputs), batch)
+        predicted = np.asarray(predicted)[batch.indices.index(index), : label.shape[0], : label.shape[1]]
         drawn[name] = pictures.predictions(image[None], label[None], predicted[None], class_names, colors=colors)
     return drawn
 
@@ -248,7 +260,9 @@ class Evaluator:
         write_json(pathlib.Path(workdir) / "scores.json", result, self.names, extra)
         if jax.process_count() == 1:
             colors = class_colors(self.config.data)
-            drawn = overlays(result, self.examples, self.predictor, variables, self.names, colors)
+            drawn = overlays(
+                result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors
+            )
             for name, picture in drawn.items():
                 pictures.save_png(pathlib.Path(workdir) / "pictures" / f"evaluation_{name}.png", picture)
 
@@ -287,7 +301,9 @@ class Periodic:
         self._writer.scalars(number, values)
         # The loop will stop at the next look at a loss; until then a broken model must not count as the best.
         finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params))
-        if scores.mean_iou > self.best and finite:
+        # Resumed before the step of the best: that one stays, and is evaluated again in its turn.
+        passed = number > (self._checkpoints.latest_step() or 0)
+        if scores.mean_iou > self.best and finite and passed:
             self.best = scores.mean_iou
             self._checkpoints.save(number, variables, self._meta | {"step": number, "mean_iou": self.best})
             self._checkpoints.wait()

@@ -40,28 +40,27 @@ class Microbatches:
         """Undo `split`."""
         return jax.tree.map(self._join, parts)
 
-    def _axes(self, batch: int) -> tuple[tuple[int, int, int], int]:
-        """Return the shape that the batch axis is folded to, and which of its axes is the microbatch."""
+    def folded(self, batch: int) -> tuple[int, int, int]:
+        """Return the shape that the batch axis is folded to; its second axis is the microbatch."""
         if self.strided:
-            return (batch // self.groups, self.count, self.groups // self.count), 1
+            return batch // self.groups, self.count, self.groups // self.count
         devices = self.device_mesh.size if self.device_mesh else 1
         local = devices if self.groups % (devices * self.count) == 0 else 1
-        return (local, self.count, batch // (local * self.count)), 1
+        return local, self.count, batch // (local * self.count)
 
     def _split(self, x):
         if self.count == 1:
             return x[None]
-        shape, axis = self._axes(x.shape[0])
-        parts = jnp.moveaxis(x.reshape(*shape, *x.shape[1:]), axis, 0)
+        parts = jnp.moveaxis(x.reshape(*self.folded(x.shape[0]), *x.shape[1:]), 1, 0)
         return mesh.constrain_batch(parts.reshape(self.count, -1, *x.shape[1:]), self.device_mesh, axis=1)
 
     def _join(self, parts):
         if self.count == 1:
             return parts[0]
         batch = self.count * parts.shape[1]
-        shape, axis = self._axes(batch)
-        folded = parts.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :], *parts.shape[2:])
-        return mesh.constrain_batch(jnp.moveaxis(folded, 0, axis).reshape(batch, *parts.shape[2:]), self.device_mesh)
+        first, count, last = self.folded(batch)
+        whole = jnp.moveaxis(parts.reshape(count, first, last, *parts.shape[2:]), 0, 1)
+        return mesh.constrain_batch(whole.reshape(batch, *parts.shape[2:]), self.device_mesh)
 
 
 def run(function: Callable[[Any], tuple[Any, Any]], parts: Any) -> tuple[Any, Any]:

@@ -1,10 +1,10 @@
 """Convolutional networks on images padded to one shape, with the results that each image has without the padding.
 
 A convolution pads with zeros. So if what lies outside an image is zero in front of every convolution, a larger canvas
-changes nothing: images of many sizes share one compiled program, and one batch. Batch norm and max pooling are what makes
-the outside other than zero, so their outputs are masked; a ReLU keeps zeros, max pooling after it cannot tell them from its
-own padding, and the mean over an image counts the pixels inside alone. Strides count from the top left corner, where each
-image stays.
+changes nothing: images of many sizes share one compiled program, and one batch. Biases and image pooling fill the outside,
+so the input of every convolution is masked; so is the max-pool's, which follows a ReLU and cannot tell zeros from its own
+padding. The mean over an image counts the pixels inside alone. Strides count from the top left corner, where each image
+stays.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cp2_jax.augment import color
+from cp2_jax.models.conv import Conv
 from cp2_jax.models.heads import ASPPHead
-from cp2_jax.models.norm import BatchNorm
 from cp2_jax.models.resnet import ResNet
 
 Size = Int[Array, "batch 2"]
@@ -41,7 +41,8 @@ def normalize(
 def masking(size: Size, canvas: tuple[int, int]):
     """Return an interceptor for `nn.intercept_methods` under which a segmenter ignores what lies outside `size`.
 
-    For `ResNet` with PyTorch's padding and both heads, in inference. `canvas`, the images' (height, width), must be a multiple of the output stride.
+    For `ResNet` with PyTorch's padding and both heads, in inference. `canvas`, the images' (height, width), must be a
+    multiple of the output stride.
     """
 
     def mask_of(x):
@@ -50,9 +51,9 @@ def masking(size: Size, canvas: tuple[int, int]):
 
     def intercept(call, args, kwargs, context):
         called = (type(context.module), context.method_name)
-        if called in ((BatchNorm, "__call__"), (ResNet, "pool")):
-            y = call(*args, **kwargs)
-            return jnp.where(mask_of(y), y, 0)
+        if called in ((Conv, "__call__"), (ResNet, "pool")):
+            x, *rest = args
+            return call(jnp.where(mask_of(x), x, 0), *rest, **kwargs)
         if called == (ASPPHead, "pool"):
             (x,), mask = args, mask_of(args[0])
             return jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True) / jnp.sum(mask, axis=(1, 2), keepdims=True)

@@ -138,6 +138,9 @@ def _check_model(config: ConfigDict) -> None:
         width, heads = config.model.vit.width, config.model.vit.heads
         fix = f"must divide model.vit.width={width}; use {_nearest_divisors(heads, width)}"
         _require(width % heads == 0, "model.vit.heads", heads, fix)
+        _one_of(config, "model.vit.attention", ("xla", "cudnn"))
+        fused, fix = config.model.vit.attention == "cudnn", "needs model.dtype=bfloat16; use it, or 'xla'"
+        _require(not fused or config.model.dtype == "bfloat16", "model.vit.attention", "cudnn", fix)
         _check_multiples(config, "image_size", [config.image_size])
     if config.model.head == "aspp":
         _positive(config, "model.aspp.channels")

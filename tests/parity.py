@@ -14,11 +14,11 @@ def sample(array: np.ndarray, count: int = SAMPLES) -> np.ndarray:
     return np.resize(flat[:: max(1, flat.size // count)], count)
 
 
-def close(kind: str, ours, recorded, tolerance: float, where: str = "") -> None:
-    """Assert that no value differs by more than `tolerance` times the largest recorded magnitude."""
+def close(kind: str, ours, recorded, tolerance: float, where: str = "", scale: float | None = None) -> None:
+    """Assert that no value differs by more than `tolerance` times `scale`: the largest recorded magnitude, if not given."""
     ours, recorded = np.asarray(ours), np.asarray(recorded)
     assert ours.shape == recorded.shape, f"{where}: {ours.shape}, recorded {recorded.shape}"
-    deviation = float(np.abs(ours - recorded).max() / np.abs(recorded).max())
+    deviation = float(np.abs(ours - recorded).max() / (np.abs(recorded).max() if scale is None else scale))
     if deviation > WORST.get(kind, (-1.0,))[0]:
         WORST[kind] = (deviation, tolerance, where)
-    assert deviation <= tolerance, f"{kind}, {where}: relative deviation {deviation:.2e}"
+    assert deviation <= tolerance, f"{kind}, {where}: deviation {deviation:.2e}"

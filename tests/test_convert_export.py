@@ -77,9 +77,9 @@ def test_errors_name_the_way_out(tmp_path):
         exporting.write(tmp_path / "x.bin", {})
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file/x.pth cannot be written: Not a directory"):
+    with pytest.raises(CheckpointError, match="file/x.pth cannot be written"):
         exporting.write(tmp_path / "file" / "x.pth", {})
-    with pytest.raises(CheckpointError, match="file/new cannot be written: Not a directory"):
+    with pytest.raises(CheckpointError, match="file/new cannot be written"):
         write_variables(tmp_path / "file" / "new", variables, {})
 
 

@@ -299,6 +299,7 @@ SMALL = (
     "--config.model.resnet.depth=18", "--config.model.resnet.width=4", "--config.model.resnet.stem_width=4",
     "--config.model.aspp.channels=8", "--config.model.dtype=float32", "--config.model.num_classes=2",
     "--config.data.num_classes=2", "--config.data.class_names=('left','right')", "--config.data.label_map=((2,0),(5,1))",
+    "--config.data.class_colors=()",
     "--config.data.crop_size=(32,32)", "--config.data.workers=0", "--config.batch_size=4", "--config.log_every=1",
 )  # fmt: skip
 

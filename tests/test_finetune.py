@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from parity import close
 
 from configs import finetune_camvid, finetune_cityscapes, finetune_voc, pretrain_r50_aspp
-from cp2_jax import finetune, mesh, resize
+from cp2_jax import checkpoints, finetune, inference, mesh, resize
 from cp2_jax.convert import names
 from cp2_jax.data.segmentation import label_table
 from cp2_jax.validation import validate_finetune
@@ -205,3 +205,43 @@ def test_configs_are_valid_and_decay_no_weights():
     for config in (finetune_voc.get_config(), finetune_camvid.get_config(), cityscapes, tiny_config()):
         config.data.path = "somewhere"
         validate_finetune(config, 1)
+
+
+def differs(a, b):
+    return not all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+
+
+def test_auxiliary_head_adds_its_loss_and_serves_training_alone(tmp_path):
+    config = tiny_config()
+    config.model.resnet.stage_sizes = (1, 1, 1, 1)
+    config.model.dropout = 0.0
+    plain = finetune.init_variables(config)
+    config.auxiliary.weight = 0.4
+    config.auxiliary.channels = 6
+    variables = finetune.init_variables(config)
+    assert set(variables["params"]) == set(plain["params"]) | {"auxiliary_head", "auxiliary_classifier"}
+    # Stage 2 of 0-3 has four times the width of 4; one 3x3 convolution, as MMSegmentation's.
+    assert variables["params"]["auxiliary_head"]["convs_0"]["conv"]["kernel"].shape == (3, 3, 16, 6)
+    assert not differs(plain["params"]["backbone"], variables["params"]["backbone"])
+
+    model, batch = finetune.build_model(config), halves(0)
+    images = finetune.normalize(batch["image"], jnp.asarray(batch["size"]), config.data.mean, config.data.std)
+    (main, auxiliary), _ = jax.jit(
+        lambda v: model.apply(v, images, train=True, mutable=["batch_stats"], method=model.with_auxiliary)
+    )(variables)
+    expected = sum(
+        weight * finetune.cross_entropy(logits, jnp.asarray(batch["label"]), "all")[0]
+        for weight, logits in ((1.0, main), (0.4, auxiliary))
+    )
+    device_mesh = mesh.make_mesh(jax.devices()[:1])
+    initial_state, step = finetune.make_step(config, 10, 10, device_mesh)
+    state, metrics = step(initial_state(variables), mesh.place_batch(device_mesh, batch))
+    np.testing.assert_allclose(metrics.compute()["loss"], expected, rtol=1e-5)
+    assert differs(state.params["auxiliary_head"], finetune.init_variables(config)["params"]["auxiliary_head"])
+
+    saver = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    saver.save(1, state, {})
+    saver.close()
+    read, _ = checkpoints.read_variables(tmp_path)
+    assert set(read["params"]) == {"backbone", "head", "classifier"}
+    inference.check_variables(config, read)

@@ -32,11 +32,10 @@ def group_of(sample, batch, groups, strided):
 def test_each_microbatch_holds_whole_groups_in_the_same_layout(count, groups_each, group_size, strided, devices):
     groups, batch = count * groups_each, count * groups_each * group_size
     parts = Microbatches(count, groups, strided)
-    shape, axis = parts._axes(batch)
-    if devices > 1 and not strided:  # the cut that depends on devices, without devices: by its shape alone
-        shape, axis = Microbatches(count, groups, strided, Devices(devices))._axes(batch)
     samples = np.arange(batch)
-    cut = np.moveaxis(samples.reshape(shape), axis, 0).reshape(count, -1)
+    # The cut depends on the devices; without as many, it is made of its shape alone.
+    shape = Microbatches(count, groups, strided, Devices(devices)).folded(batch)
+    cut = np.moveaxis(samples.reshape(shape), 1, 0).reshape(count, -1)
     if devices == 1:
         np.testing.assert_array_equal(parts.split(samples), cut)
         np.testing.assert_array_equal(parts.join(parts.split(samples)), samples)
@@ -54,15 +53,15 @@ def test_each_microbatch_holds_whole_groups_in_the_same_layout(count, groups_eac
 
 def test_contiguous_groups_stay_on_their_devices_where_there_are_enough():
     """4 devices with 4 groups each, 2 microbatches: a device's rows of each microbatch are its own samples."""
-    shape, axis = Microbatches(2, 16, False, Devices(4))._axes(64)
-    cut = np.moveaxis(np.arange(64).reshape(shape), axis, 0).reshape(2, 4, 8)  # microbatch, device, its rows
+    shape = Microbatches(2, 16, False, Devices(4)).folded(64)
+    cut = np.moveaxis(np.arange(64).reshape(shape), 1, 0).reshape(2, 4, 8)  # microbatch, device, its rows
     for device in range(4):
         assert set(cut[:, device].ravel()) == set(range(16 * device, 16 * device + 16))
 
 
 def test_strided_groups_stay_on_their_devices():
-    shape, axis = Microbatches(2, 4, True)._axes(32)
-    cut = np.moveaxis(np.arange(32).reshape(shape), axis, 0).reshape(2, 8, 2)
+    shape = Microbatches(2, 4, True).folded(32)
+    cut = np.moveaxis(np.arange(32).reshape(shape), 1, 0).reshape(2, 8, 2)
     for device in range(8):
         assert set(cut[:, device].ravel()) == set(range(4 * device, 4 * device + 4))
 

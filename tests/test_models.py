@@ -75,7 +75,7 @@ def test_stages_statistics_and_logits_equal_the_original_in_float32(reference, r
             assert expected.shape == (512,)  # evenly spread values of the recorded stage
             close(f"float32 backbone stages, {mode}", sample(nchw(stage), 512), expected, 1e-4, f"{run} stage {index + 1}")
     after = names.torch_from_variables({"batch_stats": changed["batch_stats"]})
-    assert len(after) >= 18
+    assert len(after) >= 12
     for name, value in after.items():
         close("float32 batch statistics after a pass", value, recorded[f"bn_after_train/{name}"], 1e-4, name)
     updated = {"params": variables["params"], **changed}
@@ -224,3 +224,13 @@ def test_other_depths_need_no_new_code(depth, blocks):
     shapes = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
     names_found = [n for n in shapes["params"]["backbone"] if n.startswith("layer")]
     assert len(names_found) == sum(blocks)
+
+
+@pytest.mark.parametrize("tokens", [5, 8, 197])
+def test_padded_attention_equals_attention_and_its_gradient(tokens):
+    """What cuDNN's kernels are given: padded sequences and their lengths, here computed by XLA."""
+    arrays = [jax.random.normal(jax.random.key(i), (2, tokens, 3, 8)) for i in range(4)]
+    plain = lambda q, k, v: jnp.sum(vit.ATTENTIONS["xla"](q, k, v) * arrays[3])  # noqa: E731
+    padded = lambda q, k, v: jnp.sum(vit.attend_padded(q, k, v, "xla") * arrays[3])  # noqa: E731
+    found = [jax.value_and_grad(f, argnums=(0, 1, 2))(*arrays[:3]) for f in (plain, padded)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)

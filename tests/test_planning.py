@@ -21,6 +21,7 @@ HLO = """
   ROOT %all-reduce-start.7 = f32[64]{0:T(128)} all-reduce-start(%c), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %all-reduce-done.7 = f32[64]{0} all-reduce-done(%all-reduce-start.7)
   %ag = (f32[2,16]{1,0}, f32[16,16]{1,0:T(8,128)S(1)}) all-gather-start(%d), replica_groups=[1,8]<=[8], dimensions={0}
+  %cp = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%d), source_target_pairs={{0,1}}
   %rs = pred[16]{0} reduce-scatter(%e), replica_groups=[2,4]<=[8], dimensions={0}
   %fusion = f32[8]{0} fusion(%all-gather), kind=kLoop, calls=%all-reduce.clone
 """  # noqa: E501
@@ -33,6 +34,7 @@ def test_collectives_are_read_from_the_text():
         ("all-reduce", 8 * 4 + 8 * 2, 2),
         ("all-reduce", 256, 4),
         ("all-gather", 16 * 16 * 4, 8),
+        ("collective-permute", 8 * 128 * 4, 8),
         ("reduce-scatter", 16, 4),
     ]
     assert found[0].name == "jit(step)/jvp(bc,rnc->brn)/dot_general" and found[0].shapes == ((32, 128),)
@@ -122,7 +124,8 @@ def test_the_plan_of_a_small_step_on_eight_devices(tmp_path):
     assert (plan["devices"], plan["batch_size"]) == (8, 32)
     assert plan["queue"] == 2048 * 128 * 4 // 8  # split
     assert plan["batch"] == 3 * 2 * 4 * 2 * 32 * 32 * 3  # three batches of 4 samples, 4 crops each
-    assert plan["parameters"] == 2 * plan["optimizer"] - 8 or plan["parameters"] > 2 * plan["optimizer"] * 0.99
+    # Two encoders; SGD's momentum is one more, beside a few counters.
+    assert 0 <= 2 * plan["optimizer"] - plan["parameters"] < 100
     check_collectives(plan["collectives"], (64, 128), (32, 128))
     assert plan["peak"] > plan["parameters"] + plan["optimizer"] + plan["queue"] + plan["temporaries"]
     assert "all-gather" in done.stdout and "32, 4 a device" in done.stdout and plan["plan"]["bound"] is None
@@ -143,6 +146,16 @@ def test_the_plan_for_a_tpu_slice(tmp_path, topology, devices):
     assert plan["devices"] == devices and plan["fits"] and plan["plan"]["bound"] > 0
     check_collectives(plan["collectives"], (64, 128), (32, 128))
     assert "hours" in done.stdout and "images decoded a second" in done.stdout
+
+
+def test_the_batch_is_what_the_step_takes():
+    config = pretrain_r50_aspp.get_config()
+    assert sorted(program.abstract_batch(config)) == ["background", "foreground"]
+    assert program.decoded_per_sample(config) == 3
+    config.data.backgrounds, config.augment.mask = "in_batch", "attention"
+    shapes = program.abstract_batch(config)
+    assert sorted(shapes) == ["attention", "foreground"] and program.decoded_per_sample(config) == 1
+    assert shapes["attention"].shape == (256, 2, 224, 224)
 
 
 def test_kinds_of_configs():

@@ -75,8 +75,14 @@ def seen(monkeypatch):
     """What the loss is given, step by step: (query and key features, masks, queue), under a step that is jitted."""
     kept, real = [], losses.cp2_loss
 
+    def keep(high, low):
+        kept.append([np.float64(large) + np.float64(small) for large, small in zip(high, low, strict=True)])
+
     def spy(*arrays, **options):
-        jax.debug.callback(lambda *values: kept.append([np.asarray(v) for v in values]), *arrays)
+        # In two float32 parts: callbacks run in a thread of their own, where float64 is off.
+        high = [x.astype(jnp.float32) for x in arrays]
+        low = [(x - h.astype(x.dtype)).astype(jnp.float32) for x, h in zip(arrays, high, strict=True)]
+        jax.debug.callback(keep, high, low)
         return real(*arrays, **options)
 
     monkeypatch.setattr(losses, "cp2_loss", spy)
@@ -165,9 +171,14 @@ def test_four_steps_equal_the_original_in_float64(x64, reference, seen, run):
         rows = dict(zip(final["final_names"], final["final_samples"], strict=True))
         assert ours.keys() == {name for name in rows if f"encoder_{encoder}." in name and "conv_seg" not in name}
         for name, value in ours.items():
-            statistics = "running" in name
-            kind = "final batch statistics" if statistics else "final parameters"
-            close(f"{kind} (recorded in float32)", sample(value), rows[name], 1e-4, f"{run} {name}")
+            if "running" in name:
+                close("final batch statistics, of float32", sample(value), rows[name], 1e-4, f"{run} {name}")
+            elif run == "vit-adamw":
+                # Adam divides a gradient that is all rounding by itself: the recording's own float32 and float64 runs end
+                # up to 7e-5 apart, in biases of any size.
+                close("final parameters, of float32, absolute, Adam", sample(value), rows[name], 1e-4, name, scale=1.0)
+            else:
+                close("final parameters, of float32", sample(value), rows[name], 1e-4, f"{run} {name}")
     # The classifier, which never enters the loss, got no weight decay in the original. Ours is not there.
     assert params.keys() == {"backbone", "head", "projection"}
     start = reference(RUNS[run][1])

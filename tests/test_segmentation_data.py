@@ -381,3 +381,30 @@ def test_an_unreadable_image_ends_the_stream(examples):
     examples.pairs.masks[2].write_bytes(b"broken")
     with pytest.raises(SegmentationError, match="2.png"):
         take(5, examples)
+
+
+def test_files_made_from_images_have_names_of_their_own(tmp_path):
+    for stem in ("one/a", "two/a", "two/b"):
+        write_pair(tmp_path, stem)
+    examples = segmentation.open_examples(config(tmp_path), "train")
+    assert sorted(examples.stem(index) for index in range(3)) == ["b", "one/a", "two/a"]
+
+
+def test_a_name_listed_twice_is_an_error(tmp_path):
+    write_pair(tmp_path, "a", split="")
+    (tmp_path / "list.txt").write_text("a\na\n")
+    with pytest.raises(SegmentationError, match=r"list\.txt names a 2 times"):
+        segmentation.find_pairs(tmp_path, "list.txt")
+
+
+def test_a_jpeg_mask_is_refused_and_few_bits_are_not_spread(tmp_path):
+    _, mask = write_pair(tmp_path, "a")
+    Image.new("L", (16, 12)).save(mask, format="JPEG")
+    with pytest.raises(SegmentationError, match=r"a\.png is a JPEG"):
+        segmentation.open_examples(config(tmp_path), "train").load(0)
+    values = np.zeros((12, 16), np.uint8)
+    values[3:] = 3
+    picture = Image.fromarray(values)
+    picture.putpalette(PALETTE[:12])
+    picture.save(mask, bits=2)
+    np.testing.assert_array_equal(segmentation.open_examples(config(tmp_path), "train").load(0)[1], values)

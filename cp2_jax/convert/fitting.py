@@ -59,8 +59,8 @@ def fit(
     if problems:
         raise CheckpointError(f"{name} needs other settings: {'; '.join(problems)}")
     notes = _differences(theirs, model, kind, _MAY_DIFFER[kind])
-    if "head" in theirs and theirs["head"] == model["head"]:
-        notes += _differences(theirs, model, theirs["head"], _MAY_DIFFER[theirs["head"]])
+    if theirs.get("head") == model["head"] and model["head"] in _MAY_DIFFER:
+        notes += _differences(theirs, model, model["head"], _MAY_DIFFER[model["head"]])
     notes = [f"the checkpoint was made with {note}" for note in notes]
     if kind == "resnet":
         return dict(variables), notes

@@ -15,6 +15,7 @@ import numpy as np
 
 from cp2_jax.data import crops as cropping
 from cp2_jax.data import decode as decoding
+from cp2_jax.data.workers import with_workers
 
 # The images of a sample: the foreground and, if they are independent, one background for either view.
 STREAMS = ('foreground', 'background of the query', 'background of the key')
@@ -171,7 +172,7 @@ def pretrain_dataset(
     if workers:
         # Grain deals elements out to the workers in turn: these must be whole batches to stay as they are.
         batches = samples.batch(rows, batch_fn=_stack).to_iter_dataset(grain.ReadOptions(1, prefetch))
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch))
+        batches = with_workers(batches, workers, prefetch)
     else:
         ahead = max(prefetch * rows, threads)
         batches = samples.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(rows, batch_fn=_stack)

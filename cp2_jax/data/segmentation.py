@@ -146,8 +146,8 @@ def open_examples(
     """
     if not data.path:
         raise SegmentationError("data.path is empty; set it to the data set's folder")
-    pairs = pairs or {
-        "folder": lambda: find_pairs(data.path, split, **layout(data)),
+    pairs = {
+        "folder": lambda: find_pairs(data.path, split, **layout(data)) if pairs is None else pairs,
         "tfds": lambda: TfdsPairs(TfdsSource(data.path, split, ("image", "segmentation_mask"))),
     }[data.source]()
     indices = np.arange(len(pairs))

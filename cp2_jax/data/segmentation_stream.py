@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data import transforms
 from cp2_jax.data.segmentation import Examples
+from cp2_jax.data.workers import with_workers
 
 
 @functools.lru_cache(maxsize=4)
@@ -77,7 +78,7 @@ def training_dataset(
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     dataset = grain.MapDataset.source(stream).batch(size).to_iter_dataset(reading)
     if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        dataset = with_workers(dataset, workers, 2)
     return dataset
 
 

@@ -52,6 +52,7 @@ class Attention(nn.Module):
 
     heads: int
     dtype: Any
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         )(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         # The library's attention has a float32 softmax, too coarse for float64 (the parity tests).
-        attend = _attend_plainly if self.dtype == jnp.float64 else jax.nn.dot_product_attention
+        attend = _attend_plainly if self.dtype == jnp.float64 else ATTENTIONS[self.attention]
         mixed = attend(query, key, value).reshape(batch, tokens, width)
         return _dense(width, width, self.dtype, "proj")(mixed)
 
@@ -70,6 +71,24 @@ class Attention(nn.Module):
 def _attend_plainly(query, key, value):
     weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def attend_padded(query, key, value, implementation: str | None = "cudnn"):
+    """Attention over a sequence padded to a multiple of 8, for kernels that want even lengths; the result is not padded.
+
+    cuDNN's fused kernels, forward and backward, take 16-bit floats and even lengths; ViT's is odd (the class token).
+    """
+    batch, tokens = query.shape[:2]
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, -tokens % 8), (0, 0), (0, 0)))  # noqa: E731
+    lengths = jnp.full((batch,), tokens, jnp.int32)
+    mixed = jax.nn.dot_product_attention(
+        pad(query), pad(key), pad(value), key_value_seq_lengths=lengths, implementation=implementation
+    )
+    return mixed[:, :tokens]
+
+
+# "cudnn" keeps the tokens-by-tokens array out of memory on NVIDIA GPUs; not yet measured, hence not the default.
+ATTENTIONS = {"xla": jax.nn.dot_product_attention, "cudnn": attend_padded}
 
 
 def _dense(inputs, features, dtype, name):
@@ -96,11 +115,12 @@ class EncoderBlock(nn.Module):
     heads: int
     hidden: int
     dtype: Any
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         norm = lambda name: nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name=name)  # noqa: E731
-        x = x + Attention(self.heads, self.dtype, name="attn")(norm("norm1")(x))
+        x = x + Attention(self.heads, self.dtype, self.attention, name="attn")(norm("norm1")(x))
         return x + Mlp(self.hidden, self.dtype, name="mlp")(norm("norm2")(x))
 
 
@@ -112,6 +132,7 @@ class ViT(nn.Module):
       patch: side of a patch in pixels, which is the output stride.
       heads: cannot be read from weights: DINO and timm have 6 for ViT-S, the original and MoCo v3 12.
       final_norm: LayerNorm after the last block; the original has none.
+      attention: a name in `ATTENTIONS`.
       remat: compute each block again in the backward pass instead of keeping what is inside it.
     """
 
@@ -122,6 +143,7 @@ class ViT(nn.Module):
     heads: int = 12
     mlp_ratio: int = 4
     final_norm: bool = False
+    attention: str = "xla"
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -155,7 +177,7 @@ class ViT(nn.Module):
         x = jnp.concatenate([class_token, x], axis=1) + resize_positions(table, grid).astype(self.dtype)
         block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         for index in range(self.depth):
-            x = block(self.heads, self.width * self.mlp_ratio, self.dtype, name=f"blocks_{index}")(x)
+            x = block(self.heads, self.width * self.mlp_ratio, self.dtype, self.attention, name=f"blocks_{index}")(x)
         if self.final_norm:
             x = nn.LayerNorm(1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
         return (x[:, 1:].reshape(batch, *grid, self.width),)

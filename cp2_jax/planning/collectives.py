@@ -47,7 +47,9 @@ def find(hlo: str, devices: int) -> list[Collective]:
             continue
         shapes = [(_item_bytes(m[1], m[2]), tuple(int(n) for n in m[3].split(",") if n)) for m in _SHAPE.finditer(match[1])]
         if match[3] and match[2] != "all-reduce":
-            shapes = shapes[len(shapes) // 2 :]  # (operands, results)
+            # (operands, results, numbers of the hardware's own)
+            shapes = [shape for shape in shapes if shape[1] or shape[0] != 4] or shapes
+            shapes = shapes[len(shapes) // 2 :]
         name = re.search(r'op_name="([^"]*)"', line)
         found.append(
             Collective(

@@ -66,12 +66,12 @@ def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     count = config.batch_size
     if kind_of(config) == "pretrain":
         crops = jax.ShapeDtypeStruct((count, 2, config.image_size, config.image_size, 3), jnp.uint8)
-        maps = jax.ShapeDtypeStruct(crops.shape[:-1], jnp.uint8)
-        return (
-            {"foreground": crops}
-            | ({"background": crops} if config.data.backgrounds == "independent" else {})
-            | ({"attention": maps} if config.augment.mask == "attention" else {})
-        )
+        batch = {"foreground": crops}
+        if config.data.backgrounds == "independent":
+            batch["background"] = crops
+        if config.augment.mask == "attention":
+            batch["attention"] = jax.ShapeDtypeStruct(crops.shape[:-1], jnp.uint8)
+        return batch
     height, width = config.data.crop_size
     return {
         "image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8),

@@ -1,0 +1,26 @@
+"""Grain's worker processes end with the process that they work for."""
+
+import os
+import threading
+import time
+
+import grain.python as grain
+
+
+def with_workers(dataset: grain.IterDataset, workers: int, buffer: int) -> grain.IterDataset:
+    """Return the data set read by `workers` processes, each with `buffer` elements ready."""
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer)
+    return dataset.mp_prefetch(options, worker_init_fn=_follow_parent)
+
+
+def _follow_parent(index: int, count: int) -> None:
+    """End this worker once its parent is gone: a parent that is killed has no time to tell it."""
+    del index, count
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="follow parent", daemon=True).start()
