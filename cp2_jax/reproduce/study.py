@@ -209,7 +209,8 @@ class Study:
         state = jax.eval_shape(lambda: pretrain.init_state(config, optimizer))
         crops = jax.ShapeDtypeStruct((config.batch_size, 2, config.image_size, config.image_size, 3), jnp.uint8)
         train = jax.jit(pretrain.make_train(config, optimizer, schedule))
-        return float(train.lower(state, {"foreground": crops, "background": crops}, 0).cost_analysis()["flops"])
+        lowered = train.lower(state, {"foreground": crops, "background": crops}, 0)
+        return float(lowered.cost_analysis()["flops"])
 
     def _crops(self, seed: int, steps: int):
         """Yield batches; those of the usual length are drawn once for all methods of a seed."""
@@ -227,9 +228,11 @@ class Study:
 
     def _read(self, source, batch_size: int, seed: int, start_step: int = 0):
         config = self.config.pretrain
-        crop = dict(image_size=config.image_size, crop_scale=config.data.crop_scale, threads=2)
-        for batch in pretrain_dataset(source, batch_size=batch_size, seed=seed, start_step=start_step, **crop):
-            yield {key: batch[key] for key in ("foreground", "background")}
+        options = dict(
+            image_size=config.image_size, crop_scale=config.data.crop_scale, backgrounds=config.data.backgrounds, threads=2
+        )
+        for batch in pretrain_dataset(source, batch_size=batch_size, seed=seed, start_step=start_step, **options):
+            yield {key: value for key, value in batch.items() if key != "unreadable"}
 
     # Judging.
 
