@@ -15,8 +15,6 @@ import rich.progress
 from PIL import Image
 from tensorboardX import SummaryWriter
 
-from cp2_jax import pictures
-
 # What a plain line and the progress bar show of all the metrics, in this order.
 _SHOWN = ("loss", "loss_instance", "loss_dense", "accuracy_instance", "accuracy_dense", "pixel_accuracy", "feature_std",
           "learning_rate", "miou", "probe/output_auc", "probe/backbone_auc", "probe/output_retrieval",
@@ -112,6 +110,8 @@ class Writer:
 
     def curves(self) -> None:
         """Draw what `metrics.jsonl` holds so far as `pictures/curves.png`, if there is anything to draw."""
+        from cp2_jax import pictures  # here: matplotlib takes a third of a second, which every entry point would wait for
+
         if self._first and (records := read_metrics(self.workdir / "metrics.jsonl")):
             pictures.save_png(self.pictures / "curves.png", pictures.curves(records))
 
