@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import close
+from tiny import differs
 
 from configs import finetune_camvid, finetune_cityscapes, finetune_voc, pretrain_r50_aspp
 from cp2_jax import checkpoints, finetune, inference, mesh, resize
@@ -17,15 +19,11 @@ from cp2_jax.validation import validate_finetune
 
 
 def tiny_config(**changes):
-    """A ResNet-18 eight channels wide, 3 classes, 32x32 images."""
-    config = finetune_voc.get_config()
-    config.model.resnet.update(depth=18, width=4, output_stride=8, stem_width=4)
-    config.model.aspp.update(channels=8, dilations=(1, 2))
-    config.model.dtype = "float32"
-    config.model.num_classes = config.data.num_classes = 3
+    """A ResNet-18 four channels wide, 3 classes, 32x32 images."""
+    config = tiny.finetune_config()
     config.data.class_names = ("left", "right", "other")
     config.data.crop_size = (32, 32)
-    config.image_size, config.batch_size, config.steps = 32, 8, 40
+    config.batch_size, config.steps = 8, 40
     config.optimizer.learning_rate = 0.1
     config.update(changes)
     return config
@@ -205,10 +203,6 @@ def test_configs_are_valid_and_decay_no_weights():
     for config in (finetune_voc.get_config(), finetune_camvid.get_config(), cityscapes, tiny_config()):
         config.data.path = "somewhere"
         validate_finetune(config, 1)
-
-
-def differs(a, b):
-    return not all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
 
 
 def test_auxiliary_head_adds_its_loss_and_serves_training_alone(tmp_path):

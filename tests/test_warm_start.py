@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import make_checkpoints as make
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
+from tiny import differs
 
-from configs import finetune_voc, quick_tune_r50_fcn
+from configs import quick_tune_r50_fcn
 from cp2_jax import checkpoints, finetune, mesh, pretrain, warm_start
 from cp2_jax.checkpoints import CheckpointError
 from cp2_jax.convert.importing import import_checkpoint
@@ -23,13 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def tiny_config(**changes):
-    """A finetuning config: ResNet-18 four channels wide, 3 classes, 32x32 images."""
-    config = finetune_voc.get_config()
-    config.model.resnet.update(depth=18, width=4, output_stride=8, stem_width=4)
-    config.model.aspp.update(channels=8, dilations=(1, 2))
-    config.model.dtype = "float32"
-    config.model.num_classes = config.data.num_classes = 3
-    config.image_size = 32
+    config = tiny.finetune_config()
     config.update_from_flattened_dict(changes)
     return config
 
@@ -38,10 +34,6 @@ def pretrained(config):
     """Variables of a pretraining model, other than what seed 0 gives."""
     model = segmenter.build(config.model, top="projection", image_size=config.image_size)
     return jax.jit(lambda: model.init(jax.random.key(1), jnp.zeros((2, 32, 32, 3)), train=False))()
-
-
-def differs(a, b):
-    return not all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
 
 
 @pytest.mark.parametrize("head", ["checkpoint", "random"])
