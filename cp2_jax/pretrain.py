@@ -48,11 +48,14 @@ def build_models(config: ConfigDict) -> tuple[segmenter.Segmenter, segmenter.Seg
     return build(False), build(config.key_shuffle == "strided")
 
 
-def init_variables(config: ConfigDict) -> dict:
-    """Return the query encoder's variables {'params', 'batch_stats'}, initialised at random from `config.seed`."""
+def init_variables(config: ConfigDict, seed: int | Int[Array, ""] | None = None) -> dict:
+    """Return the query encoder's variables {'params', 'batch_stats'}, initialised at random.
+
+    `seed` (int, may be traced) is drawn from instead of `config.seed`.
+    """
     model, _ = build_models(config)
     images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
-    variables = model.init(rngs.key(config.seed, "init"), images, train=False)
+    variables = model.init(rngs.key(config.seed if seed is None else seed, "init"), images, train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -210,14 +213,10 @@ def make_train(
     """
     update = make_update(config, optimizer, schedule, device_mesh)
     options = AugmentOptions.from_config(config.augment)
-    independent = config.data.backgrounds == "independent"
 
     def train(state: State, batch: dict[str, Array], seed: int | Int[Array, ""]):
         key = rngs.key(seed, "augment", state.step)
-        foreground = batch["foreground"]
-        background = batch["background"] if independent else compose.in_batch_backgrounds(foreground)
-        composed = jax.named_scope("augment")(compose.compose_pairs)
-        pair = composed(key, foreground, background, options, batch.get("attention"))
+        pair = jax.named_scope("augment")(compose.compose_batch)(key, batch, options)
         pair = mesh.constrain_batch(pair, device_mesh)
         permutation = None
         if config.key_shuffle == "permutation":

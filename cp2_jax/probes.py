@@ -4,6 +4,8 @@ Pure functions of features and masks, float32. A collapsed encoder shows as an A
 effective rank of 1; progress as all three rising.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -90,3 +92,11 @@ def measure(
         "effective_rank": effective_rank(shares),
         "spectrum": shares,
     }
+
+
+def scalars(measured: Mapping[str, Mapping[str, Array]]) -> dict[str, float]:
+    """Return {'<level>_<probe>': number} of what `measure` gave for each level of features, without the spectra."""
+    return {
+        f"{level}_{name}": float(value)
+        for level, values in measured.items() for name, value in values.items() if name != "spectrum"
+    }  # fmt: skip

@@ -26,11 +26,7 @@ def pretrain_pictures(
       device_mesh: of the state. All processes call the hook; the first draws, on a device of its own.
     """
     options = compose.AugmentOptions.from_config(config.augment)
-    foreground = crops["foreground"]
-    background = crops["background"] if "background" in crops else compose.in_batch_backgrounds(foreground)
-    pair = jax.jit(compose.compose_pairs, static_argnums=3)(
-        rngs.key(config.seed, "augment"), foreground, background, options, crops.get("attention")
-    )
+    pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)
     query, key = (
         pictures.denormalize(np.asarray(x), options.mean, options.std) for x in (pair.image_query, pair.image_key)
     )
@@ -62,10 +58,7 @@ def pretrain_pictures(
 def probe_pairs(config: ConfigDict, crops: dict[str, np.ndarray]) -> compose.Pair:
     """Return the pairs that probes look at: of rectangles, whatever the run's own masks, so that runs compare."""
     options = dataclasses.replace(compose.AugmentOptions.from_config(config.augment), mask="rectangle")
-    foreground = crops["foreground"]
-    background = crops["background"] if "background" in crops else compose.in_batch_backgrounds(foreground)
-    draw = jax.jit(compose.compose_pairs, static_argnums=3)
-    return draw(rngs.key(0, "probe"), foreground, background, options)
+    return jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(0, "probe"), crops, options)
 
 
 def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, dict[str, jax.Array]]]:
@@ -111,10 +104,7 @@ def pretrain_probes(
         if jax.process_index():
             return
         found = probe({"params": params, "batch_stats": batch_stats}, pair)
-        values = {
-            f"probe/{level}_{name}": float(value)
-            for level, measured in found.items() for name, value in measured.items() if name != "spectrum"
-        }  # fmt: skip
+        values = {f"probe/{name}": value for name, value in probes.scalars(found).items()}
         writer.scalars(step, values)
         if collapsed := collapse(values, len(pair.mask_query)):
             writer.text(f"step {step}: the features have collapsed ({collapsed}); see docs/results.md")

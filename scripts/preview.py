@@ -38,11 +38,10 @@ def main(_):
         config = ConfigDict(meta["config"])
     size, options = config.image_size, compose.AugmentOptions.from_config(config.augment)
     read = dict(batch_size=COUNT.value, image_size=size, seed=config.seed, crop_scale=config.data.crop_scale)
-    batch = next(pretrain_dataset(ImageFolder(IMAGES.value), **read))
+    crops = next(pretrain_dataset(ImageFolder(IMAGES.value), **read))
 
     def composed(options):
-        key, crops = rngs.key(config.seed, "augment"), (batch["foreground"], batch["background"])
-        pair = jax.jit(compose.compose_pairs, static_argnums=3)(key, *crops, options)
+        pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)
         images = (pictures.denormalize(x, options.mean, options.std) for x in (pair.image_query, pair.image_key))
         return jax.tree.map(np.asarray, pair), *images
 

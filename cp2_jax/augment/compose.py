@@ -3,6 +3,8 @@
 The crop itself is the host's. The order is MoCo v2's: jitter, grayscale, blur, flip, normalise.
 """
 
+from collections.abc import Mapping
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ from cp2_jax.augment import blur, color, masks
 from cp2_jax.augment.options import AugmentOptions
 
 __all__ = [
-    "AugmentOptions", "Pair", "ViewDraw", "augment", "compose_pairs", "draw_view", "feature_mask", "in_batch_backgrounds",
+    "AugmentOptions", "Pair", "ViewDraw", "augment", "compose_batch", "compose_pairs", "draw_view", "feature_mask",
+    "in_batch_backgrounds",
 ]  # fmt: skip
 
 # Numbers folded into a row's key. Part of every run's identity: append, never renumber.
@@ -134,6 +137,16 @@ def compose_pairs(
     # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
     composed = images[:, 0] if options.mask == "full" else jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
     return Pair(composed[:, 0], composed[:, 1], mask[:, 0], mask[:, 1])
+
+
+def compose_batch(key: Key[Array, ""], batch: Mapping[str, Array], options: AugmentOptions) -> Pair:
+    """Return `compose_pairs` of a batch as `data.pretrain` yields it: {'foreground'[, 'background'][, 'attention']}.
+
+    A batch without backgrounds takes them from its own foregrounds, see `in_batch_backgrounds`.
+    """
+    foreground = batch["foreground"]
+    background = batch["background"] if "background" in batch else in_batch_backgrounds(foreground)
+    return compose_pairs(key, foreground, background, options, batch.get("attention"))
 
 
 def _draw_masks(keys, height, width, options):

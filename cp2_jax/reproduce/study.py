@@ -27,6 +27,7 @@ from cp2_jax import (
     mesh,
     optim,
     pretrain,
+    probes,
     rngs,
     settings,
     validation,
@@ -164,7 +165,7 @@ class Study:
     # Pretraining.
 
     def _initial(self, method: Method, seed: int) -> dict:
-        return _init(self.pretrain_config(method, 0).to_json(), seed)
+        return _init(self.pretrain_config(method, 0).to_json())(seed)
 
     def _pretrained(self, name: str, seed: int) -> tuple[dict | None, dict]:
         """Return the variables of a method's pretraining, from disk if it was done, and how they came about."""
@@ -209,7 +210,8 @@ class Study:
         state = jax.eval_shape(lambda: pretrain.init_state(config, optimizer))
         crops = jax.ShapeDtypeStruct((config.batch_size, 2, config.image_size, config.image_size, 3), jnp.uint8)
         train = jax.jit(pretrain.make_train(config, optimizer, schedule))
-        lowered = train.lower(state, {"foreground": crops, "background": crops}, 0)
+        batch = {"foreground": crops} | ({"background": crops} if config.data.backgrounds == "independent" else {})
+        lowered = train.lower(state, batch, 0)
         return float(lowered.cost_analysis()["flops"])
 
     def _crops(self, seed: int, steps: int):
@@ -299,26 +301,15 @@ class Study:
         config = self.pretrain_config(method, 0)
         # The same weights at the output stride that finetuning has (parameters do not depend on it).
         config.model.resnet.output_stride = self.config.pretrain.model.resnet.output_stride
-        measured = _probe(config.to_json())(variables, self._pair)
-        return {
-            f"{level}_{name}": float(value)
-            for level, values in measured.items() for name, value in values.items() if name != "spectrum"
-        }  # fmt: skip
+        return probes.scalars(_probe(config.to_json())(variables, self._pair))
 
 
 # Compiled functions by the config they are made from (JSON, for it can be hashed): once a process.
 
 
-def _init(config: str, seed: int) -> dict:
-    return _init_function(config)(rngs.key(seed, "init"))
-
-
 @functools.lru_cache(maxsize=4)
-def _init_function(config: str):
-    config = ConfigDict(json.loads(config))
-    model, _ = pretrain.build_models(config)
-    images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
-    return jax.jit(lambda key: model.init(key, images, train=False))
+def _init(config: str):
+    return jax.jit(functools.partial(pretrain.init_variables, ConfigDict(json.loads(config))))
 
 
 @functools.lru_cache(maxsize=4)
