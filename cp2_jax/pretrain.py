@@ -226,6 +226,17 @@ def make_train(
     return train
 
 
+def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a global batch as the step of `make_step` takes it."""
+    crops = jax.ShapeDtypeStruct((config.batch_size, 2, config.image_size, config.image_size, 3), jnp.uint8)
+    batch = {"foreground": crops}
+    if config.data.backgrounds == "independent":
+        batch["background"] = crops
+    if config.augment.mask == "attention":
+        batch["attention"] = jax.ShapeDtypeStruct(crops.shape[:-1], jnp.uint8)
+    return batch
+
+
 def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
     """Return `(initial_state, step)`: the placed state and the jitted step that donates it.
 
@@ -244,8 +255,6 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
     train = make_train(config, optimizer, schedule, device_mesh)
-    names = ["foreground"] + ["background"] * (config.data.backgrounds == "independent")
-    names += ["attention"] * (config.augment.mask == "attention")
 
     shapes = jax.eval_shape(lambda: init_state(config, optimizer))
     shardings = state_sharding(device_mesh, shapes, config.shard_state)
@@ -256,7 +265,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     data = mesh.batch_sharding(device_mesh)
     jitted = jax.jit(
         lambda state, batch: train(state, batch, config.seed),
-        in_shardings=(shardings, dict.fromkeys(names, data)),
+        in_shardings=(shardings, dict.fromkeys(abstract_batch(config), data)),
         out_shardings=(shardings, mesh.replicated(device_mesh)),
         donate_argnums=0,
     )

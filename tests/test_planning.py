@@ -163,4 +163,5 @@ def test_kinds_of_configs():
     config = finetune_demo.get_config()
     assert program.kind_of(config) == "finetune"
     shapes = program.abstract_batch(config)
-    assert shapes["image"].shape == (16, 64, 64, 3) and shapes["label"].shape == (16, 64, 64)
+    size = config.data.crop_size
+    assert shapes["image"].shape == (16, *size, 3) and shapes["label"].shape == (16, *size)

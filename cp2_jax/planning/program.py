@@ -63,16 +63,9 @@ def decoded_per_sample(config: ConfigDict) -> int:
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a global batch as the step takes it."""
-    count = config.batch_size
     if kind_of(config) == "pretrain":
-        crops = jax.ShapeDtypeStruct((count, 2, config.image_size, config.image_size, 3), jnp.uint8)
-        batch = {"foreground": crops}
-        if config.data.backgrounds == "independent":
-            batch["background"] = crops
-        if config.augment.mask == "attention":
-            batch["attention"] = jax.ShapeDtypeStruct(crops.shape[:-1], jnp.uint8)
-        return batch
-    height, width = config.data.crop_size
+        return pretrain.abstract_batch(config)
+    count, (height, width) = config.batch_size, config.data.crop_size
     return {
         "image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((count, height, width), jnp.uint8),
@@ -96,12 +89,7 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
     begin = time.monotonic()
     lowered = step.lower(state, batch)
     # What each array of the arguments takes on one device.
-    state_sharding = (
-        pretrain.state_sharding(device_mesh, state, config.shard_state)
-        if kind == "pretrain"
-        else finetune.state_sharding(device_mesh, state, config.shard_state)
-    )
-    sizes = jax.tree.map(_local_bytes, state, state_sharding)
+    sizes = jax.tree.map(_local_bytes, state, task.state_sharding(device_mesh, state, config.shard_state))
     total = lambda tree: sum(jax.tree.leaves(tree))  # noqa: E731
     split = mesh.batch_sharding(device_mesh)
     known = dict(

@@ -208,10 +208,7 @@ class Study:
         schedule = optim.schedule(config.optimizer, config.steps, 1)
         optimizer = optim.make(config.optimizer, schedule)
         state = jax.eval_shape(lambda: pretrain.init_state(config, optimizer))
-        crops = jax.ShapeDtypeStruct((config.batch_size, 2, config.image_size, config.image_size, 3), jnp.uint8)
-        train = jax.jit(pretrain.make_train(config, optimizer, schedule))
-        batch = {"foreground": crops} | ({"background": crops} if config.data.backgrounds == "independent" else {})
-        lowered = train.lower(state, batch, 0)
+        lowered = jax.jit(pretrain.make_train(config, optimizer, schedule)).lower(state, pretrain.abstract_batch(config), 0)
         return float(lowered.cost_analysis()["flops"])
 
     def _crops(self, seed: int, steps: int):
