@@ -5,7 +5,7 @@
 
 What changes against the paper is the size: crops of 32 pixels want output stride 8 and small atrous rates, and a run of
 minutes wants a short queue, a somewhat faster key encoder and AdamW. Backgrounds come from the batch, which decodes a
-third of the images; colour, which says nothing about the scenes' classes, is varied more.
+third of the images; what little colour the scenes have says nothing about their classes and is varied more.
 """
 
 from configs import pretrain_r50_aspp
@@ -38,9 +38,9 @@ def get_config():
     config.model.aspp.channels = 64
     config.model.aspp.dilations = (1, 2, 3)
     config.loss.queue_size = 1024
-    # The key encoder has to stay nearly still over the queue's 16 batches. At 0.99 fresh keys are told from old ones by
-    # their age alone: the loss falls while the learning rate is high, and nothing is learned.
-    config.loss.momentum = 0.998
+    # The key encoder has to move little over the queue's 16 batches. At 0.99 and higher rates fresh keys are told from old
+    # ones by their age alone: the loss falls while the learning rate is high, and little is learned (docs/results.md).
+    config.loss.momentum = 0.995
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.01

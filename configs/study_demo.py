@@ -21,12 +21,8 @@ def get_config():
     config.methods = tuple(METHODS)
 
     config.pretrain = pretrain_demo.get_config()
-    config.pretrain.steps = 1500
+    config.pretrain.steps = 1200
     config.pretrain.augment.blur = 0.0
-    # MoCo's own momentum: with 0.99 all features drift together, which tells a key from older ones in the queue without
-    # anything being learned (docs/results.md).
-    config.pretrain.loss.momentum = 0.999
-    config.pretrain.optimizer.learning_rate = 2e-3
     config.pretrain.model.aspp.channels = 32
 
     config.finetune = finetune_demo.get_config()

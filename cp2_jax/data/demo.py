@@ -1,8 +1,10 @@
 """Demo data: small scenes of textured objects on textured backgrounds with exact masks, written as a TFDS data set.
 
 Made so that labels are scarce and pretraining can help: a class is told by its texture and its shape, which take context
-to see, and not by colour, which is drawn anew for every surface. The data set is an `array_record` one and is read through
-the same path as an ImageNet that TFDS prepared.
+to see, and not by tones, which are drawn anew for every surface. Surfaces are hardly coloured: were they, instance
+discrimination could tell scenes by their colours and learn nothing else. The textures differ in kind, so that a network of
+a few thousand weights can learn them in minutes if it is shown enough of them (docs/results.md). The data set is an
+`array_record` one and is read through the same path as an ImageNet that TFDS prepared.
 """
 
 import pathlib
@@ -13,8 +15,9 @@ from jaxtyping import UInt8
 
 from cp2_jax.data.prepare import write_dataset
 
-CLASSES = ("background", "striped ellipse", "checked triangle", "dotted rectangle", "ringed star", "woven blob")
+CLASSES = ("background", "striped ellipse", "checked triangle", "dotted rectangle", "speckled star", "banded blob")
 NAME = "cp2_demo"
+_DRAWING = 2  # raise it when scenes come to look different: data sets of earlier drawings are then made anew
 # Part of each scene's seed: append, never renumber.
 _SPLITS = {"train": 0, "train_labelled": 1, "validation": 2}
 
@@ -47,11 +50,12 @@ def scene(seed: int, split: str, index: int, size: int = 64) -> tuple[UInt8[np.n
 
 
 def _blend(rng, field):
-    """Colour a field in [0, 1] with two random colours that can be told apart."""
-    while True:
-        first, second = rng.random((2, 3))
-        if np.abs(first - second).sum() > 0.7:
-            return first + (second - first) * field[..., None]
+    """Paint a field in [0, 1] with two random greys that can be told apart, each a little tinted."""
+    dark, light = sorted(rng.uniform(0.1, 0.9, 2))
+    while light - dark < 0.35:
+        dark, light = sorted(rng.uniform(0.1, 0.9, 2))
+    first, second = rng.permutation([dark, light])[:, None] + rng.uniform(-0.08, 0.08, (2, 3))
+    return first + (second - first) * field[..., None]
 
 
 def _noise(rng, size, cells):
@@ -88,15 +92,13 @@ def _dots(rng, size):
     return (np.hypot(u % period - period / 2, v % period - period / 2) < period * 0.32).astype(float)
 
 
-def _rings(rng, size):
-    y, x = np.mgrid[:size, :size] - rng.uniform(0.3, 0.7, 2)[:, None, None] * size
-    return _wave(np.hypot(x, y), rng.uniform(5, 8))
+def _speckles(rng, size):
+    return rng.random((size, size))
 
 
-def _weave(rng, size):
-    u, v = _rotated(rng, size)
-    period = rng.uniform(6, 9)
-    return np.maximum(u % period < period * 0.28, v % period < period * 0.28).astype(float)
+def _bands(rng, size):
+    """Stripes so broad that a surface shows two or three."""
+    return _wave(_rotated(rng, size)[0], rng.uniform(0.4, 0.6) * size)
 
 
 def _place(rng, size, radius):
@@ -144,7 +146,7 @@ def _blob(rng, size, radius):
 
 
 _SHAPES = (None, _ellipse, _triangle, _rectangle, _star, _blob)
-_TEXTURES = (None, _stripes, _checks, _dots, _rings, _weave)
+_TEXTURES = (None, _stripes, _checks, _dots, _speckles, _bands)
 
 
 def _png(array):
@@ -193,7 +195,7 @@ def prepare(
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
         "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
     }
-    settings = f"size={size} train={train} labelled={labelled} validation={validation} seed={seed}"
+    settings = f"drawing={_DRAWING} size={size} train={train} labelled={labelled} validation={validation} seed={seed}"
     return write_dataset(
         output,
         NAME,
