@@ -23,6 +23,29 @@ hypothesis.settings.load_profile("no_deadline")
 flags.FLAGS.mark_as_parsed()
 
 
+def pytest_sessionfinish(session):
+    """Where tests run in several processes, hand what this one compared to the one that reports."""
+    import parity
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["parity"] = parity.WORST
+
+
+class _Workers:
+    """Registered only with pytest-xdist, whose hook this is."""
+
+    def pytest_testnodedown(self, node, error):
+        import parity
+
+        for kind, worst in getattr(node, "workeroutput", {}).get("parity", {}).items():
+            parity.WORST[kind] = max(parity.WORST.get(kind, (-1.0,)), tuple(worst))
+
+
+def pytest_configure(config):
+    if config.pluginmanager.hasplugin("dsession"):
+        config.pluginmanager.register(_Workers())
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print the worst deviation from the original of each kind that this session compared."""
     import parity
