@@ -42,7 +42,7 @@ class _Workers:
 
 
 def pytest_configure(config):
-    if config.pluginmanager.hasplugin("dsession"):
+    if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_Workers())
 
 
