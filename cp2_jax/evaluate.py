@@ -47,6 +47,12 @@ class Evaluation:
         return confusion.scores(self.matrix)
 
 
+def _rows_here(batch_size: int) -> slice:
+    """Return which rows of a global batch are this process's."""
+    count = batch_size // jax.process_count()
+    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+
+
 def _host_batch(examples: Examples, batch: Batch, rows: Sequence[int], predictor: Predictor):
     """Return what the device needs of these rows of a batch; a row of -1 shows its first image, with nothing labelled."""
     loaded = [examples.load(index if index >= 0 else batch.indices[0]) for index in rows]
@@ -87,8 +93,7 @@ def evaluate(
     devices, begin = device_mesh.size, time.monotonic()
     if batch_size % devices:
         raise ValueError(f"evaluation.batch_size={batch_size} must be a multiple of the {devices} devices")
-    rows_here = batch_size // jax.process_count()
-    here = slice(jax.process_index() * rows_here, (jax.process_index() + 1) * rows_here)
+    here = _rows_here(batch_size)
     count = jax.jit(confusion.confusion_matrix, static_argnums=2, out_shardings=mesh.replicated(device_mesh))
     compiled_before, waited = predictor.compilations, 0.0
     matrix = np.zeros((num_classes, num_classes), np.int64)
@@ -190,7 +195,10 @@ def overlays(
     device_mesh: Mesh,
     colors: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return pictures, uint8 RGB, of the images with the best, median and worst mean IoU beside truth and prediction."""
+    """Return pictures, uint8 RGB, of the images with the best, median and worst mean IoU beside truth and prediction.
+
+    All processes call it, for they predict together; all get the same.
+    """
     ranked = [int(i) for i in np.argsort(-result.image_miou) if not np.isnan(result.image_miou[i])]
     if not ranked:
         return {}
@@ -200,9 +208,10 @@ def overlays(
         image, label = examples.load(index)
         # With the images that it was predicted with before: nothing has to be compiled.
         batch = next(batch for batch in result.batches if index in batch.indices)
-        inputs, _ = _host_batch(examples, batch, batch.indices, predictor)
+        inputs, _ = _host_batch(examples, batch, batch.indices[_rows_here(len(batch.indices))], predictor)
         predicted = predictor.predict(variables, mesh.place_batch(device_mesh, inputs), batch)
-        predicted = np.asarray(predicted)[batch.indices.index(index), : label.shape[0], : label.shape[1]]
+        predicted = np.asarray(mesh.local_copy(device_mesh, predicted))
+        predicted = predicted[batch.indices.index(index), : label.shape[0], : label.shape[1]]
         drawn[name] = pictures.predictions(image[None], label[None], predicted[None], class_names, colors=colors)
     return drawn
 
@@ -254,17 +263,14 @@ class Evaluator:
         check_variables(self.config, variables)
 
     def save(self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict) -> None:
-        """Write `scores.json` and overlays (see `overlays`) into `workdir`; process 0 alone does."""
+        """Write `scores.json` and overlays into `workdir`; all processes call it (see `overlays`), the first writes."""
+        colors = class_colors(self.config.data)
+        drawn = overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)
         if jax.process_index():
             return
         write_json(pathlib.Path(workdir) / "scores.json", result, self.names, extra)
-        if jax.process_count() == 1:
-            colors = class_colors(self.config.data)
-            drawn = overlays(
-                result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors
-            )
-            for name, picture in drawn.items():
-                pictures.save_png(pathlib.Path(workdir) / "pictures" / f"evaluation_{name}.png", picture)
+        for name, picture in drawn.items():
+            pictures.save_png(pathlib.Path(workdir) / "pictures" / f"evaluation_{name}.png", picture)
 
 
 class Periodic:

@@ -352,3 +352,39 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
     assert mask.shape == (32, 40) and mask.max() <= 1 and (tmp_path / "o/overlays/0.png").exists()
     out = script("predict", "--checkpoint", tmp_path / "nowhere", "--images", tmp_path, "--output", tmp_path, status=1)
     assert "no checkpoint at" in out and "Traceback" not in out
+
+
+def test_two_processes_finetune_and_evaluate_as_one(tmp_path):
+    """Each with its part: the same losses and confusion matrix as one; class maps of all images; the pictures."""
+    for split, count in (("train", 6), ("val", 5)):  # 5 images in batches of 4: the second has rows without an image
+        halves_on_disk(tmp_path / "data", split, count)
+    common = ("--config=configs/finetune_camvid.py", f"--config.data.path={tmp_path / 'data'}", *SMALL)
+    common = (*common, "--config.evaluation.batch_size=4", "--config.steps=2")
+
+    def run(processes, what, work, *extra):
+        command = ["bash", "scripts/launch/local_multihost.sh", processes, "1", f"scripts/{what}.py", f"--workdir={work}"]
+        environment = os.environ | {"PYTHON": sys.executable}
+        done = subprocess.run([*command, *common, *extra], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+        pictures = sorted(path.name for path in (work / "pictures").glob("evaluation_*.png"))
+        matrix = np.array(json.loads((work / "scores.json").read_text())["matrix"])
+        return [line["loss"] for line in lines if "loss" in line], pictures, matrix
+
+    losses, pictures, matrix = run("1", "finetune", tmp_path / "one")
+    both = run("2", "finetune", tmp_path / "two")
+    np.testing.assert_allclose(both[0], losses, rtol=1e-4)
+    assert len(losses) == 2 and len(pictures) == 3 and both[1] == pictures
+    # float32 sums differ by their order, which may decide a pixel whose classes are level.
+    assert np.abs(both[2] - matrix).sum() <= 0.01 * matrix.sum() and both[2].sum() == matrix.sum() > 0
+
+    maps = tmp_path / "maps"
+    scored = run("2", "evaluate", tmp_path / "two", f"--predictions={maps}")[2]
+    by_hand = np.zeros_like(scored)
+    for index in range(5):
+        truth = np.asarray(Image.open(tmp_path / f"data/labels/val/{index}.png"))
+        predicted = np.asarray(Image.open(maps / f"{index}.png"))
+        for value, label in ((2, 0), (5, 1)):  # SMALL's label_map
+            for other_value, other in ((2, 0), (5, 1)):
+                by_hand[label, other] += np.sum((truth == value) & (predicted == other_value))
+    np.testing.assert_array_equal(scored, by_hand)
