@@ -47,8 +47,8 @@ def main():
     parser.add_argument("--json")
     options = parser.parse_args()
     config = runpy.run_path(options.config)["get_config"]()
-    rng, size = np.random.default_rng(0), config.image_size
-    crops = lambda n: {k: rng.integers(0, 256, (n, 2, size, size, 3), np.uint8) for k in ("foreground", "background")}  # noqa: E731
+    rng, shapes = np.random.default_rng(0), pretrain.abstract_batch(config)
+    crops = lambda n: {k: rng.integers(0, 256, (n, *s.shape[1:]), np.uint8) for k, s in shapes.items()}  # noqa: E731
     device_mesh = mesh.make_mesh()
     start, step = pretrain.make_step(config, 1000, 100, device_mesh)
     hook = watch.pretrain_probes(config, crops(config.probe_images), Discard(), device_mesh)
