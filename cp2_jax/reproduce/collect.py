@@ -157,8 +157,10 @@ def differences(cells: Sequence[Mapping], method: str, others: Sequence[str], na
         if other == method or not seeds:
             continue
         summary = summarize([by_method[method][s] - by_method[other][s] for s in seeds])
-        errors = summary.mean / summary.standard_error if summary.count > 1 and summary.standard_error else float("nan")
-        numbers = (f"{summary.mean:+.1f}", f"{summary.standard_error:.1f}", f"{errors:+.1f}", str(len(seeds)))
+        known = summary.count > 1  # of one seed there is no error
+        error = f"{summary.standard_error:.1f}" if known else ""
+        errors = f"{summary.mean / summary.standard_error:+.1f}" if known and summary.standard_error else ""
+        numbers = (f"{summary.mean:+.1f}", error, errors, str(len(seeds)))
         rows.append([titles[other], *numbers])
         records.append(
             {"minus": other, "of": name, "mean": summary.mean, "standard_error": summary.standard_error, "seeds": seeds}
