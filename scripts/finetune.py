@@ -12,7 +12,7 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import distributed, evaluate, finetune, loop, mesh, settings, validation, warm_start  # noqa: E402
+from cp2_jax import distributed, evaluate, finetune, loop, mesh, periodic, settings, validation, warm_start  # noqa: E402
 from cp2_jax.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.data import classes, segmentation  # noqa: E402
 from cp2_jax.data.pretrain import Batches  # noqa: E402
@@ -61,11 +61,11 @@ def main(_):
     batches = Batches(iter(dataset), examples, place, ahead=config.data.prefetch)
     meta = {"kind": "finetune", "config": settings.resolve(config)}
     with Writer(workdir, total_steps, start, title="finetuning") as writer:
-        periodic = evaluate.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
+        evaluation = periodic.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
         loop.fit(
             step, state, batches, total_steps=total_steps, writer=writer, checkpoints=checkpoints, meta=meta,
             save_every=config.save_every, log_every=config.log_every, samples_per_step=config.batch_size,
-            on_step=[_cli.watchdog(), periodic],
+            on_step=[_cli.watchdog(), evaluation],
         )  # fmt: skip
         writer.curves()
     batches.close()

@@ -15,7 +15,7 @@ from PIL import Image
 from test_finetune import tiny_config, upsampled_by_hand
 from test_segmentation_data import write_pair
 
-from cp2_jax import checkpoints, class_maps, evaluate, finetune, inference, mesh, pictures
+from cp2_jax import checkpoints, class_maps, evaluate, finetune, inference, mesh, periodic, pictures
 from cp2_jax.data import segmentation, transforms
 from cp2_jax.inference import Options, Predictor
 from cp2_jax.settings import ConfigError
@@ -245,7 +245,7 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
         return state.replace(params=params)
 
     writer = Lines()
-    hook = evaluate.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
+    hook = periodic.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
     hook(1, always(0))
     assert not writer.values
     hook(2, always(0))
@@ -257,7 +257,7 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     hook(6, broken.replace(params=jax.tree.map(lambda x: x * jnp.nan, broken.params)))
     assert hook.best == best
 
-    again = evaluate.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
+    again = periodic.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
     assert again.best == best
     again(6, always(2))
     kept, meta = checkpoints.read_variables(tmp_path / "run/best")
