@@ -44,6 +44,7 @@ def main():
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lines = read_metrics(pathlib.Path(folder) / "run" / "metrics.jsonl")
+    lines = [line for line in lines if "host/memory_mb" in line]  # not the probes'
     steps = np.array([line["step"] for line in lines])
     memory = np.array([line["host/memory_mb"] for line in lines])
     pieces = np.array_split(np.arange(len(steps) // 2, len(steps)), 20)
