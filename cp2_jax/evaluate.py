@@ -261,10 +261,9 @@ class Evaluator:
 
     def save(self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict) -> None:
         """Write `scores.json` and overlays into `workdir`; all processes call it (see `overlays`), the first writes."""
-        colors = class_colors(self.config.data)
+        first, workdir, colors = jax.process_index() == 0, pathlib.Path(workdir), class_colors(self.config.data)
+        if first:  # before the pictures: should they fail, the scores are kept
+            write_json(workdir / "scores.json", result, self.names, extra)
         drawn = overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)
-        if jax.process_index():
-            return
-        write_json(pathlib.Path(workdir) / "scores.json", result, self.names, extra)
-        for name, picture in drawn.items():
-            pictures.save_png(pathlib.Path(workdir) / "pictures" / f"evaluation_{name}.png", picture)
+        for name, picture in drawn.items() if first else ():
+            pictures.save_png(workdir / "pictures" / f"evaluation_{name}.png", picture)
