@@ -71,6 +71,14 @@ def test_every_order_matches_the_oracle():
         np.testing.assert_allclose(got[row], oracle(images[row], factors[row], order), atol=5e-6)
 
 
+def test_bytes_are_the_same_as_their_floats():
+    images = np.random.default_rng(2).integers(0, 256, (24, 3, 8, 9), np.uint8)
+    orders = jnp.array(list(itertools.permutations(range(4))))
+    factors = jnp.tile(jnp.array([1.3, 0.7, 1.2, -0.08]), (24, 1))
+    floats = color.jitter(jnp.asarray(images, jnp.float32) / 255, factors, orders)
+    np.testing.assert_allclose(color.jitter(jnp.asarray(images), factors, orders), floats, atol=1e-6)
+
+
 def test_orders_differ():
     orders = list(itertools.permutations(range(4)))
     images = np.repeat(random_images(3), 24, axis=0)

@@ -140,15 +140,19 @@ def single_draw(**changes):
     return base.replace(**changes)
 
 
+def augmented(images, draw, options=AugmentOptions()):
+    return compose.normalize(compose.augment(images, draw, options), options)
+
+
 def test_nothing_drawn_is_only_normalised():
     images = crops(1)[0][:, 0]
-    got = compose.augment(images, single_draw(), AugmentOptions())
+    got = augmented(images, single_draw())
     np.testing.assert_allclose(got, normalized(images), atol=1e-5)
 
 
 def test_flip_mirrors_left_and_right():
     images = crops(1)[0][:, 0]
-    got = compose.augment(images, single_draw(flip=jnp.array([True])), AugmentOptions())
+    got = augmented(images, single_draw(flip=jnp.array([True])))
     np.testing.assert_allclose(got, normalized(images[:, :, ::-1]), atol=1e-5)
 
 
@@ -157,9 +161,9 @@ def test_grayscale_comes_after_the_jitter():
     images = crops(1)[0][:, 0]
     options = AugmentOptions(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     draw = single_draw(factors=jnp.array([[1.0, 1.0, 0.2, 0.1]]), gray=jnp.array([True]))
-    gray = np.asarray(compose.augment(images, draw, options))
+    gray = np.asarray(augmented(images, draw, options))
     np.testing.assert_allclose(gray[..., 0], gray[..., 2], atol=1e-6)
-    coloured = np.asarray(compose.augment(images, draw.replace(gray=jnp.array([False])), options))
+    coloured = np.asarray(augmented(images, draw.replace(gray=jnp.array([False])), options))
     np.testing.assert_allclose(gray[..., 0], coloured @ [0.299, 0.587, 0.114], atol=1e-5)
     plain = np.asarray(images) / 255 @ [0.299, 0.587, 0.114]
     assert np.abs(gray[..., 0] - plain).max() > 0.01
@@ -173,7 +177,9 @@ def test_documented_shapes_and_dtypes_hold():
     draw = jax.vmap(lambda k: checked(compose.draw_view)(k, options))(jax.random.split(jax.random.key(0), 3))
     checked(compose.augment)(foreground[:, 0], draw, options)
     planes = jnp.transpose(pair.image_query, (0, 3, 1, 2))
+    checked(compose.normalize)(planes, options)
     checked(color.jitter)(planes, draw.factors, draw.order)
+    checked(color.to_float)(foreground)
     checked(color.shift_hue)(planes, draw.sigma)
     checked(color.grayscale)(planes)
     checked(blur.gaussian_blur)(planes, draw.sigma, 2.0)

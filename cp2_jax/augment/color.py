@@ -4,6 +4,7 @@ Images are held as planes, [batch, 3, height, width]: with three channels innerm
 twice as fast on a CPU). Every operation takes one parameter per image and clips to [0, 1], as torchvision does.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -11,6 +12,11 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # ITU-R 601-2 luma, which Pillow's mode "L" uses.
 _LUMA = (0.299, 0.587, 0.114)
+
+
+def to_float(images: UInt8[Array, "*shape"] | Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return uint8 images divided by 255, as float32; floats stay as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 def normalize(
@@ -24,9 +30,11 @@ def normalize(
       images: uint8 in 0-255, which is first divided by 255, or float in [0, 1].
       mean, std: per RGB channel, on the scale [0, 1].
     """
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255
+    images = to_float(images)
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+
+
+Channels = tuple[Float[Array, "batch height width"], Float[Array, "batch height width"], Float[Array, "batch height width"]]
 
 
 def grayscale(planes: Float[Array, "batch 3 height width"]) -> Float[Array, "batch 1 height width"]:
@@ -37,12 +45,82 @@ def grayscale(planes: Float[Array, "batch 3 height width"]) -> Float[Array, "bat
 def shift_hue(
     planes: Float[Array, "batch 3 height width"], shift: Float[Array, "batch"]
 ) -> Float[Array, "batch 3 height width"]:
-    """Rotate the hue of HSV by `shift` turns (0.5 = opposite colour); saturation and value stay.
+    """Rotate the hue of HSV by `shift` turns (0.5 = opposite colour); saturation and value stay."""
+    return jnp.stack(_shift_hue(_channels(planes), shift[:, None, None]), axis=1)
 
-    The way to HSV and back in one: value x saturation is the spread between the largest and the smallest channel, so
-    neither has to be formed.
+
+def jitter(
+    planes: UInt8[Array, "batch 3 height width"] | Float[Array, "batch 3 height width"],
+    factors: Float[Array, "batch 4"],
+    order: Int[Array, "batch 4"],
+) -> Float[Array, "batch 3 height width"]:
+    """Apply brightness, contrast, saturation and hue to each image, in that image's own order.
+
+    Args:
+      planes: images, uint8 or float in [0, 1].
+      factors: indexed by `BRIGHTNESS`, `CONTRAST`, `SATURATION` (1 = unchanged) and `HUE` (turns, 0 = unchanged).
+      order: a permutation of 0..3 per image; `order[:, 0]` is applied first.
+
+    The first three blend the image with something (black; the mean of its grayscale; its grayscale), so that one slot
+    of the order is one blend whose target is selected per image. A hue shift costs several blends; it is computed once,
+    between the slots that may come before it and those that may come after.
+
+    Contrast alone needs more of an image than the pixel at hand: the mean of its grayscale at that point. What comes
+    before contrast is computed twice, for that mean and again to go on, which makes two passes over uint8 pixels. With
+    the mean taken when its slot comes, every slot was a pass or two over float32 images (docs/performance.md).
     """
-    red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
+    before_contrast = _jitter(_channels(planes), factors, order, None)
+    mean = jnp.mean(_luma(before_contrast), axis=(1, 2), keepdims=True)
+    # Otherwise the compiler finds what both passes share, and writes it out in float32 for the second.
+    planes, mean = jax.lax.optimization_barrier((planes, mean))
+    return jnp.stack(_jitter(_channels(planes), factors, order, mean), axis=1)
+
+
+def _jitter(channels: Channels, factors, order, mean) -> Channels:
+    """Apply all four operations, or without a `mean` to blend with only those before contrast."""
+    column = lambda v: v[:, None, None]  # noqa: E731
+    slot_of = jnp.argsort(order, axis=1)
+    hue_slot = slot_of[:, HUE]
+    end = jnp.full_like(hue_slot, 4) if mean is not None else slot_of[:, CONTRAST]
+    # With hue and contrast both still to come, or one of them gone and one to come, two slots are left for the rest.
+    slots = 3 if mean is not None else 2
+
+    def blend(channels, slot, happens):
+        operation = order[:, slot]
+        factor = column(jnp.take_along_axis(factors, operation[:, None], axis=1)[:, 0])
+        target = _luma(channels)
+        if mean is not None:
+            target = jnp.where(column(operation == CONTRAST), mean, target)
+        target = jnp.where(column(operation == BRIGHTNESS), 0, target)
+        blended = (jnp.clip(factor * channel + (1 - factor) * target, 0, 1) for channel in channels)
+        return _where(column(happens & (slot < end)), blended, channels)
+
+    for slot in range(slots):
+        channels = blend(channels, slot, slot < hue_slot)
+    shift = column(jnp.where(hue_slot < end, factors[:, HUE], 0))
+    # A shift of 0 would still round; leave such images untouched to the bit.
+    channels = _where(shift != 0, _shift_hue(channels, shift), channels)
+    for slot in range(1, 1 + slots):
+        channels = blend(channels, slot, slot > hue_slot)
+    return channels
+
+
+def _where(condition, channels, otherwise) -> Channels:
+    return tuple(jnp.where(condition, *both) for both in zip(channels, otherwise, strict=True))
+
+
+def _channels(planes) -> Channels:
+    return tuple(to_float(planes[:, c]) for c in range(3))
+
+
+def _luma(channels: Channels) -> Float[Array, "batch height width"]:
+    return sum(weight * channel for weight, channel in zip(_LUMA, channels, strict=True))
+
+
+def _shift_hue(channels: Channels, shift) -> Channels:
+    """The way to HSV and back in one: value x saturation is the spread between the largest and the smallest channel, so
+    that neither has to be formed."""
+    red, green, blue = channels
     high = jnp.maximum(jnp.maximum(red, green), blue)
     low = jnp.minimum(jnp.minimum(red, green), blue)
     spread = high - low
@@ -52,34 +130,6 @@ def shift_hue(
         (green - blue) * scale,
         jnp.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4),
     )
-    sextant = jnp.mod(sextant + 6 * shift[:, None, None], 6)
+    sextant = jnp.mod(sextant + 6 * shift, 6)
     weights = (jnp.abs(sextant - 3) - 1, 2 - jnp.abs(sextant - 2), 2 - jnp.abs(sextant - 4))
-    return jnp.stack([low + spread * jnp.clip(weight, 0, 1) for weight in weights], axis=1)
-
-
-def jitter(
-    planes: Float[Array, "batch 3 height width"], factors: Float[Array, "batch 4"], order: Int[Array, "batch 4"]
-) -> Float[Array, "batch 3 height width"]:
-    """Apply brightness, contrast, saturation and hue to each image, in that image's own order.
-
-    Args:
-      planes: images in [0, 1].
-      factors: indexed by `BRIGHTNESS`, `CONTRAST`, `SATURATION` (1 = unchanged) and `HUE` (turns, 0 = unchanged).
-      order: a permutation of 0..3 per image; `order[:, 0]` is applied first.
-
-    The first three blend the image with something (black; the mean of its grayscale; its grayscale), so that one slot
-    of the order is one blend whose target is selected per image: 4 blends and 4 hue shifts in all, not 24 orders.
-    """
-    column = lambda v: v[:, None, None, None]  # noqa: E731
-    for slot in range(4):
-        operation = order[:, slot]
-        factor = jnp.take_along_axis(factors, operation[:, None], axis=1)[:, 0]
-        gray = grayscale(planes)
-        target = jnp.where(column(operation == CONTRAST), jnp.mean(gray, axis=(1, 2, 3), keepdims=True), gray)
-        target = jnp.where(column(operation == BRIGHTNESS), 0, target)
-        blended = jnp.clip(column(factor) * planes + (1 - column(factor)) * target, 0, 1)
-        is_hue = operation == HUE
-        # A shift of 0 would still round; leave such images untouched to the bit.
-        shifted = jnp.where(column(factor != 0), shift_hue(planes, jnp.where(is_hue, factor, 0)), planes)
-        planes = jnp.where(column(is_hue), shifted, blended)
-    return planes
+    return tuple(low + spread * jnp.clip(weight, 0, 1) for weight in weights)

@@ -16,7 +16,7 @@ from cp2_jax.augment.options import AugmentOptions
 
 __all__ = [
     "AugmentOptions", "Pair", "ViewDraw", "augment", "compose_batch", "compose_pairs", "draw_view", "feature_mask",
-    "in_batch_backgrounds",
+    "in_batch_backgrounds", "normalize",
 ]  # fmt: skip
 
 # Numbers folded into a row's key. Part of every run's identity: append, never renumber.
@@ -71,23 +71,29 @@ def draw_view(key: Key[Array, ""], options: AugmentOptions) -> ViewDraw:
 
 def augment(
     images: UInt8[Array, "batch height width 3"], draw: ViewDraw, options: AugmentOptions
-) -> Float[Array, "batch height width 3"]:
-    """Apply one draw per image and normalise.
+) -> Float[Array, "batch 3 height width"]:
+    """Apply one draw per image; returns planes in [0, 1], which `normalize` makes what a model takes.
 
     Args:
       images: crops.
       draw: from `draw_view`, with one leading axis.
-      options: only its normalisation, the largest sigma and which probabilities are 0 are read.
+      options: only the largest sigma and which probabilities are 0 are read.
     """
     # Flipping commutes with all the rest; here it moves a quarter of the bytes.
     images = jnp.where(draw.flip[:, None, None, None], images[:, :, ::-1], images)
-    planes = jnp.transpose(images, (0, 3, 1, 2)).astype(jnp.float32) / 255
+    planes = jnp.transpose(images, (0, 3, 1, 2))
     if options.jitter_probability > 0:
         planes = color.jitter(planes, draw.factors, draw.order)
+    planes = color.to_float(planes)
     if options.grayscale > 0:
         planes = jnp.where(draw.gray[:, None, None, None], color.grayscale(planes), planes)
     if options.blur > 0:
         planes = blur.gaussian_blur(planes, draw.sigma, options.blur_sigma[1])
+    return planes
+
+
+def normalize(planes: Float[Array, "batch 3 height width"], options: AugmentOptions) -> Float[Array, "batch height width 3"]:
+    """Return the planes of `augment` with channels last, normalised."""
     return color.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std)
 
 
@@ -122,21 +128,27 @@ def compose_pairs(
     # Behind a full mask nobody sees the background: without copy-paste its augmentation is left out.
     crops = foreground if options.mask == "full" else jnp.concatenate([foreground, background], axis=1)
     views = jnp.array([_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY])[: crops.shape[1]]
-    draw = jax.vmap(lambda k: draw_view(k, options))(fold(rows, views).reshape(-1))
-    images = augment(crops.reshape(-1, height, width, 3), draw, options).reshape(batch, -1, 2, height, width, 3)
+    # Views lead from here on, so that each is one contiguous array to select from.
+    draw = jax.vmap(jax.vmap(lambda k: draw_view(k, options)))(fold(rows, views).T)
+    planes = jax.vmap(lambda images, draw: augment(images, draw, options))(jnp.moveaxis(crops, 1, 0), draw)
 
     if options.mask == "attention":
         if attention is None:
             raise ValueError('the mask "attention" needs the attention maps of the foregrounds')
         # The mask goes with its image through the flip.
-        flip = draw.flip.reshape(batch, -1)[:, :2, None, None]
+        flip = draw.flip[:2].T[..., None, None]
         maps = jnp.where(flip, attention[..., ::-1], attention)
         mask = jax.vmap(jax.vmap(lambda m: masks.from_attention(m, options.mask_law)))(maps)
     else:
         mask = _draw_masks(fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY])), height, width, options)
-    # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
-    composed = images[:, 0] if options.mask == "full" else jnp.where(mask[..., None] > 0, images[:, 0], images[:, 1])
-    return Pair(composed[:, 0], composed[:, 1], mask[:, 0], mask[:, 1])
+    def composed(view):
+        # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
+        chosen = planes[view]
+        if options.mask != "full":
+            chosen = jnp.where(mask[:, view, None] > 0, chosen, planes[2 + view])
+        return normalize(chosen, options)
+
+    return Pair(composed(0), composed(1), mask[:, 0], mask[:, 1])
 
 
 def compose_batch(key: Key[Array, ""], batch: Mapping[str, Array], options: AugmentOptions) -> Pair:
