@@ -128,8 +128,9 @@ def compose_pairs(
     # Behind a full mask nobody sees the background: without copy-paste its augmentation is left out.
     crops = foreground if options.mask == "full" else jnp.concatenate([foreground, background], axis=1)
     views = jnp.array([_FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY])[: crops.shape[1]]
+    draw = jax.vmap(lambda k: draw_view(k, options))(fold(rows, views).reshape(-1))
     # Views lead from here on, so that each is one contiguous array to select from.
-    draw = jax.vmap(jax.vmap(lambda k: draw_view(k, options)))(fold(rows, views).T)
+    draw = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(batch, -1, *x.shape[1:]), 1, 0), draw)
     planes = jax.vmap(lambda images, draw: augment(images, draw, options))(jnp.moveaxis(crops, 1, 0), draw)
 
     if options.mask == "attention":
