@@ -1,6 +1,6 @@
 """Host input: samples per second per core, ours against the original's way, on the same images in one run.
 
-    python benchmarks/input.py --images DIR [--rounds 5] [--samples 100] [--workers_seconds 20] [--json input.json]
+    python benchmarks/input.py --images DIR [--rounds 5] [--samples N] [--workers_seconds 20] [--json input.json]
 
 One core: each round times every path once, in turn and on the same samples; a path's figure is the least of its rounds'
 CPU times (other programs on the machine only ever add time), the wall clock's is given too. The ratio is to the original's
@@ -47,7 +47,7 @@ def shorter_side(data: bytes, side: int = 256, quality: int = 90) -> bytes:
 def paths(images, prepared):
     """Return {name: function of a sample's number}."""
     count = len(images)
-    rng = lambda i, stream: np.random.default_rng([0, i, stream, 0])  # noqa: E731
+    rng = lambda i, stream: crops.generator(0, i, stream, 0)  # noqa: E731
     pick = lambda i, stream: (i * (1, 7, 11)[stream] + 131 * stream) % count  # noqa: E731
 
     def ours(files, i, views):
@@ -95,7 +95,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True, help="folder of JPEGs")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=100, help="samples per path and round")
+    parser.add_argument("--samples", type=int, help="samples per path and round; default: as many as there are images")
     parser.add_argument("--workers_seconds", type=float, default=20, help="0: leave the workers out")
     parser.add_argument("--json", type=pathlib.Path, help="file to write")
     args = parser.parse_args()
@@ -113,7 +113,7 @@ def main():
         "mean_bytes_prepared": float(np.mean([len(data) for data in prepared])),
         "paths": {},
     }
-    times = one_core(paths(images, prepared), args.rounds, args.samples)
+    times = one_core(paths(images, prepared), args.rounds, args.samples or len(images))
     original = np.array(times["original's way"])[:, 0]
     print(f"{'path':30s} {'per second (CPU)':>17s} {'(wall)':>8s} {'against original':>17s} {'range':>13s}")
     for name, pairs in times.items():

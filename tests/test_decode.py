@@ -193,8 +193,8 @@ class Fixed:
     def __init__(self, uniforms, integers=()):
         self.uniforms, self.integers_left, self.asked = list(uniforms), list(integers), []
 
-    def uniform(self, low, high):
-        return low + (high - low) * self.uniforms.pop(0)
+    def random(self):
+        return self.uniforms.pop(0)
 
     def integers(self, high):
         self.asked.append(high)

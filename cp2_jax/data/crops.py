@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import cv2
 import numpy as np
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from jaxtyping import UInt8
@@ -13,8 +14,13 @@ from cp2_jax.data import decode as decoding
 from cp2_jax.data import turbojpeg
 
 _BILINEAR = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False)
-_RGB = PixelType.U8x3
+_PIXELS = {3: PixelType.U8x3, 4: PixelType.U8x4}
 _local = threading.local()
+
+
+def generator(*numbers: int) -> np.random.Generator:
+    """`np.random.default_rng(numbers)` in half the time, which is felt where a sample takes a millisecond."""
+    return np.random.default_rng(numbers if max(numbers) >> 32 else np.array(numbers, np.uint32))
 
 
 def random_crops(
@@ -46,7 +52,7 @@ def random_crops(
             image, top, left = decoding.decode(data, name), 0, 0
     crops = np.empty((views, size, size, 3), np.uint8)
     for crop, (y, x, rows, columns) in zip(crops, boxes, strict=True):
-        crop[:] = resize(image[y - top:y - top + rows, x - left:x - left + columns], size)
+        resize(image[y - top:y - top + rows, x - left:x - left + columns], size, out=crop)
     return crops
 
 
@@ -60,17 +66,33 @@ def _union(boxes):
     )
 
 
-def resize(image: UInt8[np.ndarray, 'height width 3'], size: int) -> UInt8[np.ndarray, 'size size 3']:
+def resize(
+    image: UInt8[np.ndarray, 'height width channels'], size: int, out: UInt8[np.ndarray, 'size size 3'] | None = None
+) -> UInt8[np.ndarray, 'size size 3']:
     """The image resized to `size` pixels square by the antialiased bilinear filter, four times as fast as Pillow's.
 
-    As Pillow does it, columns first and rounded to 8 bits, then rows: the difference is 0.03 of 255 on average (Pillow
-    itself takes the rows first where that is less work) and 2 at most.
+    The axis that shrinks more goes first, for that is less work; both passes round to 8 bits. Pillow does the same but
+    for its order, columns first (since version 13 rows first where far more of them go), which rounds differently: by
+    0.04 of 255 on average and 2 at most.
+
+    Args:
+      image: of 3 channels, or of 4 whose last is left out; four bytes per pixel suit vector instructions better.
+      out: written to, and returned, if given.
     """
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
+    kind = _PIXELS[channels]
     if not hasattr(_local, 'resizer'):  # its buffers are not to be shared between threads
         _local.resizer = Resizer()
-    source = ImageData(width, height, _RGB, image.tobytes())
-    narrow, result = ImageData(size, height, _RGB), ImageData(size, size, _RGB)
-    _local.resizer.resize(source, narrow, _BILINEAR)
-    _local.resizer.resize(narrow, result, _BILINEAR)
-    return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)
+    source, result = ImageData(width, height, kind, image.tobytes()), ImageData(size, size, kind)
+    if height <= width:
+        narrow = ImageData(size, height, kind)
+        _local.resizer.resize(source, narrow, _BILINEAR)
+        source = narrow
+    _local.resizer.resize(source, result, _BILINEAR)  # of both axes, it takes the rows first
+    pixels = np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, channels)
+    if out is None:
+        out = np.empty((size, size, 3), np.uint8)
+    if channels == 4:
+        return cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB, dst=out)
+    out[:] = pixels
+    return out

@@ -165,9 +165,11 @@ def crop_box(
     The area is uniform in `scale` (a share of the image), the aspect width / height log-uniform in `ratio`; ten
     tries to fit them in, then the largest central box whose aspect lies in `ratio`.
     """
+    # What Generator.uniform computes, to the bit, at a quarter of a call's cost.
+    (least_area, most_area), (least, most) = scale, map(math.log, ratio)
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        area = height * width * (least_area + (most_area - least_area) * rng.random())
+        aspect = math.exp(least + (most - least) * rng.random())
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
             top = int(rng.integers(height - box_height + 1))

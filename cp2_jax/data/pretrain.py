@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import grain.python as grain
 import numpy as np
 
@@ -55,14 +56,14 @@ class _Sample:
     attention: Any = None
 
     def _crop(self, index: int, position: int, stream: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, position, stream, 0])
+        rng = cropping.generator(self.seed, position, stream, 0)
         views = 1 if stream else 2
         data = _read(self.source, index)
         crops = cropping.random_crops(data, self.source.name(index), rng, self.image_size, views, self.crop_scale)
         if self.attention is None or stream:
             return crops
         # The same draws give the same boxes, for the map has its image's size. It becomes a fourth channel.
-        rng = np.random.default_rng([self.seed, position, stream, 0])
+        rng = cropping.generator(self.seed, position, stream, 0)
         data, name = self.attention[index], self.attention.name(index)
         maps = cropping.random_crops(data, name, rng, self.image_size, views, self.crop_scale)
         return np.concatenate([crops, maps[..., :1]], axis=-1)
@@ -88,6 +89,7 @@ class _Sample:
         )
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
+        cv2.setNumThreads(1)  # samples are made in parallel already
         crops, unreadable = zip(*(self._load(position, stream) for stream in range(len(self.orders))), strict=True)
         sample = {'foreground': crops[0][..., :3], 'unreadable': np.array(unreadable, np.int64)}
         if self.attention is not None:

@@ -15,7 +15,7 @@ import threading
 import numpy as np
 from jaxtyping import UInt8
 
-_DECOMPRESS, _RGB = 1, 0  # TJINIT_DECOMPRESS, TJPF_RGB
+_DECOMPRESS, _RGBX = 1, 2  # TJINIT_DECOMPRESS, TJPF_RGBX
 _SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE = 4, 5, 6, 7, 8  # TJPARAM_...
 _YCBCR, _GRAY = 1, 2  # TJCS_...
 # Width of a block of the smallest unit by subsampling: 4:4:4, 4:2:2, 4:2:0, gray, 4:4:0, 4:1:1, 4:4:1.
@@ -91,16 +91,16 @@ class Jpeg:
         self._data, self._library, self._pointer = data, library, pointer
         self.height, self.width = library.tj3Get(pointer, _HEIGHT), library.tj3Get(pointer, _WIDTH)
 
-    def decode(self, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, '{height} {width} 3'] | None:
-        """The pixels of a box, a view of a somewhat wider array; None where the data is damaged."""
+    def decode(self, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, '{height} {width} 4'] | None:
+        """The pixels of a box, RGB and a byte without meaning: a view of a somewhat wider array. None for damaged data."""
         unit = _UNIT_WIDTH[self._library.tj3Get(self._pointer, _SUBSAMPLING)]
         # A region starts at a whole unit. One more on either side, for colours are interpolated across units.
         start = max(0, left // unit - 1) * unit
         end = min(self.width, left + width + unit)
         if self._library.tj3SetCroppingRegion(self._pointer, _Region(start, top, end - start, height)):
             return None
-        pixels = np.empty((height, end - start, 3), np.uint8)
-        if self._library.tj3Decompress8(self._pointer, self._data, len(self._data), pixels.ctypes.data, 0, _RGB):
+        pixels = np.empty((height, end - start, 4), np.uint8)
+        if self._library.tj3Decompress8(self._pointer, self._data, len(self._data), pixels.ctypes.data, 0, _RGBX):
             return None
         return pixels[:, left - start:left - start + width]
 
