@@ -16,6 +16,7 @@ from cp2_jax.augment.compose import AugmentOptions
 from cp2_jax.augment.masks import MASKS
 from cp2_jax.settings import ConfigError
 
+USUAL = AugmentOptions()
 PLAIN = AugmentOptions(jitter_probability=0.0, grayscale=0.0, blur=0.0, flip=0.0)
 
 
@@ -140,7 +141,7 @@ def single_draw(**changes):
     return base.replace(**changes)
 
 
-def augmented(images, draw, options=AugmentOptions()):
+def augmented(images, draw, options=USUAL):
     return compose.normalize(compose.augment(images, draw, options), options)
 
 

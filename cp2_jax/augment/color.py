@@ -13,6 +13,8 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # ITU-R 601-2 luma, which Pillow's mode "L" uses.
 _LUMA = (0.299, 0.587, 0.114)
 
+Channels = tuple[Float[Array, "batch height width"], ...]
+
 
 def to_float(images: UInt8[Array, "*shape"] | Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return uint8 images divided by 255, as float32; floats stay as they are."""
@@ -32,9 +34,6 @@ def normalize(
     """
     images = to_float(images)
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
-
-
-Channels = tuple[Float[Array, "batch height width"], Float[Array, "batch height width"], Float[Array, "batch height width"]]
 
 
 def grayscale(planes: Float[Array, "batch 3 height width"]) -> Float[Array, "batch 1 height width"]:
@@ -82,7 +81,7 @@ def _jitter(channels: Channels, factors, order, mean) -> Channels:
     slot_of = jnp.argsort(order, axis=1)
     hue_slot = slot_of[:, HUE]
     end = jnp.full_like(hue_slot, 4) if mean is not None else slot_of[:, CONTRAST]
-    # With hue and contrast both still to come, or one of them gone and one to come, two slots are left for the rest.
+    # Without a mean, contrast needs one of the slots after these: two are left on each side of hue.
     slots = 3 if mean is not None else 2
 
     def blend(channels, slot, happens):

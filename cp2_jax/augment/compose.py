@@ -92,7 +92,9 @@ def augment(
     return planes
 
 
-def normalize(planes: Float[Array, "batch 3 height width"], options: AugmentOptions) -> Float[Array, "batch height width 3"]:
+def normalize(
+    planes: Float[Array, "batch 3 height width"], options: AugmentOptions
+) -> Float[Array, "batch height width 3"]:
     """Return the planes of `augment` with channels last, normalised."""
     return color.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std)
 
