@@ -3,13 +3,15 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from configs import finetune_demo, pretrain_r50_aspp
-from cp2_jax.planning import chips, collectives, program, report
+from cp2_jax import profiling
+from cp2_jax.planning import chips, collectives, program, report, traffic
 from cp2_jax.planning.collectives import Collective
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,6 +42,27 @@ def test_collectives_are_read_from_the_text():
     assert found[0].name == "jit(step)/jvp(bc,rnc->brn)/dot_general" and found[0].shapes == ((32, 128),)
 
 
+def test_traffic_is_counted_by_hand():
+    text = """HloModule jit_step
+%fused_computation (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %inner = f32[8]{0} add(%p, %p), metadata={op_name="jit(step)/augment/add"}
+}
+ENTRY %main (a: u8[10], b: f32[4,2]) -> (f32[8], bf16[8]) {
+  %a = u8[10]{0} parameter(0)
+  %b = f32[4,2]{1,0} parameter(1)
+  %view = f32[8]{0} bitcast(%b)
+  %fusion = (f32[8]{0:T(8)}, bf16[8]{0}) fusion(%a, %view), kind=kLoop, calls=%fused_computation, metadata={op_name="jit(step)/augment/x"}
+  %first = f32[8]{0} get-tuple-element(%fusion), index=0
+  %start = (f32[8]{0}, f32[8]{0}) copy-start(%first)
+  %done = f32[8]{0} copy-done(%start)
+  ROOT %dot = f32[8]{0} multiply(%done, %first), metadata={op_name="jit(step)/transpose(jvp(query))/mul"}
+}
+"""  # noqa: E501
+    rest = profiling.PARTS[-1]
+    assert traffic.by_part(text) == {"augment": 10 + 32 + 32 + 16, rest: 32 + 64, "backward": 3 * 32}
+
+
 @pytest.mark.parametrize(
     "kind,moved", [("all-reduce", 150), ("all-gather", 75), ("reduce-scatter", 300), ("collective-permute", 100)]
 )
@@ -62,7 +85,8 @@ def test_bounds_follow_from_the_specification():
     compiled = program.Program(
         kind="pretrain", topology="x", devices=4, hosts=2, batch_size=256, parameters=100, optimizer=100, queue=50,
         batch=64, temporaries=320, code=10, peak=700, memory=1000, flops=100.0, bytes_accessed=50.0,
-        collectives=[Collective("all-gather", 80, 4, "", ())], compile_seconds=1.0,
+        traffic={"augment": 48.0, "backward": 96.0}, collectives=[Collective("all-gather", 80, 4, "", ())],
+        compile_seconds=1.0,
     )  # fmt: skip
     plan = report.plan(config, topology, compiled, images=2560, efficiencies=(1.0, 0.5))
     assert (plan.compute, plan.memory, plan.links, plan.bound) == (2.0, 5.0, 3.0, 5.0)
@@ -73,6 +97,7 @@ def test_bounds_follow_from_the_specification():
     # 316 of the 700 bytes do not grow; the other 384 are 6 for each of 64 images: (1000 - 316) / 6.
     assert plan.largest_batch == 114
     text = report.table(compiled, plan)
+    assert re.search(r"memory traffic +50 B\n  backward +96 B, 2 B a sample\n  augment +48 B, 1 B a sample\n", text)
     assert "700 B of 1.00 kB, fits" in text and "at 50% of that speed" in text
     full = report.as_dict(compiled, plan)
     assert json.loads(json.dumps(full))["plan"]["bound"] == 5.0 and full["fits"] is True
@@ -84,7 +109,7 @@ def test_a_program_that_the_compiler_refused_does_not_fit():
     compiled = program.Program(
         kind="pretrain", topology="x", devices=1, hosts=1, batch_size=256, parameters=1, optimizer=1, queue=1, batch=1,
         temporaries=None, code=None, peak=program._wanted(message), memory=16e9, flops=None, bytes_accessed=None,
-        collectives=None, compile_seconds=1.0, error=program._reason(message),
+        traffic=None, collectives=None, compile_seconds=1.0, error=program._reason(message),
     )  # fmt: skip
     assert compiled.fits is False
     plan = report.plan(pretrain_r50_aspp.get_config(), chips.Topology("x", [None], chips.TPUS["v5e"], 1), compiled, 1000)
@@ -127,6 +152,8 @@ def test_the_plan_of_a_small_step_on_eight_devices(tmp_path):
     # Two encoders; SGD's momentum is one more, beside a few counters.
     assert 0 <= 2 * plan["optimizer"] - plan["parameters"] < 100
     check_collectives(plan["collectives"], (64, 128), (32, 128))
+    assert {"augment", "key forward", "query forward", "backward", "optimizer"} < set(plan["traffic"])
+    assert 0.5 < sum(plan["traffic"].values()) / plan["bytes_accessed"] < 2
     assert plan["peak"] > plan["parameters"] + plan["optimizer"] + plan["queue"] + plan["temporaries"]
     assert "all-gather" in done.stdout and "32, 4 a device" in done.stdout and plan["plan"]["bound"] is None
 

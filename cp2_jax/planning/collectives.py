@@ -45,7 +45,7 @@ def find(hlo: str, devices: int) -> list[Collective]:
         match = _LINE.match(line)
         if not match:
             continue
-        shapes = [(_item_bytes(m[1], m[2]), tuple(int(n) for n in m[3].split(",") if n)) for m in _SHAPE.finditer(match[1])]
+        shapes = shapes_in(match[1])
         if match[3] and match[2] != "all-reduce":
             # (operands, results, numbers of the hardware's own)
             shapes = [shape for shape in shapes if shape[1] or shape[0] != 4] or shapes
@@ -61,6 +61,11 @@ def find(hlo: str, devices: int) -> list[Collective]:
             )
         )
     return found
+
+
+def shapes_in(text: str) -> list[tuple[float, tuple[int, ...]]]:
+    """Return (bytes of an item, dimensions) of each array type in a piece of a program's text, e.g. 'f32[8,3]{1,0}'."""
+    return [(_item_bytes(m[1], m[2]), tuple(int(n) for n in m[3].split(",") if n)) for m in _SHAPE.finditer(text)]
 
 
 def _item_bytes(dtype: str, bits: str | None) -> float:

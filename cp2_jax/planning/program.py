@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cp2_jax import finetune, mesh, pretrain, settings
-from cp2_jax.planning import collectives
+from cp2_jax.planning import collectives, traffic
 from cp2_jax.planning.chips import Topology
 
 
@@ -22,7 +22,8 @@ class Program:
     parameters (both encoders'), optimizer, queue, batch: resident arrays; `batch` is all that are kept ready.
     temporaries, code: of the program. peak: all of it. fits: None where the device's memory is not known.
     flops, bytes_accessed: by XLA's count, which leaves out multiplications with padding, and counts a loop's body once
-    (None with `accumulate` above 1, whose microbatches are a loop). error: why the compiler refused, if it did.
+    (None with `accumulate` above 1, whose microbatches are a loop). traffic: bytes by part, see `traffic.by_part`.
+    error: why the compiler refused, if it did.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Program:
     memory: float | None
     flops: float | None
     bytes_accessed: float | None
+    traffic: dict[str, float] | None
     collectives: list[collectives.Collective] | None
     compile_seconds: float
     error: str = ""
@@ -111,10 +113,11 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
             raise
         return Program(
             **known, temporaries=None, code=None, peak=_wanted(str(error)), flops=None, bytes_accessed=None,
-            collectives=None, compile_seconds=time.monotonic() - begin, error=_reason(str(error)),
+            traffic=None, collectives=None, compile_seconds=time.monotonic() - begin, error=_reason(str(error)),
         )  # fmt: skip
     seconds = time.monotonic() - begin
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    text = compiled.as_text()
     looped = config.get("accumulate", 1) > 1
     resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     ahead = known["batch"] * config.data.prefetch // (1 + config.data.prefetch)
@@ -125,7 +128,8 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
         peak=resident + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + ahead,
         flops=None if looped else cost.get("flops"),
         bytes_accessed=None if looped else cost.get("bytes accessed"),
-        collectives=collectives.find(compiled.as_text(), len(topology.devices)),
+        traffic=None if looped else traffic.by_part(text),
+        collectives=collectives.find(text, len(topology.devices)),
         compile_seconds=seconds,
     )
 

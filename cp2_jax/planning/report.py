@@ -91,6 +91,7 @@ def table(program: Program, plan: Plan) -> str:
         ("largest batch a device", _or_unknown(plan.largest_batch, "about {} (by proportion; compile it to be sure)")),
         ("work", _or_unknown(program.flops and program.flops / 1e9, "{:.1f} GFLOP (without padding)")),
         ("memory traffic", _size(program.bytes_accessed)),
+        *_traffic_rows(program),
         *_collective_rows(program),
         ("step by compute, at least", _seconds(plan.compute)),
         ("step by memory, at least", _seconds(plan.memory)),
@@ -116,6 +117,12 @@ def _collective_rows(program: Program) -> list[tuple[str, str]]:
         what = f"{len(members)} among {group} devices, {_size(total)}; largest {_size(largest.bytes)}, {largest.name[-60:]}"
         rows.append((kind, what))
     return rows or [("communication", "none")]
+
+
+def _traffic_rows(program: Program) -> list[tuple[str, str]]:
+    parts = sorted((program.traffic or {}).items(), key=lambda part: -part[1])
+    each = program.batch_size // program.devices
+    return [(f"  {part.split(',')[0]}", f"{_size(count)}, {_size(count / each)} a sample") for part, count in parts]
 
 
 def _peak(program: Program) -> str:

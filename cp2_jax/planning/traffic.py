@@ -1,0 +1,39 @@
+"""Where a compiled program's memory traffic comes from, read from its HLO text."""
+
+import math
+import re
+from collections import defaultdict
+
+from cp2_jax import profiling
+from cp2_jax.planning import collectives
+
+_LINE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)")
+# They name, take apart or finish what others have read and written.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+
+
+def by_part(hlo: str) -> dict[str, float]:
+    """Return the bytes that the operations of a program read and write, by part of the step (`profiling.PARTS`).
+
+    Args:
+      hlo: `compiled.as_text()`.
+
+    Counted are operands and results of the operations in the program's entry, each fusion being one operation. Loops
+    count once, with what goes into and out of them. XLA's own count differs a little: it looks into fusions, for what
+    is read twice or in part.
+    """
+    sizes: dict[str, float] = {}
+    parts: dict[str, float] = defaultdict(float)
+    for line in hlo[hlo.index("ENTRY") :].splitlines()[1:]:
+        match = _LINE.match(line)
+        if not match:
+            continue
+        name, kind, operation, rest = match.groups()
+        sizes[name] = sum(size * math.prod(shape) for size, shape in collectives.shapes_in(kind))
+        if operation in _FREE or operation.endswith("-done"):
+            continue
+        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        scope = re.search(r'op_name="([^"]*)"', rest)
+        part = profiling.part_of(scope[1] if scope else "")
+        parts[part] += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
+    return dict(parts)
