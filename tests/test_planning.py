@@ -25,6 +25,7 @@ HLO = """
   %ag = (f32[2,16]{1,0}, f32[16,16]{1,0:T(8,128)S(1)}) all-gather-start(%d), replica_groups=[1,8]<=[8], dimensions={0}
   %cp = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%d), source_target_pairs={{0,1}}
   %rs = pred[16]{0} reduce-scatter(%e), replica_groups=[2,4]<=[8], dimensions={0}
+  %all-gather.2 = f32[32,128]{1,0} all-gather(%fusion.2), channel_id=93, replica_groups=[1,8]<=[8], dimensions={0}
   %fusion = f32[8]{0} fusion(%all-gather), kind=kLoop, calls=%all-reduce.clone
 """  # noqa: E501
 
