@@ -274,7 +274,7 @@ for number, (default, arguments) in enumerate(json.load(sys.stdin)):
         sys.argv[1:] = arguments
         _cli.define_config_flags(default)
         _cli.run(main)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)  # lest the next child inherit it
 """
 
 
