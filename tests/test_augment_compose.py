@@ -181,7 +181,7 @@ def test_documented_shapes_and_dtypes_hold():
     checked(compose.normalize)(planes, options)
     checked(color.jitter)(planes, draw.factors, draw.order)
     checked(color.to_float)(foreground)
-    checked(color.shift_hue)(planes, draw.sigma)
+    checked(color.shift_hue)(tuple(planes.swapaxes(0, 1)), draw.sigma)
     checked(color.grayscale)(planes)
     checked(blur.gaussian_blur)(planes, draw.sigma, 2.0)
     checked(color.normalize)(foreground, options.mean, options.std)

@@ -38,14 +38,28 @@ def normalize(
 
 def grayscale(planes: Float[Array, "batch 3 height width"]) -> Float[Array, "batch 1 height width"]:
     """Return the luma of each pixel, as Pillow's `convert("L")` weighs it but without rounding."""
-    return sum(weight * planes[:, c : c + 1] for c, weight in enumerate(_LUMA))
+    return _luma(_channels(planes))[:, None]
 
 
-def shift_hue(
-    planes: Float[Array, "batch 3 height width"], shift: Float[Array, "batch"]
-) -> Float[Array, "batch 3 height width"]:
-    """Rotate the hue of HSV by `shift` turns (0.5 = opposite colour); saturation and value stay."""
-    return jnp.stack(_shift_hue(_channels(planes), shift[:, None, None]), axis=1)
+def shift_hue(channels: Channels, shift: Float[Array, "batch"]) -> Channels:
+    """Rotate the hue of HSV by `shift` turns (0.5 = opposite colour); saturation and value stay.
+
+    The way to HSV and back in one: value x saturation is the spread between the largest and the smallest channel, so
+    neither has to be formed.
+    """
+    red, green, blue = channels
+    high = jnp.maximum(jnp.maximum(red, green), blue)
+    low = jnp.minimum(jnp.minimum(red, green), blue)
+    spread = high - low
+    scale = 1 / jnp.where(spread > 0, spread, 1)
+    sextant = jnp.where(
+        high == red,
+        (green - blue) * scale,
+        jnp.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4),
+    )
+    sextant = jnp.mod(sextant + 6 * shift[:, None, None], 6)
+    weights = (jnp.abs(sextant - 3) - 1, 2 - jnp.abs(sextant - 2), 2 - jnp.abs(sextant - 4))
+    return tuple(low + spread * jnp.clip(weight, 0, 1) for weight in weights)
 
 
 def jitter(
@@ -96,9 +110,9 @@ def _jitter(channels: Channels, factors, order, mean) -> Channels:
 
     for slot in range(slots):
         channels = blend(channels, slot, slot < hue_slot)
-    shift = column(jnp.where(hue_slot < end, factors[:, HUE], 0))
+    shift = jnp.where(hue_slot < end, factors[:, HUE], 0)
     # A shift of 0 would still round; leave such images untouched to the bit.
-    channels = _where(shift != 0, _shift_hue(channels, shift), channels)
+    channels = _where(column(shift != 0), shift_hue(channels, shift), channels)
     for slot in range(1, 1 + slots):
         channels = blend(channels, slot, slot > hue_slot)
     return channels
@@ -114,21 +128,3 @@ def _channels(planes) -> Channels:
 
 def _luma(channels: Channels) -> Float[Array, "batch height width"]:
     return sum(weight * channel for weight, channel in zip(_LUMA, channels, strict=True))
-
-
-def _shift_hue(channels: Channels, shift) -> Channels:
-    """The way to HSV and back in one: value x saturation is the spread between the largest and the smallest channel, so
-    that neither has to be formed."""
-    red, green, blue = channels
-    high = jnp.maximum(jnp.maximum(red, green), blue)
-    low = jnp.minimum(jnp.minimum(red, green), blue)
-    spread = high - low
-    scale = 1 / jnp.where(spread > 0, spread, 1)
-    sextant = jnp.where(
-        high == red,
-        (green - blue) * scale,
-        jnp.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4),
-    )
-    sextant = jnp.mod(sextant + 6 * shift, 6)
-    weights = (jnp.abs(sextant - 3) - 1, 2 - jnp.abs(sextant - 2), 2 - jnp.abs(sextant - 4))
-    return tuple(low + spread * jnp.clip(weight, 0, 1) for weight in weights)

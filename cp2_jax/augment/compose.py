@@ -144,6 +144,7 @@ def compose_pairs(
         mask = jax.vmap(jax.vmap(lambda m: masks.from_attention(m, options.mask_law)))(maps)
     else:
         mask = _draw_masks(fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY])), height, width, options)
+
     def composed(view):
         # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
         chosen = planes[view]

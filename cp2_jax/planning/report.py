@@ -122,7 +122,8 @@ def _collective_rows(program: Program) -> list[tuple[str, str]]:
 def _traffic_rows(program: Program) -> list[tuple[str, str]]:
     parts = sorted((program.traffic or {}).items(), key=lambda part: -part[1])
     each = program.batch_size // program.devices
-    return [(f"  {part.split(',')[0]}", f"{_size(count)}, {_size(count / each)} a sample") for part, count in parts]
+    # Of the last part's long name its end: "the rest".
+    return [(f"  {part.split(', ')[-1]}", f"{_size(count)}, {_size(count / each)} a sample") for part, count in parts]
 
 
 def _peak(program: Program) -> str:

@@ -22,6 +22,7 @@ def by_part(hlo: str) -> dict[str, float]:
     count once, with what goes into and out of them. XLA's own count differs a little: it looks into fusions, for what
     is read twice or in part.
     """
+    scopes = profiling.scopes(hlo)
     sizes: dict[str, float] = {}
     parts: dict[str, float] = defaultdict(float)
     for line in hlo[hlo.index("ENTRY") :].splitlines()[1:]:
@@ -33,7 +34,6 @@ def by_part(hlo: str) -> dict[str, float]:
         if operation in _FREE or operation.endswith("-done"):
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-        scope = re.search(r'op_name="([^"]*)"', rest)
-        part = profiling.part_of(scope[1] if scope else "")
+        part = profiling.part_of(scopes.get(name, ""))
         parts[part] += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
     return dict(parts)
