@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from configs import finetune_demo, pretrain_r50_aspp
-from cp2_jax import profiling
 from cp2_jax.planning import chips, collectives, program, report, traffic
 from cp2_jax.planning.collectives import Collective
 
@@ -60,8 +59,8 @@ ENTRY %main (a: u8[10], b: f32[4,2]) -> (f32[8], bf16[8]) {
   ROOT %dot = f32[8]{0} multiply(%done, %first), metadata={op_name="jit(step)/transpose(jvp(query))/mul"}
 }
 """  # noqa: E501
-    rest = profiling.PARTS[-1]
-    assert traffic.by_part(text) == {"augment": 10 + 32 + 32 + 16, rest: 32 + 64, "backward": 3 * 32}
+    # The copy fetches ahead what the multiplication is counted to read.
+    assert traffic.by_part(text) == {"augment": 10 + 32 + 32 + 16, "backward": 3 * 32}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from cp2_jax import profiling
 from cp2_jax.planning import collectives
 
 _LINE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)")
-# They name, take apart or finish what others have read and written.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+# They name, take apart or finish what others have read and written, or fetch it ahead for those that count it.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "copy-start", "slice-start"}
+_NAMES_ONLY = ('custom_call_target="ConcatBitcast"', 'custom_call_target="AllocateBuffer"')
 
 
 def by_part(hlo: str) -> dict[str, float]:
@@ -31,7 +32,7 @@ def by_part(hlo: str) -> dict[str, float]:
             continue
         name, kind, operation, rest = match.groups()
         sizes[name] = sum(size * math.prod(shape) for size, shape in collectives.shapes_in(kind))
-        if operation in _FREE or operation.endswith("-done"):
+        if operation in _FREE or operation.endswith("-done") or any(target in rest for target in _NAMES_ONLY):
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
         part = profiling.part_of(scopes.get(name, ""))
