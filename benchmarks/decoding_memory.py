@@ -17,8 +17,8 @@ from memory import fit_line
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from cp2_jax.data.pretrain import pretrain_dataset  # noqa: E402
-from cp2_jax.data.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images.stream import pretrain_dataset  # noqa: E402
 
 
 def resident():

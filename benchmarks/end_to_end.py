@@ -21,9 +21,11 @@ import jax  # noqa: E402
 from absl import flags  # noqa: E402
 
 from configs import pretrain_r50_aspp  # noqa: E402
-from cp2_jax import mesh, pretrain, validation  # noqa: E402
-from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
-from cp2_jax.data.sources import ImageFolder  # noqa: E402
+from cp2_jax import validation  # noqa: E402
+from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images.stream import Batches, pretrain_dataset  # noqa: E402
+from cp2_jax.pretraining import step as pretrain_step  # noqa: E402
+from cp2_jax.runs import mesh  # noqa: E402
 
 WARM_UP = 3
 
@@ -65,7 +67,7 @@ def main():
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
     config, device_mesh, source = make_config(args), mesh.make_mesh(), ImageFolder(args.images)
-    initial_state, step = pretrain.make_step(config, 1000, 100, device_mesh)
+    initial_state, step = pretrain_step.make_step(config, 1000, 100, device_mesh)
     dataset = pretrain_dataset(
         source, batch_size=args.batch, image_size=config.image_size, seed=0, backgrounds=args.backgrounds,
         workers=args.workers,

@@ -30,8 +30,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import finetune_camvid  # noqa: E402
-from cp2_jax import evaluate, finetune, mesh  # noqa: E402
-from cp2_jax.data import transforms  # noqa: E402
+from cp2_jax.data.labelled import transforms  # noqa: E402
+from cp2_jax.runs import mesh  # noqa: E402
+from cp2_jax.segmentation import evaluation  # noqa: E402
+from cp2_jax.segmentation import step as finetune_step  # noqa: E402
 
 CLASSES = len(finetune_camvid.CLASSES)
 
@@ -40,12 +42,12 @@ def make_evaluator():
     config = finetune_camvid.get_config()
     config.data.path, config.model.dtype = args.path, "float32"
     config.evaluation.update(resize=tuple(args.scale), batch_size=1, limit=float(args.images))
-    return config, evaluate.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
+    return config, evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
 
 
 def time_ours(config, evaluator):
     """Return seconds of a whole evaluation, and of the network alone on as many images, both compiled before."""
-    variables = jax.device_put(finetune.init_variables(config))
+    variables = jax.device_put(finetune_step.init_variables(config))
     evaluator(variables)
     result = evaluator(variables)
     batch = result.batches[0]

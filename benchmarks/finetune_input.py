@@ -23,8 +23,9 @@ import numpy as np
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 
 from configs import finetune_voc  # noqa: E402
-from cp2_jax.data import segmentation, transforms  # noqa: E402
-from cp2_jax.data.segmentation_stream import training_options  # noqa: E402
+from cp2_jax.data.labelled import transforms  # noqa: E402
+from cp2_jax.data.labelled.examples import open_examples  # noqa: E402
+from cp2_jax.data.labelled.stream import training_options  # noqa: E402
 
 
 def make_images(root: pathlib.Path, count: int) -> pathlib.Path:
@@ -108,7 +109,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         data = finetune_voc.get_config().data
         data.path = arguments.path or str(make_images(pathlib.Path(folder) / "voc", 20))
-        examples = segmentation.open_examples(data, data.split)
+        examples = open_examples(data, data.split)
         options = training_options(data)
 
         def ours():

@@ -26,9 +26,9 @@ import original_way  # noqa: E402
 from absl import flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from cp2_jax.data import crops, decode, turbojpeg  # noqa: E402
-from cp2_jax.data.pretrain import pretrain_dataset  # noqa: E402
-from cp2_jax.data.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images import crops, decoding, turbojpeg  # noqa: E402
+from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images.stream import pretrain_dataset  # noqa: E402
 
 LIBRARIES = ("pillow", "simplejpeg", "turbojpeg", "cykooz.resizer", "numpy", "grain")
 
@@ -55,7 +55,7 @@ def paths(images, prepared):
             crops.random_crops(files[pick(i, stream)], "", rng(i, stream), 224, number)
 
     return {
-        "whole decode alone, 1 image": lambda i: decode.decode(images[pick(i, 0)], ""),
+        "whole decode alone, 1 image": lambda i: decoding.decode(images[pick(i, 0)], ""),
         "original's way": lambda i: original_way.sample(*(images[pick(i, s)] for s in range(3)), rng(i, 0)),
         "independent": lambda i: ours(images, i, (2, 1, 1)),
         "in_batch": lambda i: ours(images, i, (2,)),

@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cp2_jax.writers import read_metrics  # noqa: E402
+from cp2_jax.runs.writers import read_metrics  # noqa: E402
 
 SMALL = {
     "data.source": "folder", "image_size": 32, "batch_size": 16, "loss.queue_size": 256, "log_every": 5,

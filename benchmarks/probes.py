@@ -18,7 +18,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from cp2_jax import mesh, pretrain, watch  # noqa: E402
+from cp2_jax.pretraining import hooks
+from cp2_jax.pretraining import step as pretrain_step  # noqa: E402
+from cp2_jax.runs import mesh  # noqa: E402
 
 
 class Discard:
@@ -47,11 +49,11 @@ def main():
     parser.add_argument("--json")
     options = parser.parse_args()
     config = runpy.run_path(options.config)["get_config"]()
-    rng, shapes = np.random.default_rng(0), pretrain.abstract_batch(config)
+    rng, shapes = np.random.default_rng(0), pretrain_step.abstract_batch(config)
     crops = lambda n: {k: rng.integers(0, 256, (n, *s.shape[1:]), np.uint8) for k, s in shapes.items()}  # noqa: E731
     device_mesh = mesh.make_mesh()
-    start, step = pretrain.make_step(config, 1000, 100, device_mesh)
-    hook = watch.pretrain_probes(config, crops(config.probe_images), Discard(), device_mesh)
+    start, step = pretrain_step.make_step(config, 1000, 100, device_mesh)
+    hook = hooks.pretrain_probes(config, crops(config.probe_images), Discard(), device_mesh)
     batch, state = mesh.place_batch(device_mesh, crops(config.batch_size)), start()
 
     def train():

@@ -19,14 +19,14 @@ from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 
-from cp2_jax.data import decode  # noqa: E402
-from cp2_jax.data.prepare_imagenet import reencode  # noqa: E402
-from cp2_jax.data.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images import decoding  # noqa: E402
+from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.prepare.imagenet import reencode  # noqa: E402
 
 
 def crop(data, box):
     """Return the box, in shares of width and height, at 224x224."""
-    image = Image.fromarray(decode.decode(data, ""))
+    image = Image.fromarray(decoding.decode(data, ""))
     scaled = [side * share for side, share in zip(image.size * 2, box, strict=True)]
     return np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR, box=scaled), np.float64)
 
@@ -46,7 +46,7 @@ def main():
         data, rng = folder[int(index)], np.random.default_rng(number)
         original_bytes += len(data)
         width, height = Image.open(io.BytesIO(data)).size
-        top, left, rows_, columns = decode.crop_box(height, width, rng, (0.2, 1.0), (3 / 4, 4 / 3))
+        top, left, rows_, columns = decoding.crop_box(height, width, rng, (0.2, 1.0), (3 / 4, 4 / 3))
         box = (left / width, top / height, (left + columns) / width, (top + rows_) / height)
         before = crop(data, box)
         for (side, quality), row in rows.items():

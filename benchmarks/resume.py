@@ -21,8 +21,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cp2_jax.checkpoints import CheckpointError, read  # noqa: E402
-from cp2_jax.writers import VARYING, read_metrics  # noqa: E402
+from cp2_jax.runs.checkpoints import CheckpointError, read  # noqa: E402
+from cp2_jax.runs.writers import VARYING, read_metrics  # noqa: E402
 
 
 def start(workdir: pathlib.Path, arguments: argparse.Namespace) -> subprocess.Popen:

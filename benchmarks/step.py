@@ -40,10 +40,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import pretrain_r50_aspp, pretrain_vit_aspp  # noqa: E402
-from cp2_jax import optim, pretrain  # noqa: E402
 from cp2_jax.augment.compose import Pair  # noqa: E402
+from cp2_jax.pretraining import step as pretrain_step  # noqa: E402
+from cp2_jax.runs import optim  # noqa: E402
 
 CONFIGS = {"r50_aspp": pretrain_r50_aspp, "vit_aspp": pretrain_vit_aspp}
+
 
 def inputs(batch):
     rng = np.random.default_rng(0)
@@ -60,7 +62,7 @@ def timed(step, steps):
         begin = time.perf_counter()
         step()
         times.append(time.perf_counter() - begin)
-    return min(times[args.warm_up:])
+    return min(times[args.warm_up :])
 
 
 def matmul_rate(dtype, size):
@@ -74,10 +76,10 @@ def time_ours(config):
     """Return seconds of a step, and what the compiled program says of itself."""
     schedule = optim.schedule(config.optimizer, 1000, 100)
     optimizer = optim.make(config.optimizer, schedule)
-    update = jax.jit(pretrain.make_update(config, optimizer, schedule), donate_argnums=0)
+    update = jax.jit(pretrain_step.make_update(config, optimizer, schedule), donate_argnums=0)
     images, masks = jax.device_put(inputs(args.batch))
     pair = Pair(image_query=images[0], image_key=images[1], mask_query=masks[0], mask_key=masks[1])
-    state = jax.jit(lambda: pretrain.init_state(config, optimizer))()
+    state = jax.jit(lambda: pretrain_step.init_state(config, optimizer))()
     begin = time.perf_counter()
     program = update.lower(state, pair).compile()
     compiling = time.perf_counter() - begin

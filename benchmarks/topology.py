@@ -73,18 +73,19 @@ def worker(arguments, task):
     from jax.experimental import multihost_utils
 
     flags.FLAGS.mark_as_parsed()
-    from cp2_jax import distributed, mesh, pretrain, rngs
     from cp2_jax.augment import compose
-    from cp2_jax.checkpoints import Checkpoints
-    from cp2_jax.data.pretrain import pretrain_dataset
-    from cp2_jax.data.sources import ImageFolder
+    from cp2_jax.data.images.sources import ImageFolder
+    from cp2_jax.data.images.stream import pretrain_dataset
+    from cp2_jax.pretraining import step as pretrain_step
+    from cp2_jax.runs import distributed, mesh, rngs
+    from cp2_jax.runs.checkpoints import Checkpoints
 
     jax.config.update("jax_enable_x64", task["dtype"] == "float64")
     if task["processes"] > 1:
         distributed.initialize(task["coordinator"], task["processes"], task["process"])
     config = small_config(task["dtype"], arguments.shuffle, task["changes"])
     device_mesh = mesh.make_mesh()
-    initial_state, step = pretrain.make_step(config, 100, 10, device_mesh)
+    initial_state, step = pretrain_step.make_step(config, 100, 10, device_mesh)
     # One initial state for all dtypes, so that float32 and float64 start alike.
     state = initial_state()
     wide = jax.tree.map(lambda x: x.astype(task["dtype"]) if x.dtype.kind == "f" else x, state)

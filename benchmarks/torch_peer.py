@@ -8,9 +8,7 @@ from torch import nn
 
 def conv_bn(inputs, outputs, kernel, stride=1, dilation=1):
     padding = dilation * (kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False), nn.BatchNorm2d(outputs)
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False), nn.BatchNorm2d(outputs))
 
 
 class Bottleneck(nn.Module):

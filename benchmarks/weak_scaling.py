@@ -29,7 +29,7 @@ def worker(task):
     import jax.numpy as jnp
     import numpy as np
 
-    from cp2_jax import distributed, mesh
+    from cp2_jax.runs import distributed, mesh
 
     if task["processes"] > 1:
         distributed.initialize(task["coordinator"], task["processes"], task["process"])

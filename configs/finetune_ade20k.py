@@ -10,7 +10,9 @@ annotations (training, validation) of ADEChallengeData2016 as downloaded, where 
 
 from configs import finetune_voc
 
-CLASSES = tuple(" ".join(name.split()) for name in """
+CLASSES = tuple(
+    " ".join(name.split())
+    for name in """
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
 table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
 seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers,
@@ -22,7 +24,8 @@ bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountai
 plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank,
 trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic
 light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
-""".split(","))
+""".split(",")
+)
 
 
 def get_config(variants=""):

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax.augment import color
-from cp2_jax.checkpoints import CheckpointError, read_variables
-from cp2_jax.losses import l2_normalize
 from cp2_jax.models import segmenter
+from cp2_jax.pretraining.losses import l2_normalize
+from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 
 FEATURES = ("stages", "backbone", "head", "projection", "logits")
 # The part of a checkpoint's parameters that each is read from.

@@ -17,14 +17,14 @@ import jax  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from cp2_jax import distributed, memory  # noqa: E402
-from cp2_jax.checkpoints import CheckpointError  # noqa: E402
-from cp2_jax.data.decode import UnreadableImage  # noqa: E402
-from cp2_jax.data.sources import SourceError  # noqa: E402
-from cp2_jax.loop import NonFiniteLoss, Preempted  # noqa: E402
+from cp2_jax.data.images.decoding import UnreadableImage  # noqa: E402
+from cp2_jax.data.images.sources import SourceError  # noqa: E402
 from cp2_jax.planning.chips import PlanError  # noqa: E402
 from cp2_jax.reproduce.chain import StageError  # noqa: E402
-from cp2_jax.settings import ConfigError, check_override  # noqa: E402
+from cp2_jax.runs import distributed, out_of_memory  # noqa: E402
+from cp2_jax.runs.checkpoints import CheckpointError  # noqa: E402
+from cp2_jax.runs.loop import NonFiniteLoss, Preempted  # noqa: E402
+from cp2_jax.runs.settings import ConfigError, check_override  # noqa: E402
 
 PREEMPTED = 75  # EX_TEMPFAIL: "try again", which launchers do
 _USER_ERRORS = (
@@ -144,8 +144,8 @@ def watchdog() -> distributed.Watchdog:
 
 def _runtime_error(error: jax.errors.JaxRuntimeError):
     """Explain an error of JAX's runtime, if it is one that the user can do something about; otherwise raise it."""
-    if memory.is_out_of_memory(error) and flags.FLAGS.get_flag_value("config", None):
-        fail(memory.advice(flags.FLAGS.config, error), 1)
+    if out_of_memory.is_out_of_memory(error) and flags.FLAGS.get_flag_value("config", None):
+        fail(out_of_memory.advice(flags.FLAGS.config, error), 1)
     if distributed.several():
         first = str(error).splitlines()[0][:200]
         fail(f"another process of this run is gone ({first}); run again to go on from the last checkpoint", PREEMPTED)

@@ -22,29 +22,34 @@ PICTURE = _cli.flags.DEFINE_string("picture", None, "Also write this PNG of some
 
 import numpy as np  # noqa: E402
 
-from cp2_jax import attention, checkpoints, pictures  # noqa: E402
-from cp2_jax.data import decode, prepare, sources  # noqa: E402
+from cp2_jax import pictures  # noqa: E402
+from cp2_jax.data.images import decoding, sources  # noqa: E402
+from cp2_jax.data.prepare import writing  # noqa: E402
+from cp2_jax.pretraining import attention_maps  # noqa: E402
+from cp2_jax.runs import checkpoints  # noqa: E402
 
 
 def main(_):
     is_folder = SOURCE.value == "folder"
     source = sources.ImageFolder(IMAGES.value) if is_folder else sources.TfdsSource(IMAGES.value, SPLIT.value)
-    model, variables, mean, std = attention.vit_of(*checkpoints.read_variables(CHECKPOINT.value))
+    model, variables, mean, std = attention_maps.vit_of(*checkpoints.read_variables(CHECKPOINT.value))
     import tensorflow_datasets as tfds  # here, because it takes a second
 
-    maps = attention.make_maps(source, attention.make_attend(model, variables, mean, std), SIDE.value, BATCH.value)
+    maps = attention_maps.make_maps(
+        source, attention_maps.make_attend(model, variables, mean, std), SIDE.value, BATCH.value
+    )
     features = {"image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg")}
-    settings = f"{attention.fingerprint(source)}, side {SIDE.value}, {CHECKPOINT.value}"
-    path = prepare.write_dataset(
-        OUTPUT.value, attention.NAME, {"train": maps}, features, settings, "Attention maps.", {"train": len(source)}
+    settings = f"{attention_maps.fingerprint(source)}, side {SIDE.value}, {CHECKPOINT.value}"
+    path = writing.write_dataset(
+        OUTPUT.value, attention_maps.NAME, {"train": maps}, features, settings, "Attention maps.", {"train": len(source)}
     )
     print(f"{len(source):,d} maps in {path}")
     if PICTURE.value:
         written = sources.TfdsSource(path)
         chosen = np.linspace(0, len(source) - 1, 8).astype(int)
-        pictures.save_png(PICTURE.value, pictures.maps(*zip(*(
-            (decode.decode(source[i], source.name(i)), decode.decode(written[i], written.name(i))[..., 0]) for i in chosen
-        ), strict=True)))  # fmt: skip
+        images = [decoding.decode(source[i], source.name(i)) for i in chosen]
+        maps = [decoding.decode(written[i], written.name(i))[..., 0] for i in chosen]
+        pictures.save_png(PICTURE.value, pictures.maps(images, maps))
 
 
 if __name__ == "__main__":

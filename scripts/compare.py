@@ -8,7 +8,7 @@ import pathlib
 import _cli
 import numpy as np
 
-from cp2_jax.evaluate import read_scores
+from cp2_jax.segmentation.evaluation import read_scores
 
 
 def main(argv):

@@ -15,8 +15,8 @@ _cli.flags.DEFINE_integer("heads", None, "Attention heads of a ViT, where the fo
 _cli.flags.DEFINE_list("stage_sizes", None, "Allow a ResNet of these numbers of blocks, e.g. 1,1,1,1.")
 _cli.flags.DEFINE_enum("input", None, ["imagenet", "half", "unit"], "Input normalisation, if the format is wrong about it.")
 
-from cp2_jax.checkpoints import CheckpointError, write_variables  # noqa: E402
 from cp2_jax.convert.importing import import_checkpoint  # noqa: E402
+from cp2_jax.runs.checkpoints import CheckpointError, write_variables  # noqa: E402
 
 
 def main(argv):

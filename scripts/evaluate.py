@@ -14,9 +14,10 @@ _cli.flags.DEFINE_string("predictions", None, "Folder for the predicted class ma
 
 import jax  # noqa: E402
 
-from cp2_jax import evaluate, mesh  # noqa: E402
-from cp2_jax.checkpoints import read_variables  # noqa: E402
-from cp2_jax.data import classes  # noqa: E402
+from cp2_jax.data.labelled import classes  # noqa: E402
+from cp2_jax.runs import mesh  # noqa: E402
+from cp2_jax.runs.checkpoints import read_variables  # noqa: E402
+from cp2_jax.segmentation import evaluation  # noqa: E402
 
 
 def main(_):
@@ -24,13 +25,13 @@ def main(_):
     workdir = pathlib.Path(flags.workdir).absolute()
     source = flags.checkpoint or workdir
     classes.resolve(config)
-    evaluator = evaluate.Evaluator(config, mesh.make_mesh())
+    evaluator = evaluation.Evaluator(config, mesh.make_mesh())
     variables, meta = read_variables(source)
     evaluator.check(variables)
     variables = jax.device_put(variables, mesh.replicated(evaluator.device_mesh))
     print(f"{len(evaluator.examples)} images, checkpoint {source}", flush=True)
     result = evaluator(variables, flags.predictions)
-    print(evaluate.report(result, evaluator.names))
+    print(evaluation.report(result, evaluator.names))
     extra = {"checkpoint": str(source), "step": meta.get("iterator", meta).get("next_batch", meta.get("step"))}
     evaluator.save(workdir, result, variables, extra | {"protocol": config.evaluation.to_dict()})
 

@@ -17,8 +17,8 @@ _cli.flags.DEFINE_enum(
 )
 _cli.flags.DEFINE_bool("projection", True, "Keep the projection (contrast_conv) beside the head.")
 
-from cp2_jax.checkpoints import read_variables  # noqa: E402
 from cp2_jax.convert import exporting  # noqa: E402
+from cp2_jax.runs.checkpoints import read_variables  # noqa: E402
 
 
 def main(argv):

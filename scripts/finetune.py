@@ -12,12 +12,18 @@ FLAGS = _cli.define_config_flags()
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import distributed, evaluate, finetune, loop, mesh, periodic, settings, validation, warm_start  # noqa: E402
-from cp2_jax.checkpoints import Checkpoints  # noqa: E402
-from cp2_jax.data import classes, segmentation  # noqa: E402
-from cp2_jax.data.pretrain import Batches  # noqa: E402
-from cp2_jax.data.segmentation_stream import training_dataset, training_options  # noqa: E402
-from cp2_jax.writers import Writer  # noqa: E402
+from cp2_jax import validation  # noqa: E402
+from cp2_jax.convert import warm_start  # noqa: E402
+from cp2_jax.data.images.stream import Batches  # noqa: E402
+from cp2_jax.data.labelled import classes  # noqa: E402
+from cp2_jax.data.labelled.examples import open_examples  # noqa: E402
+from cp2_jax.data.labelled.stream import training_dataset, training_options  # noqa: E402
+from cp2_jax.runs import distributed, loop, mesh, settings  # noqa: E402
+from cp2_jax.runs.checkpoints import Checkpoints  # noqa: E402
+from cp2_jax.runs.writers import Writer  # noqa: E402
+from cp2_jax.segmentation import hooks  # noqa: E402
+from cp2_jax.segmentation import step as finetune_step  # noqa: E402
+from cp2_jax.segmentation.evaluation import Evaluator  # noqa: E402
 
 
 def main(_):
@@ -25,16 +31,16 @@ def main(_):
     workdir = pathlib.Path(_cli.flags.FLAGS.workdir).absolute()
     classes.resolve(config)
     validation.validate_finetune(config, jax.device_count())
-    examples = segmentation.open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
-    evaluator = evaluate.Evaluator(config, mesh.make_mesh())
+    examples = open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
+    evaluator = Evaluator(config, mesh.make_mesh())
     distributed.agree({"number of images": f"{len(examples)}, {len(evaluator.examples)} to evaluate"})
     steps_per_epoch = settings.steps_per_epoch(len(examples), config.batch_size)
     total_steps = settings.total_steps(config, len(examples))
     settings.save_config(workdir, config)
     print(config)
 
-    initial_state, step = finetune.make_step(config, total_steps, steps_per_epoch, evaluator.device_mesh)
-    variables = finetune.init_variables(config)
+    initial_state, step = finetune_step.make_step(config, total_steps, steps_per_epoch, evaluator.device_mesh)
+    variables = finetune_step.init_variables(config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
     if config.init.checkpoint and checkpoints.latest_step() is None:
         variables, table = warm_start.start(config, variables)
@@ -61,7 +67,7 @@ def main(_):
     batches = Batches(iter(dataset), examples, place, ahead=config.data.prefetch)
     meta = {"kind": "finetune", "config": settings.resolve(config)}
     with Writer(workdir, total_steps, start, title="finetuning") as writer:
-        evaluation = periodic.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
+        evaluation = hooks.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
         loop.fit(
             step, state, batches, total_steps=total_steps, writer=writer, checkpoints=checkpoints, meta=meta,
             save_every=config.save_every, log_every=config.log_every, samples_per_step=config.batch_size,

@@ -16,11 +16,12 @@ CONFIG = _cli.config_flags.DEFINE_config_file("config", None, "Finetuning config
 
 from ml_collections import ConfigDict  # noqa: E402
 
-from cp2_jax import class_maps, inference, progress  # noqa: E402
-from cp2_jax.checkpoints import read_variables  # noqa: E402
-from cp2_jax.data import classes  # noqa: E402
-from cp2_jax.data.sources import ImageFolder  # noqa: E402
-from cp2_jax.settings import ConfigError  # noqa: E402
+from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.labelled import classes  # noqa: E402
+from cp2_jax.runs import progress  # noqa: E402
+from cp2_jax.runs.checkpoints import read_variables  # noqa: E402
+from cp2_jax.runs.settings import ConfigError  # noqa: E402
+from cp2_jax.segmentation import class_maps, predictor  # noqa: E402
 
 
 def main(_):
@@ -30,7 +31,7 @@ def main(_):
         raise ConfigError(f"{flags.checkpoint} has no config in it; give one with --config configs/finetune_….py")
     config = CONFIG.value or ConfigDict(meta["config"])
     classes.resolve(config)
-    inference.check_variables(config, variables)
+    predictor.check_variables(config, variables)
     images = ImageFolder(flags.images)
     done = class_maps.predict_folder(config, variables, images, flags.output, flags.mask_values)
     unreadable = [problem for problem in progress.track(done, "predicting", len(images)) if problem]

@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse  # noqa: E402
 import importlib  # noqa: E402
 
-from cp2_jax.data import check, classes, demo, prepare, prepare_imagenet, prepare_voc, segmentation  # noqa: E402
-from cp2_jax.data.sources import SourceError, TfdsSource  # noqa: E402
+from cp2_jax.data import demo  # noqa: E402
+from cp2_jax.data.images.sources import SourceError, TfdsSource  # noqa: E402
+from cp2_jax.data.labelled import check, classes, examples  # noqa: E402
+from cp2_jax.data.prepare import imagenet, voc, writing  # noqa: E402
 
 # Images of the training and validation splits of the whole data sets.
 EXPECTED = {"voc": (10_582, 1_449), "cityscapes": (2_975, 500), "ade20k": (20_210, 2_000), "camvid": (367, 101)}
@@ -41,7 +43,7 @@ def prepare_demo(options) -> None:
 def prepare_images(options) -> None:
     """Write images for pretraining."""
     inputs = {split: getattr(options, split) for split in ("train", "validation") if getattr(options, split)}
-    path, unreadable = prepare_imagenet.prepare_images(options.output, inputs, options.shorter_side, options.quality)
+    path, unreadable = imagenet.prepare_images(options.output, inputs, options.shorter_side, options.quality)
     for split in inputs:
         print(f"{split}: {len(TfdsSource(path, split)):,d} images in {path}")
         for problem in unreadable[split]:
@@ -56,7 +58,7 @@ def prepare_labelled(options) -> None:
     data.update({key: getattr(options, key) for key in LAYOUT if getattr(options, key) is not None})
     classes.resolve(config)
     if getattr(options, "sbd", None):
-        print(f"train_aug: {prepare_voc.augment_voc(options.input, options.sbd):,d} images")
+        print(f"train_aug: {voc.augment_voc(options.input, options.sbd):,d} images")
     if options.check:
         checks = [check.check_split(data, split) for split in (data.split, data.eval_split)]
         print(check.report(checks, data.class_names, data.ignore_label))
@@ -67,8 +69,8 @@ def prepare_labelled(options) -> None:
             raise SourceError(f"{options.input}: {found} images, but {expected} are expected; --any-count takes them")
     if options.output:
         splits = {"train": data.split, "validation": data.eval_split}
-        opened = {name: segmentation.open_examples(data, split) for name, split in splits.items()}
-        print(prepare.write_pairs(options.output, options.dataset, opened, data.class_names, data.class_colors))
+        opened = {name: examples.open_examples(data, split) for name, split in splits.items()}
+        print(writing.write_pairs(options.output, options.dataset, opened, data.class_names, data.class_colors))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,22 +14,15 @@ PROFILE = _cli.flags.DEFINE_bool("profile", False, "Trace a few steps, print whe
 import jax  # noqa: E402
 from clu import parameter_overview  # noqa: E402
 
-from cp2_jax import (  # noqa: E402
-    attention,
-    distributed,
-    loop,
-    mesh,
-    pretrain,
-    profiling,
-    settings,
-    validation,
-    warm_start,
-    watch,
-)  # fmt: skip
-from cp2_jax.checkpoints import Checkpoints  # noqa: E402
-from cp2_jax.data.pretrain import Batches, pretrain_dataset  # noqa: E402
-from cp2_jax.data.sources import open_held_out, open_source  # noqa: E402
-from cp2_jax.writers import Writer  # noqa: E402
+from cp2_jax import validation  # noqa: E402
+from cp2_jax.convert import warm_start  # noqa: E402
+from cp2_jax.data.images.sources import open_held_out, open_source  # noqa: E402
+from cp2_jax.data.images.stream import Batches, pretrain_dataset  # noqa: E402
+from cp2_jax.pretraining import attention_maps  # noqa: E402
+from cp2_jax.pretraining import step as pretrain_step  # noqa: E402
+from cp2_jax.runs import distributed, loop, mesh, profiling, settings  # noqa: E402
+from cp2_jax.runs.checkpoints import Checkpoints  # noqa: E402
+from cp2_jax.runs.writers import Writer  # noqa: E402
 
 
 def main(_):
@@ -41,13 +34,13 @@ def main(_):
     steps_per_epoch = settings.steps_per_epoch(len(source), config.batch_size)
     total_steps = settings.total_steps(config, len(source))
     device_mesh = mesh.make_mesh()
-    initial_state, step = pretrain.make_step(config, total_steps, steps_per_epoch, device_mesh)
+    initial_state, step = pretrain_step.make_step(config, total_steps, steps_per_epoch, device_mesh)
     settings.save_config(workdir, config)
     print(config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
     variables = None
     if config.init.checkpoint and checkpoints.latest_step() is None:
-        variables, table = warm_start.start(config, jax.jit(lambda: pretrain.init_variables(config))())
+        variables, table = warm_start.start(config, jax.jit(lambda: pretrain_step.init_variables(config))())
         print(table)
     state = initial_state(variables)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
@@ -61,7 +54,7 @@ def main(_):
         pretrain_dataset, image_size=config.image_size, seed=config.seed, crop_scale=config.data.crop_scale,
         backgrounds=config.data.backgrounds,
     )  # fmt: skip
-    read_training = functools.partial(read, source=source, attention=attention.open_maps(config, source))
+    read_training = functools.partial(read, source=source, attention=attention_maps.open_maps(config, source))
     dataset = read_training(
         batch_size=config.batch_size,
         start_step=start,
@@ -75,13 +68,13 @@ def main(_):
         batches.close()
         return
     with Writer(workdir, total_steps, start, title="pretraining") as writer:
-        hooks = [_cli.watchdog()]
+        on_step = [_cli.watchdog()]
         if config.picture_every:
             few = next(iter(read_training(batch_size=4)))
-            hooks.append(watch.pretrain_pictures(config, few, writer, device_mesh))
+            on_step.append(hooks.pretrain_pictures(config, few, writer, device_mesh))
         if config.probe_every:
             held_out = next(iter(read(source=open_held_out(config.data), batch_size=config.probe_images, prefetch=1)))
-            hooks.append(watch.pretrain_probes(config, held_out, writer, device_mesh))
+            on_step.append(hooks.pretrain_probes(config, held_out, writer, device_mesh))
         loop.fit(
             step,
             state,
@@ -94,7 +87,7 @@ def main(_):
             log_every=config.log_every,
             samples_per_step=config.batch_size,
             extra_metrics=lambda: {"unreadable_images": batches.unreadable_count},
-            on_step=hooks,
+            on_step=on_step,
         )
         writer.curves()
     batches.close()

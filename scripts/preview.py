@@ -22,11 +22,12 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from cp2_jax import checkpoints, pictures, rngs, settings, writers  # noqa: E402
+from cp2_jax import pictures  # noqa: E402
 from cp2_jax.augment import compose, masks  # noqa: E402
-from cp2_jax.data.pretrain import pretrain_dataset  # noqa: E402
-from cp2_jax.data.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
+from cp2_jax.data.images.stream import pretrain_dataset  # noqa: E402
 from cp2_jax.models import segmenter  # noqa: E402
+from cp2_jax.runs import checkpoints, rngs, settings, writers  # noqa: E402
 
 
 def main(_):

@@ -1,6 +1,6 @@
 """One process of a run, for test_distributed: scripts/_cli.py around a toy task, which is told how to misbehave.
 
-    python tests/processes.py --workdir DIR --config FILE --coordinator … --num_processes N --process_id I --act WHAT
+python tests/processes.py --workdir DIR --config FILE --coordinator … --num_processes N --process_id I --act WHAT
 """
 
 import os
@@ -23,7 +23,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import test_loop as toy  # noqa: E402
 
-from cp2_jax import mesh  # noqa: E402
+from cp2_jax.runs import mesh  # noqa: E402
 
 
 def main(_):

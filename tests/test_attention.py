@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cp2_jax import attention
 from cp2_jax.augment import compose
 from cp2_jax.augment.masks import MaskLaw, from_attention
-from cp2_jax.data import prepare
-from cp2_jax.data.pretrain import pretrain_dataset
-from cp2_jax.data.sources import ImageFolder
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.images.stream import pretrain_dataset
+from cp2_jax.data.prepare import writing
 from cp2_jax.models.vit import ViT
-from cp2_jax.settings import ConfigError
+from cp2_jax.pretraining import attention_maps
+from cp2_jax.runs.settings import ConfigError
 
 VIT = ViT(image_size=16, patch=4, width=12, depth=2, heads=3, mlp_ratio=2)
 
@@ -62,7 +62,7 @@ def test_class_attention_equals_a_transformer_written_out(variables):
         hidden = dense(layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
         x = x + dense(hidden * (1 + np.asarray(erf(hidden / np.sqrt(2)))) / 2, block["mlp"]["fc2"])
     expected = weights[:, 0, 1:].mean(0).reshape(4, 4)
-    found = np.asarray(attention.class_attention(VIT, variables, image[None]))[0]
+    found = np.asarray(attention_maps.class_attention(VIT, variables, image[None]))[0]
     assert expected.max() > 3 * expected.min()
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_class_attention_equals_a_transformer_written_out(variables):
 @given(st.integers(0, 2**31), st.integers(20, 60), st.integers(20, 60))
 def test_a_maps_values_are_shares_of_the_area(seed, height, width):
     weights = np.random.default_rng(seed).random((4, 5)).astype(np.float32)
-    found = attention.attention_map(weights, (height, width))
+    found = attention_maps.attention_map(weights, (height, width))
     assert found.shape == (height, width) and found.dtype == np.uint8
     for share in (0.2, 0.35, 0.5):
         assert abs(np.mean(found < 255 * share) - share) < 0.01 + 2 / found.size
@@ -80,7 +80,7 @@ def test_a_maps_values_are_shares_of_the_area(seed, height, width):
 def test_a_map_is_brightest_where_attention_is():
     weights = np.full((4, 4), 0.01, np.float32)
     weights[1, 2] = 1
-    found = attention.attention_map(weights, (80, 80))
+    found = attention_maps.attention_map(weights, (80, 80))
     y, x = np.unravel_index(np.argmax(found), found.shape)
     assert 20 <= y < 40 and 40 <= x < 60
 
@@ -161,30 +161,30 @@ def test_maps_are_cropped_with_their_images_even_when_one_is_replaced(images):
 def test_maps_of_a_data_set_are_written_in_order_and_recognised(images, variables, tmp_path):
     import tensorflow_datasets as tfds
 
-    attend_ = attention.make_attend(VIT, variables, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    found = list(attention.make_maps(images, attend_, 16, 2))
+    attend_ = attention_maps.make_attend(VIT, variables, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    found = list(attention_maps.make_maps(images, attend_, 16, 2))
     assert len(found) == 5
     sizes = [Image.open(io.BytesIO(one["image"])).size[::-1] for one in found]
     assert sizes == [(40, 50), (64, 36), (30, 30), (48, 64), (1, 1)]
     features = {"image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg")}
-    mark = attention.fingerprint(images)
-    prepare.write_dataset(tmp_path / "maps", "attention", {"train": found}, features, mark, "Maps.")
+    mark = attention_maps.fingerprint(images)
+    writing.write_dataset(tmp_path / "maps", "attention", {"train": found}, features, mark, "Maps.")
     config = ConfigDict({"data": {"attention": str(tmp_path / "maps"), "path": "images"}})
-    maps = attention.open_maps(config, images)
+    maps = attention_maps.open_maps(config, images)
     assert [maps[i] for i in range(5)] == [one["image"] for one in found]
     (tmp_path / "images" / "0.png").write_bytes(png(np.zeros((9, 9, 3), np.uint8)))
     with pytest.raises(ConfigError, match="was not made from the images"):
-        attention.open_maps(config, images)
+        attention_maps.open_maps(config, images)
     config.data.attention = ""
-    assert attention.open_maps(config, images) is None
+    assert attention_maps.open_maps(config, images) is None
 
 
 def test_only_a_converted_vit_makes_maps(variables):
     model = {"backbone": "vit", "vit": dict(patch=4, width=12, depth=2, heads=3, mlp_ratio=2)}
     meta = {"model": model, "input": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     params = dict(variables["params"], norm={"scale": np.ones(12)})
-    found, backbone, mean, _ = attention.vit_of({"params": {"backbone": params}, "batch_stats": {}}, meta)
+    found, backbone, mean, _ = attention_maps.vit_of({"params": {"backbone": params}, "batch_stats": {}}, meta)
     assert found == VIT and set(backbone["params"]) == set(variables["params"]) and mean == [0.5] * 3
     for wrong in ({}, {"model": {"backbone": "resnet", "resnet": {}}}):
         with pytest.raises(ConfigError, match="converted ViT"):
-            attention.vit_of({"params": {"backbone": {}}}, wrong)
+            attention_maps.vit_of({"params": {"backbone": {}}}, wrong)

@@ -14,7 +14,7 @@ from scipy import stats
 from cp2_jax.augment import blur, color, compose
 from cp2_jax.augment.compose import AugmentOptions
 from cp2_jax.augment.masks import MASKS
-from cp2_jax.settings import ConfigError
+from cp2_jax.runs.settings import ConfigError
 
 USUAL = AugmentOptions()
 PLAIN = AugmentOptions(jitter_probability=0.0, grayscale=0.0, blur=0.0, flip=0.0)

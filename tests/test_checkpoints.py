@@ -16,8 +16,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cp2_jax import checkpoints
-from cp2_jax.checkpoints import CheckpointError, Checkpoints
+from cp2_jax.runs import checkpoints
+from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 META = {"kind": "pretrain", "config": {"seed": 3, "crop": [0.2, 1.0]}, "iterator": {"next_batch": 7}}
@@ -324,7 +324,7 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(tmp_path):
 import resource, signal, sys
 sys.path[:0] = [{str(ROOT)!r}]
 import jax.numpy as jnp, jax
-from cp2_jax.checkpoints import *
+from cp2_jax.runs.checkpoints import *
 saver = Checkpoints({str(tmp_path)!r}, keep=1)
 saver.save(1, {{"x": jnp.ones(3)}}, {{}})
 saver.wait()

@@ -6,16 +6,17 @@ from PIL import Image
 from test_finetune import tiny_config
 
 from configs import finetune_ade20k, finetune_cityscapes
-from cp2_jax import class_maps, finetune
-from cp2_jax.data import segmentation
-from cp2_jax.data.sources import ImageFolder
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.labelled import examples
+from cp2_jax.segmentation import class_maps
+from cp2_jax.segmentation import step as finetune_step
 
 
 def test_values_are_those_of_the_data_sets_masks():
     data = finetune_cityscapes.get_config().data
     values = class_maps.mask_values(data)
     np.testing.assert_array_equal(values[:19], finetune_cityscapes.IDS)
-    table = segmentation.label_table(19, data.label_map)
+    table = examples.label_table(19, data.label_map)
     np.testing.assert_array_equal(table[values[:19]], np.arange(19))
     np.testing.assert_array_equal(class_maps.mask_values(finetune_ade20k.get_config().data)[:150], np.arange(1, 151))
 
@@ -50,7 +51,7 @@ def test_a_folder_with_odd_files(tmp_path):
     config = tiny_config()
     config.model.resnet.stage_sizes = (1, 1, 1, 1)
     config.evaluation.update(resize=(), programs=2)
-    variables = jax.device_get(finetune.init_variables(config))
+    variables = jax.device_get(finetune_step.init_variables(config))
     out = tmp_path / "out"
     folder = ImageFolder(images)
     problems = [p for p in class_maps.predict_folder(config, variables, folder, out) if p]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cp2_jax import confusion
+from cp2_jax.segmentation import confusion
 
 
 def random_pair(seed, num_classes, batch=3, height=7, width=5):

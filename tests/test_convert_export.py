@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_checkpoints import RESNET, TORCH, VIT
 
-from cp2_jax.checkpoints import CheckpointError, write_variables
-from cp2_jax.convert import exporting, files, names
+from cp2_jax.convert import exporting, names
+from cp2_jax.convert.containers import files
 from cp2_jax.convert.importing import import_checkpoint
+from cp2_jax.runs.checkpoints import CheckpointError, write_variables
 
 
 def arrays_in(path):
@@ -52,9 +53,7 @@ def test_import_then_export_is_the_identity(tmp_path, layout, state, ending):
 def test_a_model_trained_here_counts_zero_batches_and_may_leave_its_projection(tmp_path):
     variables = names.variables_from_torch(CP2)
     state = exporting.state_dict(variables, {"kind": "pretrain"}, "mmseg")
-    assert (
-        state["backbone.bn1.num_batches_tracked"] == 0 and state["backbone.bn1.num_batches_tracked"].dtype == np.int64
-    )
+    assert state["backbone.bn1.num_batches_tracked"] == 0 and state["backbone.bn1.num_batches_tracked"].dtype == np.int64
     assert state.keys() == CP2.keys()
     without = exporting.state_dict(variables, {}, "mmseg", projection=False)
     assert state.keys() - without.keys() == {n for n in CP2 if "contrast_conv" in n}
@@ -91,8 +90,7 @@ shapes = st.lists(st.integers(0, 4), max_size=4)
 def test_any_arrays_survive_the_pytorch_container(tmp_path_factory, described):
     path = tmp_path_factory.mktemp("pth") / "x.pth"
     wrote = {
-        name: np.arange(np.prod(shape, dtype=int)).astype(kind).reshape(shape)
-        for name, (shape, kind) in described.items()
+        name: np.arange(np.prod(shape, dtype=int)).astype(kind).reshape(shape) for name, (shape, kind) in described.items()
     }
     exporting.write_pth(path, wrote)
     found = arrays_in(path)

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from cp2_jax.convert import allowlist, arrays, files, layouts
-from cp2_jax.convert.pickles import CheckpointFormatError, Inert, Machine, Refused
+from cp2_jax.convert import layouts
+from cp2_jax.convert.containers import allowlist, arrays, files
+from cp2_jax.convert.containers.pickles import CheckpointFormatError, Inert, Machine, Refused
 
 FOLDER = DATA / "checkpoints"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs import pretrain_r50_aspp
-from cp2_jax.checkpoints import CheckpointError
 from cp2_jax.convert.fitting import fit
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.models import segmenter
+from cp2_jax.runs.checkpoints import CheckpointError
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from make_checkpoints import RESNET, save_torch
 
-from cp2_jax.convert import files
+from cp2_jax.convert.containers import files
+from cp2_jax.convert.containers.pickles import CheckpointFormatError
 from cp2_jax.convert.importing import import_checkpoint
-from cp2_jax.convert.pickles import CheckpointFormatError
 
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
@@ -82,13 +82,9 @@ def executing(canary) -> dict[str, bytes]:
 def breaking() -> dict[str, bytes]:
     """Pickles that would take all memory or time, or reach beyond their storage."""
     laughs = (
-        b"\x80\x02]"
-        + b"".join(b"q" + bytes([i]) + b"]" + b"(" + (b"h" + bytes([i])) * 50 + b"e" for i in range(40))
-        + b"."
+        b"\x80\x02]" + b"".join(b"q" + bytes([i]) + b"]" + b"(" + (b"h" + bytes([i])) * 50 + b"e" for i in range(40)) + b"."
     )
-    keys = (
-        b"\x80\x02}" + b")" + b"".join(b"q" + bytes([i]) + (b"h" + bytes([i])) + b"\x86" for i in range(200)) + b"Ns."
-    )
+    keys = b"\x80\x02}" + b")" + b"".join(b"q" + bytes([i]) + (b"h" + bytes([i])) + b"\x86" for i in range(200)) + b"Ns."
     million = b"\x80\x02(" + b"N" * 200_000 + b"lq\x00"
     long = b"\x80\x02" + text("a" * 1_000_000) + b"q\x00"
     return {
@@ -112,11 +108,7 @@ def breaking() -> dict[str, bytes]:
         "a negative length": b"\x80\x02\x8b" + struct.pack("<i", -5) + b".",
         "pops of an empty stack": b"\x80\x020000000.",
         "marks without end": b"\x80\x02" + b"(" * 100_000 + b".",
-        "persistent id of a module": b"\x80\x02("
-        + text("module")
-        + b"ctorch\nFloatStorage\n"
-        + text("import os")
-        + b"tQ.",
+        "persistent id of a module": b"\x80\x02(" + text("module") + b"ctorch\nFloatStorage\n" + text("import os") + b"tQ.",
         "persistent id of text": b"\x80\x02Pmodule\n.",
         "no end": b"\x80\x02NNN",
         "array with too few bytes": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
@@ -199,9 +191,7 @@ def test_the_canary_would_sing(tmp_path):
         canary.unlink()
 
 
-@pytest.mark.parametrize(
-    "name", ["os.system", "eval", "nested reduce", "NEWOBJ of subprocess.Popen", "dill's function"]
-)
+@pytest.mark.parametrize("name", ["os.system", "eval", "nested reduce", "NEWOBJ of subprocess.Popen", "dill's function"])
 def test_what_is_refused_is_named(tmp_path, name):
     asked = {
         "os.system": "os.system",

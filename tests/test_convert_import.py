@@ -14,11 +14,11 @@ from make_checkpoints import RESNET, TORCH, VIT, some, under
 from safetensors.numpy import save_file
 
 from configs import pretrain_r50_aspp
-from cp2_jax import checkpoints
 from cp2_jax.convert import detection, exporting, formats, names
+from cp2_jax.convert.containers.pickles import CheckpointFormatError, Refused
 from cp2_jax.convert.importing import import_checkpoint
-from cp2_jax.convert.pickles import CheckpointFormatError, Refused
 from cp2_jax.models import segmenter
+from cp2_jax.runs import checkpoints
 
 ROOT = DATA.parents[1]
 

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cp2_jax.data import crops, turbojpeg
-from cp2_jax.data import decode as decoding
-from cp2_jax.data.decode import UnreadableImage
+from cp2_jax.data.images import crops, decoding, turbojpeg
+from cp2_jax.data.images.decoding import UnreadableImage
 
-needs_turbojpeg = pytest.mark.skipif(not turbojpeg.available(), reason='libturbojpeg 3 is not installed')
+needs_turbojpeg = pytest.mark.skipif(not turbojpeg.available(), reason="libturbojpeg 3 is not installed")
 
 
 def picture(height=240, width=320, seed=0) -> np.ndarray:
@@ -23,14 +22,14 @@ def picture(height=240, width=320, seed=0) -> np.ndarray:
     return np.clip(np.asarray(coarse) + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def encode(image, kind='JPEG', **options) -> bytes:
+def encode(image, kind="JPEG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def plainly(data, rng, size, views):
-    image = decoding.decode(data, 'plain')
+    image = decoding.decode(data, "plain")
     return np.stack([decoding.random_resized_crop(image, rng, size) for _ in range(views)])
 
 
@@ -56,7 +55,7 @@ def test_resize_is_pillows_within_a_tenth_on_average():
     assert found[-1] == 0  # nothing to do
 
 
-@pytest.mark.parametrize('numbers', [(0, 5, 1, 0), (2**32 - 1, 2**32 - 1), (2**40 + 3, 7)])
+@pytest.mark.parametrize("numbers", [(0, 5, 1, 0), (2**32 - 1, 2**32 - 1), (2**40 + 3, 7)])
 def test_generator_draws_what_numpys_default_does(numbers):
     np.testing.assert_array_equal(crops.generator(*numbers).random(5), np.random.default_rng(numbers).random(5))
 
@@ -67,7 +66,7 @@ def test_resize_takes_slices():
     assert (crops.resize(np.full((5, 9, 3), 77, np.uint8), 7) == 77).all()
 
 
-@pytest.mark.parametrize('height, width', [(300, 350), (350, 300), (90, 70), (61, 224), (224, 61), (600, 40)])
+@pytest.mark.parametrize("height, width", [(300, 350), (350, 300), (90, 70), (61, 224), (224, 61), (600, 40)])
 def test_a_fourth_channel_changes_nothing(height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
     out = np.empty((2, 224, 224, 3), np.uint8)
@@ -75,21 +74,21 @@ def test_a_fourth_channel_changes_nothing(height, width):
     np.testing.assert_array_equal(out[1], crops.resize(image[..., :3], 224))
 
 
-SUBSAMPLINGS = {'4:4:4': 0, '4:2:2': 1, '4:2:0': 2}
+SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 
 
 @needs_turbojpeg
-@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0', 'gray'])
-@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "gray"])
+@pytest.mark.parametrize("progressive", [False, True])
 def test_part_of_a_jpeg_equals_the_same_part_of_the_whole(subsampling, progressive):
     image = Image.fromarray(picture(83, 117))
-    options = {'quality': 90, 'progressive': progressive}
-    if subsampling == 'gray':
-        image = image.convert('L')
+    options = {"quality": 90, "progressive": progressive}
+    if subsampling == "gray":
+        image = image.convert("L")
     else:
-        options['subsampling'] = SUBSAMPLINGS[subsampling]
+        options["subsampling"] = SUBSAMPLINGS[subsampling]
     data = encode(image, **options)
-    whole = decoding.decode(data, 'whole')
+    whole = decoding.decode(data, "whole")
     rng = np.random.default_rng(0)
     for _ in range(40):
         top, bottom = np.sort(rng.choice(84, 2, replace=False))
@@ -100,15 +99,15 @@ def test_part_of_a_jpeg_equals_the_same_part_of_the_whole(subsampling, progressi
         np.testing.assert_array_equal(part[..., :3], whole[top:bottom, left:right])
 
 
-@pytest.mark.parametrize('library', [pytest.param(True, marks=needs_turbojpeg), False])
-@pytest.mark.parametrize('views', [1, 2])
+@pytest.mark.parametrize("library", [pytest.param(True, marks=needs_turbojpeg), False])
+@pytest.mark.parametrize("views", [1, 2])
 def test_crops_equal_the_plain_way(monkeypatch, library, views):
     if not library:
-        monkeypatch.setattr(turbojpeg, '_library', lambda: None)
+        monkeypatch.setattr(turbojpeg, "_library", lambda: None)
     found = []
     for seed in range(12):
         data = encode(Image.fromarray(picture(seed=seed)), quality=90, subsampling=2)
-        result = crops.random_crops(data, 'a.jpg', np.random.default_rng(seed), 64, views)
+        result = crops.random_crops(data, "a.jpg", np.random.default_rng(seed), 64, views)
         want = plainly(data, np.random.default_rng(seed), 64, views)
         assert result.shape == (views, 64, 64, 3) and result.dtype == np.uint8
         assert differences(result, want).max() <= 2
@@ -119,57 +118,57 @@ def test_crops_equal_the_plain_way(monkeypatch, library, views):
 @needs_turbojpeg
 def test_the_library_changes_no_pixel(monkeypatch):
     files = [encode(Image.fromarray(picture(seed=seed)), quality=80) for seed in range(6)]
-    take = lambda: [crops.random_crops(f, 'a.jpg', np.random.default_rng(i), 32, 2) for i, f in enumerate(files)]  # noqa: E731
+    take = lambda: [crops.random_crops(f, "a.jpg", np.random.default_rng(i), 32, 2) for i, f in enumerate(files)]  # noqa: E731
     with_library = take()
-    monkeypatch.setattr(turbojpeg, '_library', lambda: None)
+    monkeypatch.setattr(turbojpeg, "_library", lambda: None)
     np.testing.assert_array_equal(with_library, take())
 
 
-@pytest.mark.parametrize('orientation', [3, 6])
+@pytest.mark.parametrize("orientation", [3, 6])
 def test_crops_are_of_the_upright_image(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(picture(60, 90)), quality=95, exif=exif)
-    result = crops.random_crops(data, 'a.jpg', np.random.default_rng(1), 32, 2)
+    result = crops.random_crops(data, "a.jpg", np.random.default_rng(1), 32, 2)
     assert differences(result, plainly(data, np.random.default_rng(1), 32, 2)).max() <= 2
 
 
-@pytest.mark.parametrize('kind, mode', [('PNG', 'RGB'), ('WEBP', 'RGB'), ('GIF', 'P')])
+@pytest.mark.parametrize("kind, mode", [("PNG", "RGB"), ("WEBP", "RGB"), ("GIF", "P")])
 def test_other_formats_are_exactly_pillows(kind, mode):
     data = encode(Image.fromarray(picture(60, 90)).convert(mode), kind)
-    result = crops.random_crops(data, 'a', np.random.default_rng(1), 32, 2)
+    result = crops.random_crops(data, "a", np.random.default_rng(1), 32, 2)
     np.testing.assert_array_equal(result, plainly(data, np.random.default_rng(1), 32, 2))
 
 
 def test_cmyk_jpeg():
-    data = encode(Image.fromarray(picture(60, 90)).convert('CMYK'), quality=95)
-    result = crops.random_crops(data, 'a.jpg', np.random.default_rng(1), 32, 2)
+    data = encode(Image.fromarray(picture(60, 90)).convert("CMYK"), quality=95)
+    result = crops.random_crops(data, "a.jpg", np.random.default_rng(1), 32, 2)
     assert differences(result, plainly(data, np.random.default_rng(1), 32, 2)).max() <= 2
 
 
 JPEG = encode(Image.fromarray(picture()), quality=90)
 
 
-@pytest.mark.parametrize('data', [b'', b'text', b'\xff\xd8', JPEG[:30], JPEG[: len(JPEG) // 2], JPEG[:-1000]])
+@pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8", JPEG[:30], JPEG[: len(JPEG) // 2], JPEG[:-1000]])
 def test_unreadable_files_are_named(data):
-    with pytest.raises(UnreadableImage, match='^folder/bad.jpg: '):
-        crops.random_crops(data, 'folder/bad.jpg', np.random.default_rng(0), 32, 2)
+    with pytest.raises(UnreadableImage, match="^folder/bad.jpg: "):
+        crops.random_crops(data, "folder/bad.jpg", np.random.default_rng(0), 32, 2)
 
 
 @needs_turbojpeg
 def test_damage_within_the_part_is_left_to_the_plain_way():
     middle = len(JPEG) // 2
-    damaged = JPEG[:middle] + b'\xff\xd9' * 40 + JPEG[middle + 80:]
+    damaged = JPEG[:middle] + b"\xff\xd9" * 40 + JPEG[middle + 80 :]
     jpeg = turbojpeg.open_jpeg(damaged, 10**9)
     assert jpeg.decode(0, 0, jpeg.height, jpeg.width) is None
     assert turbojpeg.open_jpeg(JPEG, max_pixels=100) is None  # and decompression bombs
-    assert turbojpeg.open_jpeg(encode(Image.fromarray(picture(9, 9)).convert('CMYK')), 10**9) is None
+    assert turbojpeg.open_jpeg(encode(Image.fromarray(picture(9, 9)).convert("CMYK")), 10**9) is None
 
 
 def test_bombs_are_refused(monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
-    with pytest.raises(UnreadableImage, match='decompression bomb'):
-        crops.random_crops(JPEG, 'bomb', np.random.default_rng(0), 32, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        crops.random_crops(JPEG, "bomb", np.random.default_rng(0), 32, 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,18 +178,18 @@ def test_damage_never_escapes_as_another_error(data):
     for _ in range(data.draw(st.integers(1, 5))):
         damaged[data.draw(st.integers(2, len(JPEG) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert crops.random_crops(bytes(damaged), 'damaged', np.random.default_rng(0), 8, 2).shape == (2, 8, 8, 3)
+        assert crops.random_crops(bytes(damaged), "damaged", np.random.default_rng(0), 8, 2).shape == (2, 8, 8, 3)
     except UnreadableImage:
         pass
 
 
 def test_threads_share_nothing():
-    want = [crops.random_crops(JPEG, 'a.jpg', np.random.default_rng(i), 48, 2) for i in range(8)]
+    want = [crops.random_crops(JPEG, "a.jpg", np.random.default_rng(i), 48, 2) for i in range(8)]
     found, threads = [None] * 8, []
 
     def work(i):
         for _ in range(5):
-            found[i] = crops.random_crops(JPEG, 'a.jpg', np.random.default_rng(i), 48, 2)
+            found[i] = crops.random_crops(JPEG, "a.jpg", np.random.default_rng(i), 48, 2)
 
     for i in range(8):
         threads.append(threading.Thread(target=work, args=(i,)))

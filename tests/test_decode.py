@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from cp2_jax.data import decode as decoding
-from cp2_jax.data.decode import UnreadableImage, decode, decode_mask
+from cp2_jax.data.images import decoding
+from cp2_jax.data.images.decoding import UnreadableImage, decode, decode_mask
 
 
-def encode(image, kind='PNG', **options) -> bytes:
+def encode(image, kind="PNG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -30,116 +30,119 @@ def smooth(height=24, width=40) -> np.ndarray:
 
 def test_png_is_exact():
     pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
-    result = decode(encode(Image.fromarray(pixels)), 'a.png')
-    assert result.dtype == np.uint8 and result.flags['C_CONTIGUOUS']
+    result = decode(encode(Image.fromarray(pixels)), "a.png")
+    assert result.dtype == np.uint8 and result.flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(result, pixels)
 
 
-@pytest.mark.parametrize('subsampling', [0, 2])
+@pytest.mark.parametrize("subsampling", [0, 2])
 def test_jpeg_equals_pillow(subsampling):
-    data = encode(Image.fromarray(smooth()), 'JPEG', quality=90, subsampling=subsampling)
-    want = np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).astype(int)
-    assert np.abs(decode(data, 'a.jpg') - want).max() <= 1
+    data = encode(Image.fromarray(smooth()), "JPEG", quality=90, subsampling=subsampling)
+    want = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(decode(data, "a.jpg") - want).max() <= 1
     assert np.abs(want - smooth()).max() < 24  # the oracle itself shows the picture
 
 
 def test_gray_jpeg_has_three_equal_channels():
     gray = smooth()[..., 2]
-    result = decode(encode(Image.fromarray(gray), 'JPEG', quality=95), 'gray.jpg')
+    result = decode(encode(Image.fromarray(gray), "JPEG", quality=95), "gray.jpg")
     assert result.shape == (24, 40, 3)
     assert (result == result[..., :1]).all() and np.abs(result[..., 0].astype(int) - gray).max() < 12
 
 
 def test_cmyk_jpeg():
-    data = encode(Image.fromarray(smooth()).convert('CMYK'), 'JPEG', quality=95)
-    result = decode(data, 'cmyk.jpg')
+    data = encode(Image.fromarray(smooth()).convert("CMYK"), "JPEG", quality=95)
+    result = decode(data, "cmyk.jpg")
     assert np.abs(result.astype(int) - smooth()).max() < 32
 
 
 def test_palette_gray_and_bilevel():
-    palette = Image.new('P', (3, 1))
+    palette = Image.new("P", (3, 1))
     palette.putpalette([255, 0, 0, 0, 255, 0, 10, 20, 30])
     palette.putdata([2, 0, 1])
-    np.testing.assert_array_equal(decode(encode(palette), 'p.png')[0], [[10, 20, 30], [255, 0, 0], [0, 255, 0]])
-    np.testing.assert_array_equal(decode(encode(palette, 'GIF'), 'p.gif')[0, 0], [10, 20, 30])
+    np.testing.assert_array_equal(decode(encode(palette), "p.png")[0], [[10, 20, 30], [255, 0, 0], [0, 255, 0]])
+    np.testing.assert_array_equal(decode(encode(palette, "GIF"), "p.gif")[0, 0], [10, 20, 30])
     gray = Image.fromarray(np.array([[7, 200]], np.uint8))
-    np.testing.assert_array_equal(decode(encode(gray), 'l.png')[0], [[7] * 3, [200] * 3])
+    np.testing.assert_array_equal(decode(encode(gray), "l.png")[0], [[7] * 3, [200] * 3])
     bilevel = Image.fromarray(np.array([[True, False]]))
-    np.testing.assert_array_equal(decode(encode(bilevel), '1.png')[0], [[255] * 3, [0] * 3])
+    np.testing.assert_array_equal(decode(encode(bilevel), "1.png")[0], [[255] * 3, [0] * 3])
 
 
-@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled(kind):
     deep = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    result = decode(encode(Image.fromarray(deep), kind), 'deep')
+    result = decode(encode(Image.fromarray(deep), kind), "deep")
     np.testing.assert_array_equal(result[0, :, 0], np.round(deep[0] / 65535 * 255))
     assert (result == result[..., :1]).all()
 
 
 def test_alpha_lies_over_white():
     pixels = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
-    result = decode(encode(Image.fromarray(pixels)), 'a.png').astype(int)
+    result = decode(encode(Image.fromarray(pixels)), "a.png").astype(int)
     want = [[200, 100, 0], [255, 255, 255], [255 - 0.2 * 55, 255 - 0.2 * 155, 255 - 0.2 * 255]]
     assert np.abs(result[0] - want).max() <= 1
-    palette = Image.new('P', (2, 1))
+    palette = Image.new("P", (2, 1))
     palette.putpalette([9, 9, 9, 50, 60, 70])
     palette.putdata([0, 1])
-    result = decode(encode(palette, transparency=0), 'p.png')
+    result = decode(encode(palette, transparency=0), "p.png")
     np.testing.assert_array_equal(result[0], [[255] * 3, [50, 60, 70]])
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
-@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_as_pillow_applies_it(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {'lossless': True} if kind == 'WEBP' else {}
+    options = {"lossless": True} if kind == "WEBP" else {}
     data = encode(Image.fromarray(smooth()), kind, exif=exif, **options)
-    want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert('RGB')).astype(int)
-    result = decode(data, 'turned')
+    want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")).astype(int)
+    result = decode(data, "turned")
     assert result.shape == want.shape == ((24, 40, 3) if orientation < 5 else (40, 24, 3))
     assert np.abs(result - want).max() <= 1
 
 
-@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_spoil_the_picture():
-    data = encode(Image.fromarray(smooth()), 'JPEG', exif=b'Exif\0\0MM\0\x2a\xff\xff\xff\xff garbage')
-    assert decode(data, 'a.jpg').shape == (24, 40, 3)
+    data = encode(Image.fromarray(smooth()), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff garbage")
+    assert decode(data, "a.jpg").shape == (24, 40, 3)
 
 
 def test_one_pixel():
-    np.testing.assert_array_equal(decode(encode(Image.new('RGB', (1, 1), (1, 2, 3))), 'a.png'), [[[1, 2, 3]]])
+    np.testing.assert_array_equal(decode(encode(Image.new("RGB", (1, 1), (1, 2, 3))), "a.png"), [[[1, 2, 3]]])
 
 
-JPEG = encode(Image.fromarray(smooth()), 'JPEG', quality=90)
+JPEG = encode(Image.fromarray(smooth()), "JPEG", quality=90)
 PNG = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)))
 
 
-@pytest.mark.parametrize('data, reason', [
-    (b'', 'empty'),
-    (b'this is a text file', 'not an image'),
-    (b'\xff\xd8 and then text', 'not an image'),
-    (JPEG[:-100], 'truncated'),
-    (JPEG[: len(JPEG) // 2], 'cannot load'),  # ends within the tables, before any pixel
-    (PNG[: len(PNG) // 2], 'truncated'),
-    (PNG[:30], '.'),
-    (encode(Image.fromarray(np.ones((2, 2), np.float32)), 'TIFF'), 'floating-point'),
-    (encode(Image.fromarray(np.full((2, 2), 70000, np.int32)), 'TIFF'), 'more than 16 bits'),
-])
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b"this is a text file", "not an image"),
+        (b"\xff\xd8 and then text", "not an image"),
+        (JPEG[:-100], "truncated"),
+        (JPEG[: len(JPEG) // 2], "cannot load"),  # ends within the tables, before any pixel
+        (PNG[: len(PNG) // 2], "truncated"),
+        (PNG[:30], "."),
+        (encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floating-point"),
+        (encode(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), "more than 16 bits"),
+    ],
+)
 def test_unreadable_names_file_and_reason(data, reason):
     with pytest.raises(UnreadableImage, match=reason) as caught:
-        decode(data, 'folder/bad.jpg')
-    assert caught.value.name == 'folder/bad.jpg'
-    assert str(caught.value).startswith('folder/bad.jpg: ')
+        decode(data, "folder/bad.jpg")
+    assert caught.value.name == "folder/bad.jpg"
+    assert str(caught.value).startswith("folder/bad.jpg: ")
     again = pickle.loads(pickle.dumps(caught.value))  # as it comes out of a worker process
     assert (again.name, again.reason) == (caught.value.name, caught.value.reason)
 
 
-@pytest.mark.parametrize('data', [JPEG, PNG])
+@pytest.mark.parametrize("data", [JPEG, PNG])
 def test_decompression_bomb(monkeypatch, data):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
-    with pytest.raises(UnreadableImage, match='decompression bomb'):
-        decode(data, 'bomb')
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        decode(data, "bomb")
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,7 +152,7 @@ def test_damage_never_escapes_as_another_error(data, image):
     for _ in range(data.draw(st.integers(1, 5))):
         damaged[data.draw(st.integers(2, len(image) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert decode(bytes(damaged), 'damaged').dtype == np.uint8
+        assert decode(bytes(damaged), "damaged").dtype == np.uint8
     except UnreadableImage:
         pass
 
@@ -157,34 +160,34 @@ def test_damage_never_escapes_as_another_error(data, image):
 def test_masks_keep_class_numbers():
     labels = np.array([[0, 1, 255], [20, 3, 7]], np.uint8)
     palette = Image.fromarray(labels)
-    palette = palette.convert('P')
+    palette = palette.convert("P")
     palette.putdata(labels.ravel().tolist())
     palette.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
     for data in (encode(palette), encode(Image.fromarray(labels))):
-        result = decode_mask(data, 'm.png')
+        result = decode_mask(data, "m.png")
         assert result.dtype == np.int32
         np.testing.assert_array_equal(result, labels)
     deep = np.array([[0, 300, 65535]], np.uint16)
-    np.testing.assert_array_equal(decode_mask(encode(Image.fromarray(deep)), 'm.png'), deep)
+    np.testing.assert_array_equal(decode_mask(encode(Image.fromarray(deep)), "m.png"), deep)
     bilevel = Image.fromarray(np.array([[True, False]]))
-    np.testing.assert_array_equal(decode_mask(encode(bilevel), 'm.png'), [[1, 0]])
+    np.testing.assert_array_equal(decode_mask(encode(bilevel), "m.png"), [[1, 0]])
 
 
 def test_masks_of_few_bits_are_not_spread():
     def chunk(kind, body):
-        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    for bits, row, want in ((2, b'\x1b', [0, 1, 2, 3]), (4, b'\x0f\x5a', [0, 15, 5, 10])):
-        header = struct.pack('>IIBBBBB', 4, 1, bits, 0, 0, 0, 0)
-        data = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0' + row))
-        np.testing.assert_array_equal(decode_mask(data + chunk(b'IEND', b''), 'm.png'), [want])
+    for bits, row, want in ((2, b"\x1b", [0, 1, 2, 3]), (4, b"\x0f\x5a", [0, 15, 5, 10])):
+        header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row))
+        np.testing.assert_array_equal(decode_mask(data + chunk(b"IEND", b""), "m.png"), [want])
 
 
 def test_colour_mask_is_refused_by_name():
-    with pytest.raises(ValueError, match='some/mask.png: .*palette or gray.*RGB'):
-        decode_mask(PNG, 'some/mask.png')
-    with pytest.raises(UnreadableImage, match='empty'):
-        decode_mask(b'', 'some/mask.png')
+    with pytest.raises(ValueError, match="some/mask.png: .*palette or gray.*RGB"):
+        decode_mask(PNG, "some/mask.png")
+    with pytest.raises(UnreadableImage, match="empty"):
+        decode_mask(b"", "some/mask.png")
 
 
 class Fixed:

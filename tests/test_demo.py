@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cp2_jax.data import demo
-from cp2_jax.data.sources import TfdsSource
+from cp2_jax.data.images.sources import TfdsSource
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {"train": 6, "labelled": 3, "validation": 2}

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from configs import pretrain_r50_aspp
-from cp2_jax import distributed
-from cp2_jax.settings import ConfigError
+from cp2_jax.runs import distributed
+from cp2_jax.runs.settings import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}

@@ -15,10 +15,13 @@ from PIL import Image
 from test_finetune import tiny_config, upsampled_by_hand
 from test_segmentation_data import write_pair
 
-from cp2_jax import checkpoints, class_maps, evaluate, finetune, inference, mesh, periodic, pictures
-from cp2_jax.data import segmentation, transforms
-from cp2_jax.inference import Options, Predictor
-from cp2_jax.settings import ConfigError
+from cp2_jax import pictures
+from cp2_jax.data.labelled import examples, transforms
+from cp2_jax.runs import checkpoints, mesh
+from cp2_jax.runs.settings import ConfigError
+from cp2_jax.segmentation import class_maps, evaluation, hooks
+from cp2_jax.segmentation import step as finetune_step
+from cp2_jax.segmentation.predictor import Options, Predictor, check_variables, windows
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -119,7 +122,7 @@ def test_flipping_makes_the_result_symmetric(network):
 
 def test_windows_with_gaps_are_refused():
     with pytest.raises(ValueError, match="stride"):
-        inference.windows((20, 20), (8, 8), (9, 8))
+        windows((20, 20), (8, 8), (9, 8))
 
 
 @pytest.mark.parametrize("options", [Options(), Options(window=(16, 16), stride=(8, 8)), Options(flip=True)])
@@ -153,14 +156,14 @@ def split(tmp_path):
         mask = rng.integers(0, 3, size).astype(np.uint8)
         mask[rng.random(size) < 0.2] = 255
         write_pair(tmp_path, f"{number}", size=size, mask=mask, split="val")
-    pairs = segmentation.find_pairs(tmp_path, "val")
-    return segmentation.Examples(pairs, segmentation.label_table(4), np.arange(7))
+    pairs = examples.find_pairs(tmp_path, "val")
+    return examples.Examples(pairs, examples.label_table(4), np.arange(7))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_evaluation_equals_counting_images_one_by_one(network, split, batch_size):
     predictor = Predictor(network[0], MEAN, STD, Options())
-    result = evaluate.evaluate(
+    result = evaluation.evaluate(
         split, predictor, network[1], num_classes=4, batch_size=batch_size, device_mesh=mesh.make_mesh(jax.devices()[:1])
     )
     expected = np.zeros((4, 4), np.int64)
@@ -180,7 +183,7 @@ def test_unreadable_image_is_an_error(network, split):
     split.pairs.images[4].write_bytes(b"broken")
     predictor = Predictor(network[0], MEAN, STD, Options())
     with pytest.raises(Exception, match=r"4\.jpg"):
-        evaluate.evaluate(
+        evaluation.evaluate(
             split, predictor, network[1], num_classes=4, batch_size=1, device_mesh=mesh.make_mesh(jax.devices()[:1])
         )
 
@@ -188,7 +191,7 @@ def test_unreadable_image_is_an_error(network, split):
 def test_class_maps_keep_their_indices(tmp_path):
     predicted = np.arange(12, dtype=np.uint8).reshape(3, 4)
     class_maps.save_class_map(tmp_path / "a/b.png", predicted)
-    mask = segmentation.decode_mask((tmp_path / "a/b.png").read_bytes(), "b.png")
+    mask = examples.decode_mask((tmp_path / "a/b.png").read_bytes(), "b.png")
     np.testing.assert_array_equal(mask, predicted)
     image = random_images(1, 3, 4)[0]
     drawn = class_maps.overlay(image, predicted)
@@ -231,9 +234,9 @@ class Lines:
 def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path):
     halves_on_disk(tmp_path, "val", 3)
     config = folder_config(tmp_path)
-    evaluator = evaluate.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
-    variables = finetune.init_variables(config)
-    state = finetune.State(
+    evaluator = evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
+    variables = finetune_step.init_variables(config)
+    state = finetune_step.State(
         step=jnp.zeros((), jnp.int32), params=variables["params"], batch_stats=variables["batch_stats"], opt_state=()
     )
     classifier = state.params["classifier"]["conv_seg"]
@@ -245,7 +248,7 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
         return state.replace(params=params)
 
     writer = Lines()
-    hook = periodic.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
+    hook = hooks.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
     hook(1, always(0))
     assert not writer.values
     hook(2, always(0))
@@ -257,7 +260,7 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     hook(6, broken.replace(params=jax.tree.map(lambda x: x * jnp.nan, broken.params)))
     assert hook.best == best
 
-    again = periodic.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
+    again = hooks.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
     assert again.best == best
     again(6, always(2))
     kept, meta = checkpoints.read_variables(tmp_path / "run/best")
@@ -269,7 +272,7 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
         f"evaluation_{n}.png" for n in ("best", "median", "worst")
     }
     evaluator({"params": always(1).params, "batch_stats": state.batch_stats}, tmp_path / "maps")
-    saved = segmentation.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
+    saved = examples.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
     assert (saved == 5).all()  # class 1 is value 5 in this data set's masks
 
 
@@ -277,21 +280,21 @@ def test_class_names_and_numbers_must_agree(tmp_path):
     halves_on_disk(tmp_path, "val", 1)
     config = folder_config(tmp_path)
     config.data.class_names = ("left", "right")
-    with pytest.raises(segmentation.SegmentationError, match="2 names"):
-        evaluate.Evaluator(config, mesh.make_mesh())
+    with pytest.raises(examples.SegmentationError, match="2 names"):
+        evaluation.Evaluator(config, mesh.make_mesh())
 
 
 def test_checkpoint_of_another_model_is_refused():
     config = tiny_config()
-    variables = finetune.init_variables(config)
-    inference.check_variables(config, variables)
+    variables = finetune_step.init_variables(config)
+    check_variables(config, variables)
     other = tiny_config()
     other.model.num_classes = 4
     with pytest.raises(ConfigError, match=r"conv_seg/bias: checkpoint \(3,\), model \(4,\)"):
-        inference.check_variables(other, variables)
+        check_variables(other, variables)
     del variables["params"]["classifier"]
     with pytest.raises(ConfigError, match="classifier/conv_seg/kernel: checkpoint absent"):
-        inference.check_variables(config, variables)
+        check_variables(config, variables)
 
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -317,7 +320,7 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
         halves_on_disk(tmp_path / "data", split, count)
     common = ("--config", "configs/finetune_camvid.py", f"--config.data.path={tmp_path / 'data'}", *SMALL)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    start = finetune.init_variables(tiny_config())
+    start = finetune_step.init_variables(tiny_config())
     checkpoints.write_variables(tmp_path / "converted", {k: {"backbone": t["backbone"]} for k, t in start.items()}, {})
     loading = f"--config.init.checkpoint={tmp_path / 'converted'}"
     run = (*common, "--config.steps=4", "--config.save_every=2", "--config.eval_every=2", "--config.keep=2")
@@ -348,7 +351,7 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.png", "1.png"]
     images = tmp_path / "data/images/val"
     script("predict", "--checkpoint", whole / "best", "--images", images, "--output", tmp_path / "o")
-    mask = segmentation.decode_mask((tmp_path / "o/masks/1.png").read_bytes(), "1.png")
+    mask = examples.decode_mask((tmp_path / "o/masks/1.png").read_bytes(), "1.png")
     assert mask.shape == (32, 40) and mask.max() <= 1 and (tmp_path / "o/overlays/0.png").exists()
     out = script("predict", "--checkpoint", tmp_path / "nowhere", "--images", tmp_path, "--output", tmp_path, status=1)
     assert "no checkpoint at" in out and "Traceback" not in out

@@ -11,10 +11,10 @@ import pytest
 
 import cp2_jax
 from configs import finetune_voc, pretrain_r50_aspp
-from cp2_jax import checkpoints
-from cp2_jax.checkpoints import CheckpointError
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.models import segmenter
+from cp2_jax.runs import checkpoints
+from cp2_jax.runs.checkpoints import CheckpointError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -12,9 +12,12 @@ from parity import close
 from tiny import differs
 
 from configs import finetune_camvid, finetune_cityscapes, finetune_voc, pretrain_r50_aspp
-from cp2_jax import checkpoints, finetune, inference, mesh, resize
 from cp2_jax.convert import names
-from cp2_jax.data.segmentation import label_table
+from cp2_jax.data.labelled.examples import label_table
+from cp2_jax.models import resize
+from cp2_jax.runs import checkpoints, mesh
+from cp2_jax.segmentation import predictor
+from cp2_jax.segmentation import step as finetune_step
 from cp2_jax.validation import validate_finetune
 
 
@@ -46,7 +49,7 @@ def test_upsampled_logits_loss_and_gradient_equal_the_original(reference, run):
     config.model.num_classes, config.model.dropout, config.image_size = 5, 0.0, 64
     state = {k[6:]: recorded[k] for k in recorded if k.startswith("state/") and "contrast_conv" not in k}
     variables = jax.tree.map(jnp.asarray, names.variables_from_torch(state))
-    model = finetune.build_model(config)
+    model = finetune_step.build_model(config)
     images = jnp.asarray(recorded["images"].transpose(0, 2, 3, 1))
     labels = jnp.asarray(recorded["seg/labels"][:, 0])
     assert (labels == 255).any()
@@ -58,7 +61,7 @@ def test_upsampled_logits_loss_and_gradient_equal_the_original(reference, run):
 
     def loss_of(params):
         logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-        return finetune.cross_entropy(logits, labels, "all")
+        return finetune_step.cross_entropy(logits, labels, "all")
 
     (loss, _), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(variables["params"])
     close("float32 finetuning loss", loss, recorded["seg/loss_train_nodropout"], 2e-5, run)
@@ -103,7 +106,7 @@ def test_cross_entropy_equals_numpy(average):
         if truth != 255:
             total -= np.log(np.exp(values[truth]) / np.exp(values).sum())
             right, count = right + (values.argmax() == truth), count + 1
-    loss, accuracy = finetune.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.uint8), average)
+    loss, accuracy = finetune_step.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.uint8), average)
     np.testing.assert_allclose(loss, total / (label.size if average == "all" else count), rtol=1e-5)
     np.testing.assert_allclose(accuracy, right / count, rtol=1e-6)
 
@@ -111,19 +114,19 @@ def test_cross_entropy_equals_numpy(average):
 def test_batch_without_a_label_has_loss_zero_and_a_finite_gradient():
     label = jnp.full((1, 8, 8), 255, jnp.uint8)
     for average in ("all", "labelled"):
-        loss, gradient = jax.value_and_grad(lambda x, a=average: finetune.cross_entropy(x, label, a)[0])(
+        loss, gradient = jax.value_and_grad(lambda x, a=average: finetune_step.cross_entropy(x, label, a)[0])(
             jnp.ones((1, 2, 2, 3))
         )
         assert loss == 0 and np.all(gradient == 0)
     with pytest.raises(KeyError):
-        finetune.cross_entropy(jnp.ones((1, 2, 2, 3)), label, "some")
+        finetune_step.cross_entropy(jnp.ones((1, 2, 2, 3)), label, "some")
 
 
 def test_padding_is_the_mean_after_normalising():
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 7, 3)).astype(np.uint8)
     size = np.array([[4, 7], [6, 3]], np.int32)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    ours = np.asarray(finetune.normalize(jnp.asarray(images), jnp.asarray(size), mean, std))
+    ours = np.asarray(finetune_step.normalize(jnp.asarray(images), jnp.asarray(size), mean, std))
     expected = (images / 255 - np.array(mean)) / np.array(std)
     expected[0, 4:] = 0
     expected[1, :, 3:] = 0
@@ -151,8 +154,8 @@ def halves(seed, count=8):
 
 def train(config, steps, devices=None):
     device_mesh = mesh.make_mesh(devices)
-    initial_state, step = finetune.make_step(config, config.steps, 10, device_mesh)
-    state, losses, accuracies = initial_state(finetune.init_variables(config)), [], []
+    initial_state, step = finetune_step.make_step(config, config.steps, 10, device_mesh)
+    state, losses, accuracies = initial_state(finetune_step.init_variables(config)), [], []
     for number in range(steps):
         state, metrics = step(state, mesh.place_batch(device_mesh, halves(number)))
         values = metrics.compute()
@@ -181,8 +184,8 @@ def test_dropout_differs_from_step_to_step():
     losses = {}
     for rate in (0.0, 0.1):
         config.model.dropout = rate
-        initial_state, step = finetune.make_step(config, 40, 10, device_mesh)
-        variables = finetune.init_variables(config)
+        initial_state, step = finetune_step.make_step(config, 40, 10, device_mesh)
+        variables = finetune_step.init_variables(config)
         kernel = variables["params"]["classifier"]["conv_seg"]["kernel"]
         variables["params"]["classifier"]["conv_seg"]["kernel"] = kernel * 50
         state, seen = initial_state(variables), set()
@@ -209,33 +212,33 @@ def test_auxiliary_head_adds_its_loss_and_serves_training_alone(tmp_path):
     config = tiny_config()
     config.model.resnet.stage_sizes = (1, 1, 1, 1)
     config.model.dropout = 0.0
-    plain = finetune.init_variables(config)
+    plain = finetune_step.init_variables(config)
     config.auxiliary.weight = 0.4
     config.auxiliary.channels = 6
-    variables = finetune.init_variables(config)
+    variables = finetune_step.init_variables(config)
     assert set(variables["params"]) == set(plain["params"]) | {"auxiliary_head", "auxiliary_classifier"}
     # Stage 2 of 0-3 has four times the width of 4; one 3x3 convolution, as MMSegmentation's.
     assert variables["params"]["auxiliary_head"]["convs_0"]["conv"]["kernel"].shape == (3, 3, 16, 6)
     assert not differs(plain["params"]["backbone"], variables["params"]["backbone"])
 
-    model, batch = finetune.build_model(config), halves(0)
-    images = finetune.normalize(batch["image"], jnp.asarray(batch["size"]), config.data.mean, config.data.std)
+    model, batch = finetune_step.build_model(config), halves(0)
+    images = finetune_step.normalize(batch["image"], jnp.asarray(batch["size"]), config.data.mean, config.data.std)
     (main, auxiliary), _ = jax.jit(
         lambda v: model.apply(v, images, train=True, mutable=["batch_stats"], method=model.with_auxiliary)
     )(variables)
     expected = sum(
-        weight * finetune.cross_entropy(logits, jnp.asarray(batch["label"]), "all")[0]
+        weight * finetune_step.cross_entropy(logits, jnp.asarray(batch["label"]), "all")[0]
         for weight, logits in ((1.0, main), (0.4, auxiliary))
     )
     device_mesh = mesh.make_mesh(jax.devices()[:1])
-    initial_state, step = finetune.make_step(config, 10, 10, device_mesh)
+    initial_state, step = finetune_step.make_step(config, 10, 10, device_mesh)
     state, metrics = step(initial_state(variables), mesh.place_batch(device_mesh, batch))
     np.testing.assert_allclose(metrics.compute()["loss"], expected, rtol=1e-5)
-    assert differs(state.params["auxiliary_head"], finetune.init_variables(config)["params"]["auxiliary_head"])
+    assert differs(state.params["auxiliary_head"], finetune_step.init_variables(config)["params"]["auxiliary_head"])
 
     saver = checkpoints.Checkpoints(tmp_path / "checkpoints")
     saver.save(1, state, {})
     saver.close()
     read, _ = checkpoints.read_variables(tmp_path)
     assert set(read["params"]) == {"backbone", "head", "classifier"}
-    inference.check_variables(config, read)
+    predictor.check_variables(config, read)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import pretrain_r50_aspp
-from cp2_jax import mesh, pretrain
 from cp2_jax.augment import compose
-from cp2_jax.data.pretrain import pretrain_dataset
-from cp2_jax.data.sources import ImageFolder
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.images.stream import pretrain_dataset
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import mesh
 
 
 def numbered(batch):
@@ -109,7 +110,7 @@ def test_the_step_pastes_onto_other_samples():
     losses = {}
     for backgrounds in ("in_batch", "independent"):
         config.data.backgrounds = backgrounds
-        initial_state, step = pretrain.make_step(config, 10, 5, mesh.make_mesh())
+        initial_state, step = pretrain_step.make_step(config, 10, 5, mesh.make_mesh())
         batch = {"foreground": crops}
         if backgrounds == "independent":
             batch["background"] = np.asarray(compose.in_batch_backgrounds(jnp.asarray(crops)))

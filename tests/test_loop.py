@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from clu import metrics as clu_metrics
 
-from cp2_jax import loop, writers
-from cp2_jax.checkpoints import CheckpointError, Checkpoints
-from cp2_jax.loop import NonFiniteLoss, Preempted
-from cp2_jax.writers import Writer
+from cp2_jax.runs import loop, writers
+from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
+from cp2_jax.runs.loop import NonFiniteLoss, Preempted
+from cp2_jax.runs.writers import Writer
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -391,4 +391,4 @@ def test_the_loop_is_short_and_knows_no_task():
     assert len(source.splitlines()) <= 150
     modules = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     ours = {module for module in modules if module.startswith("cp2_jax")}
-    assert ours == {"cp2_jax.checkpoints", "cp2_jax.preemption", "cp2_jax.writers"}
+    assert ours == {"cp2_jax.runs.checkpoints", "cp2_jax.runs.preemption", "cp2_jax.runs.writers"}

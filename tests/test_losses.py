@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cp2_jax import losses
+from cp2_jax.pretraining import losses
 
 
 def unit(rng, *shape):

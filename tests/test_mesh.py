@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from cp2_jax import mesh
+from cp2_jax.runs import mesh
 
 FOUR = AbstractMesh((4,), (mesh.DATA,))
 

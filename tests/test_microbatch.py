@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_r50_aspp
-from cp2_jax import memory, microbatch, validation
-from cp2_jax.microbatch import Microbatches
-from cp2_jax.settings import ConfigError
+from cp2_jax import validation
+from cp2_jax.pretraining import microbatches
+from cp2_jax.pretraining.microbatches import Microbatches
+from cp2_jax.runs import out_of_memory
+from cp2_jax.runs.settings import ConfigError
 
 
 class Devices:
@@ -69,7 +71,7 @@ def test_strided_groups_stay_on_their_devices():
 @pytest.mark.parametrize("count", [1, 3])
 def test_averages_and_stacks(count):
     parts = {"x": jnp.arange(6.0).reshape(count, -1)}
-    average, stacked = jax.jit(lambda p: microbatch.run(lambda one: (one["x"].sum(), one["x"] * 2), p))(parts)
+    average, stacked = jax.jit(lambda p: microbatches.run(lambda one: (one["x"].sum(), one["x"] * 2), p))(parts)
     np.testing.assert_allclose(average, 15.0 / count)
     np.testing.assert_array_equal(stacked, 2 * parts["x"])
 
@@ -107,14 +109,14 @@ def test_possible_values_are_taken():
 
 def test_out_of_memory_names_the_values_to_lower():
     error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nAllocator dump")
-    assert memory.is_out_of_memory(error) and not memory.is_out_of_memory(RuntimeError("INTERNAL: else"))
-    text = memory.advice(config(), error)
+    assert out_of_memory.is_out_of_memory(error) and not out_of_memory.is_out_of_memory(RuntimeError("INTERNAL: else"))
+    text = out_of_memory.advice(config(), error)
     assert "Out of memory allocating 123 bytes." in text and "dump" not in text
     for line in ("remat=False: True", "accumulate=1: up to bn_groups=4", "shard_state=False", "batch_size=256: less",
                  "image_size=224", "loss.queue_size=65536", "data.prefetch=2"):  # fmt: skip
         assert line in text
     # What is used already is not proposed again.
-    text = memory.advice(config(remat=True, accumulate=4, batch_size=4), error)
+    text = out_of_memory.advice(config(remat=True, accumulate=4, batch_size=4), error)
     assert "remat" not in text and "accumulate" not in text and "model.dtype" not in text
-    text = memory.advice(config(finetune_voc), error)
+    text = out_of_memory.advice(config(finetune_voc), error)
     assert "data.crop_size=(512, 512): smaller" in text and "loss.queue_size" not in text and "accumulate" not in text

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from configs import finetune_voc, pretrain_moco_v2, quick_tune_r50_aspp
-from cp2_jax import mesh, optim, pretrain, warm_start
 from cp2_jax.augment import compose
-from cp2_jax.settings import ConfigError
+from cp2_jax.convert import warm_start
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import mesh, optim
+from cp2_jax.runs.settings import ConfigError
 from cp2_jax.validation import validate_finetune, validate_pretrain
 
 
@@ -30,7 +32,7 @@ def trained():
     config.data.path = "somewhere"
     validate_pretrain(config)
     device_mesh = mesh.make_mesh(jax.devices()[:1])
-    start, step = pretrain.make_step(config, 4, 2, device_mesh)
+    start, step = pretrain_step.make_step(config, 4, 2, device_mesh)
     crops = np.random.default_rng(0).integers(0, 256, (4, 2, 64, 64, 3), np.uint8)
     before = start()
     kept = jax.tree.map(np.array, before)  # copies: the step overwrites what it is given
@@ -40,7 +42,7 @@ def trained():
 
 def test_the_network_is_backbone_pooling_and_a_two_layer_mlp(trained):
     config, state, *_ = trained
-    model, _ = pretrain.build_models(config)
+    model, _ = pretrain_step.build_models(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     assert set(state.params) == {"backbone", "projection"}
     width = 8 * config.model.resnet.width
@@ -63,7 +65,7 @@ def test_the_steps_loss_is_info_nce_over_the_queue(trained):
     options = compose.AugmentOptions.from_config(config.augment)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
     pair = compose.compose_pairs(key, crops, crops[::-1], options)
-    query_model, key_model = pretrain.build_models(config)
+    query_model, key_model = pretrain_step.build_models(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     forward = lambda model, images: unit(  # noqa: E731
@@ -95,7 +97,7 @@ def test_one_compiled_step_serves_other_seeds(trained):
     config, state, crops, after, metrics = trained
     schedule = optim.schedule(config.optimizer, 4, 2)
     optimizer = optim.make(config.optimizer, schedule)
-    train = jax.jit(pretrain.make_train(config, optimizer, schedule))
+    train = jax.jit(pretrain_step.make_train(config, optimizer, schedule))
     same, measured = train(state, {"foreground": crops}, config.seed)
     np.testing.assert_allclose(measured.compute()["loss"], metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(
@@ -109,7 +111,7 @@ def test_its_checkpoint_starts_quick_tuning_and_finetuning_by_its_backbone(train
     _, _, _, after, _ = trained
     loaded = jax.tree.map(np.asarray, {"params": after.params, "batch_stats": after.batch_stats})
     config = shrink(quick_tune_r50_aspp.get_config())
-    initial = jax.eval_shape(lambda: pretrain.init_variables(config))
+    initial = jax.eval_shape(lambda: pretrain_step.init_variables(config))
     initial = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), initial)
     variables, table = warm_start.merge(initial, loaded, "random")
     jax.tree.map(np.testing.assert_array_equal, variables["params"]["backbone"], loaded["params"]["backbone"])
@@ -156,7 +158,7 @@ def test_image_sizes_need_not_be_multiples_of_the_output_stride():
     config = shrink(pretrain_moco_v2.get_config(), image_size=48)
     config.data.path = "somewhere"
     validate_pretrain(config)
-    model, _ = pretrain.build_models(config)
+    model, _ = pretrain_step.build_models(config)
     images = jnp.zeros((2, 48, 48, 3))
     shape = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0]).shape
     assert shape == (2, 1, 1, 128)

@@ -9,7 +9,7 @@ import pytest
 from conftest import DATA
 from ml_collections import ConfigDict
 
-from cp2_jax import optim
+from cp2_jax.runs import optim
 
 
 def config(**changed):

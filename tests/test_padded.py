@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_finetune import tiny_config
 
-from cp2_jax import finetune, inference, mesh, padded, resize
 from cp2_jax.augment import color
-from cp2_jax.evaluate import evaluate
-from cp2_jax.inference import Options, Predictor
+from cp2_jax.models import resize
+from cp2_jax.runs import mesh
+from cp2_jax.segmentation import padded
+from cp2_jax.segmentation import step as finetune_step
+from cp2_jax.segmentation.evaluation import evaluate
+from cp2_jax.segmentation.predictor import Options, Predictor, make_predictor
 
 SIZES = [(40, 48), (33, 47), (21, 30), (48, 17), (9, 40)]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -24,7 +27,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 def variables_of(config):
     """Weights, and running statistics under which batch norm moves every zero."""
-    variables = finetune.init_variables(config)
+    variables = finetune_step.init_variables(config)
     keys = iter(jax.random.split(jax.random.key(3), 1000))
     noise = lambda x, low, high: jax.random.uniform(next(keys), x.shape, minval=low, maxval=high)  # noqa: E731
     variables["batch_stats"] = jax.tree.map(lambda x: x + noise(x, -0.3, 0.3), variables["batch_stats"])
@@ -37,7 +40,7 @@ def network():
     """Stem, max pooling, strides, dilation, downsampling and image pooling: all that meets a border."""
     config = tiny_config()
     config.model.resnet.stage_sizes = (1, 1, 1, 1)
-    return finetune.build_model(config), variables_of(config)
+    return finetune_step.build_model(config), variables_of(config)
 
 
 def images_of(sizes, seed=0):
@@ -60,9 +63,7 @@ def test_network_gives_what_it_gives_without_padding(network, alone, canvas):
     images = np.full((len(SIZES), *canvas, 3), 77, np.uint8)  # what lies outside must not matter
     for row, image in zip(images, images_of(SIZES), strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    logits = jax.jit(
-        lambda x, s: padded.apply(model, variables, padded.normalize(x, s, MEAN, STD), s)
-    )(images, sizes)
+    logits = jax.jit(lambda x, s: padded.apply(model, variables, padded.normalize(x, s, MEAN, STD), s))(images, sizes)
     spread = max(np.ptp(one) for one in alone)
     assert all(one.std(axis=(0, 1)).max() > 1e-3 for one in alone)  # the images do say something
     for ours, one in zip(logits, alone, strict=True):
@@ -157,8 +158,8 @@ def test_vit_takes_images_of_any_size():
     config.model.update(backbone="vit", head="fcn")
     config.model.vit.update(width=12, depth=1, heads=3, patch=8)
     config.model.fcn.update(channels=4, num_convs=1, dilation=1)
-    model, variables = finetune.build_model(config), finetune.init_variables(config)
-    predictor = inference.make_predictor(config)
+    model, variables = finetune_step.build_model(config), finetune_step.init_variables(config)
+    predictor = make_predictor(config)
     (image,) = images_of([(19, 30)])
     predictor.options = Options()
     ours = predictor.probabilities(variables, [jnp.asarray(image[None])], (19, 30))

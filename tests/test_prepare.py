@@ -12,11 +12,15 @@ import pytest
 from PIL import Image
 
 from configs import finetune_ade20k, finetune_camvid, finetune_cityscapes, finetune_folder, finetune_voc
-from cp2_jax import evaluate, finetune, mesh
-from cp2_jax.data import check, classes, prepare, prepare_voc, segmentation
-from cp2_jax.data.segmentation import SegmentationError
-from cp2_jax.data.segmentation_stream import training_dataset, training_options
-from cp2_jax.data.sources import TfdsSource
+from cp2_jax.data.images.sources import TfdsSource
+from cp2_jax.data.labelled import check, classes
+from cp2_jax.data.labelled.examples import SegmentationError, open_examples
+from cp2_jax.data.labelled.stream import training_dataset, training_options
+from cp2_jax.data.prepare import writing
+from cp2_jax.data.prepare.voc import augment_voc
+from cp2_jax.runs import mesh
+from cp2_jax.segmentation import evaluation
+from cp2_jax.segmentation import step as finetune_step
 from cp2_jax.validation import validate_finetune
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,23 +43,23 @@ def tiny(module, path, **data):
 def finetune_and_evaluate(config, predictions=None):
     """Two steps, then scores of the validation split."""
     validate_finetune(config)
-    examples = segmentation.open_examples(config.data, config.data.split)
+    examples = open_examples(config.data, config.data.split)
     stream = iter(training_dataset(examples, batch_size=2, seed=0, options=training_options(config.data)))
     one_device = mesh.make_mesh(jax.devices()[:1])
-    initial_state, step = finetune.make_step(config, 2, 2, one_device)
-    state = initial_state(finetune.init_variables(config))
+    initial_state, step = finetune_step.make_step(config, 2, 2, one_device)
+    state = initial_state(finetune_step.init_variables(config))
     for _ in range(2):
         state, metrics = step(state, mesh.place_batch(one_device, next(stream)))
         assert np.isfinite(float(metrics.compute()["loss"]))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    result = evaluate.Evaluator(config, one_device)(variables, predictions)
+    result = evaluation.Evaluator(config, one_device)(variables, predictions)
     assert result.compilations == 1
     return result, variables
 
 
 def labelled_pixels(config):
     """Of the validation split, counted from its files: those whose value has a class."""
-    examples = segmentation.open_examples(config.data, config.data.eval_split)
+    examples = open_examples(config.data, config.data.eval_split)
     return sum(int((examples.load(index)[1] < config.data.num_classes).sum()) for index in range(len(examples)))
 
 
@@ -67,7 +71,7 @@ def checked(config):
 
 def test_voc_with_sbd_through_files_and_records(tmp_path):
     voc, sbd, sbd_masks = miniatures.voc(tmp_path)
-    assert prepare_voc.augment_voc(voc, sbd) == 6
+    assert augment_voc(voc, sbd) == 6
     listed = (voc / "ImageSets/Segmentation/train_aug.txt").read_text().split()
     # VOC's three, then those of SBD in neither list of VOC.
     assert listed == [f"2007_00000{n}" for n in (1, 2, 3)] + [f"2008_00000{n}" for n in (1, 2, 3)]
@@ -87,23 +91,23 @@ def test_voc_with_sbd_through_files_and_records(tmp_path):
 
     # The same from array_record: names, bytes and scores.
     splits = {"train": config.data.split, "validation": config.data.eval_split}
-    opened = {name: segmentation.open_examples(config.data, split) for name, split in splits.items()}
-    path = prepare.write_pairs(tmp_path / "records", "voc", opened, config.data.class_names)
+    opened = {name: open_examples(config.data, split) for name, split in splits.items()}
+    path = writing.write_pairs(tmp_path / "records", "voc", opened, config.data.class_names)
     config.data.update(source="tfds", path=str(tmp_path / "records"), split="train", eval_split="validation")
     assert [one.images for one in checked(config)] == [6, 2]
-    records = segmentation.open_examples(config.data, "validation")
+    records = open_examples(config.data, "validation")
     assert [records.stem(i) for i in (0, 1)] == ["2007_000004", "2007_000005"]
     assert records.encoded(1) == opened["validation"].encoded(1)
-    again = evaluate.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))(variables)
+    again = evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))(variables)
     np.testing.assert_array_equal(again.matrix, result.matrix)
 
     # Written again only if the files are others.
     before = {f: f.stat().st_mtime_ns for f in path.iterdir()}
-    prepare.write_pairs(tmp_path / "records", "voc", opened, config.data.class_names)
+    writing.write_pairs(tmp_path / "records", "voc", opened, config.data.class_names)
     assert {f: f.stat().st_mtime_ns for f in path.iterdir() if f.name != "classes.txt"}.items() <= before.items()
     miniatures.save(pathlib.Path(opened["train"].places(0)[1]), np.zeros((40, 48), np.uint8))
-    prepare.write_pairs(tmp_path / "records", "voc", opened, config.data.class_names)
-    assert (segmentation.open_examples(config.data, "train").load(0)[1] == 0).all()
+    writing.write_pairs(tmp_path / "records", "voc", opened, config.data.class_names)
+    assert (open_examples(config.data, "train").load(0)[1] == 0).all()
 
 
 def test_augmenting_voc_again_and_broken(tmp_path):
@@ -112,20 +116,20 @@ def test_augmenting_voc_again_and_broken(tmp_path):
     good = mask.read_bytes()
     mask.write_bytes(good[:50])
     with pytest.raises(SegmentationError, match=r"2008_000002\.mat is no mask file of SBD"):
-        prepare_voc.augment_voc(voc, sbd)
+        augment_voc(voc, sbd)
     assert not (voc / "SegmentationClassAug").exists()
     mask.write_bytes(good)
-    assert prepare_voc.augment_voc(voc, sbd.parent) == 6  # benchmark_RELEASE will do, too
+    assert augment_voc(voc, sbd.parent) == 6  # benchmark_RELEASE will do, too
     assert not (voc / "SegmentationClassAug.incomplete").exists()
     mask.unlink()
-    assert prepare_voc.augment_voc(voc, sbd) == 6  # nothing is read again
+    assert augment_voc(voc, sbd) == 6  # nothing is read again
     # A folder that was downloaded is taken if it is complete.
     (voc / "ImageSets/Segmentation/train_aug.txt").unlink()
-    assert prepare_voc.augment_voc(voc, sbd) == 6
+    assert augment_voc(voc, sbd) == 6
     (voc / "ImageSets/Segmentation/train_aug.txt").unlink()
     (voc / "SegmentationClassAug/2008_000003.png").unlink()
     with pytest.raises(SegmentationError, match=r"lacks 2008_000003\.png \(1 in all\)"):
-        prepare_voc.augment_voc(voc, sbd)
+        augment_voc(voc, sbd)
 
 
 def test_cityscapes(tmp_path):

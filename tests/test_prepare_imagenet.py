@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cp2_jax.data import prepare_imagenet
-from cp2_jax.data.decode import decode
-from cp2_jax.data.prepare_imagenet import prepare_images, read_images, reencode
-from cp2_jax.data.sources import SourceError, TfdsSource
+from cp2_jax.data.images.decoding import decode
+from cp2_jax.data.images.sources import SourceError, TfdsSource
+from cp2_jax.data.prepare import imagenet
+from cp2_jax.data.prepare.imagenet import prepare_images, read_images, reencode
 
 
 def jpeg(seed, size=(30, 40), **options):
@@ -52,7 +52,7 @@ def layouts(tmp_path):
 @pytest.mark.parametrize("layout", ["folder", "tars", "ILSVRC2012_img_train.tar"])
 def test_every_layout_has_the_same_images(layouts, layout):
     assert list(read_images(layouts / layout)) == EXPECTED
-    assert prepare_imagenet._class_names(layouts / layout) == {"n01", "n02"}
+    assert imagenet._class_names(layouts / layout) == {"n01", "n02"}
 
 
 def test_records_hold_bytes_labels_and_names(layouts):

@@ -11,9 +11,11 @@ import pytest
 from parity import close, sample
 
 from configs import pretrain_r50_aspp
-from cp2_jax import losses, mesh, optim, pretrain, queue
 from cp2_jax.augment.compose import Pair
 from cp2_jax.convert import names
+from cp2_jax.pretraining import losses, memory_bank
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import mesh, optim
 
 STEPS = 4
 
@@ -41,10 +43,10 @@ def shallow_config(dtype="float32"):
 def recorded_state(config, optimizer, run, dtype):
     """The state that the recorded run starts from."""
     prefix = "init/encoder_q."
-    arrays = {k[len(prefix):]: run[k] for k in run if k.startswith(prefix)}
+    arrays = {k[len(prefix) :]: run[k] for k in run if k.startswith(prefix)}
     arrays = {k: v for k, v in arrays.items() if "conv_seg" not in k}  # the untrained classifier
     variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), names.variables_from_torch(arrays))
-    state = pretrain.init_state(config, optimizer, variables)
+    state = pretrain_step.init_state(config, optimizer, variables)
     return state.replace(queue=jnp.asarray(run["init/queue"].T.reshape(8, 8, 128), dtype))
 
 
@@ -66,7 +68,7 @@ def keep_gradients():
 def make(config):
     schedule = optim.schedule(config.optimizer, 10, 1)
     optimizer = optax.chain(keep_gradients(), optim.make(config.optimizer, schedule))
-    return optimizer, jax.jit(pretrain.make_update(config, optimizer, schedule))
+    return optimizer, jax.jit(pretrain_step.make_update(config, optimizer, schedule))
 
 
 def assert_torch_equal(kind, tree, batch_stats, recorded, tolerance):
@@ -101,9 +103,7 @@ def logits_by_definition(query, key, mask_query, mask_key, bank):
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     n, channels = len(query), query.shape[-1]
     query, key = (unit(x.reshape(n, -1, channels)) for x in (query, key))
-    pooled = [
-        unit((x * mask.reshape(n, -1, 1)).sum(axis=1)) for x, mask in ((query, mask_query), (key, mask_key))
-    ]
+    pooled = [unit((x * mask.reshape(n, -1, 1)).sum(axis=1)) for x, mask in ((query, mask_query), (key, mask_key))]
     positive = (pooled[0] * pooled[1]).sum(axis=1, keepdims=True)
     moco = np.concatenate([positive, pooled[0] @ bank.reshape(-1, channels).T], axis=1) / 0.2
     return moco, query @ key.transpose(0, 2, 1)
@@ -118,7 +118,7 @@ def assert_logits_equal(seen, step, recorded, prefix, rows=slice(None), kind="fl
 
 
 def under(run, prefix):
-    return {k[len(prefix):]: run[k] for k in run if k.startswith(prefix)}
+    return {k[len(prefix) :]: run[k] for k in run if k.startswith(prefix)}
 
 
 RUNS = {
@@ -274,7 +274,7 @@ def test_the_queue_wraps_and_holds_the_newest_keys():
     config = shallow_config()
     config.loss.queue_size = 16
     optimizer, update = make(config)
-    state = pretrain.init_state(config, optimizer)
+    state = pretrain_step.init_state(config, optimizer)
     banks = [state.queue]
     for step in range(3):
         state, _ = update(state, random_pair(step))
@@ -300,7 +300,7 @@ def test_strided_groups_are_one_of_the_permutations(x64):
     optimizer, moved = make(config)
     config.key_shuffle = "strided"
     _, strided = make(config)
-    state = pretrain.init_state(config, optimizer)
+    state = pretrain_step.init_state(config, optimizer)
     order = jnp.asarray([0, 2, 4, 6, 1, 3, 5, 7])
     a, b = strided(state, random_pair(0))[0], moved(state, random_pair(0), order)[0]
     np.testing.assert_allclose(a.queue, b.queue, atol=1e-6)
@@ -311,7 +311,7 @@ def test_key_encoder_follows_by_momentum_and_keeps_its_own_statistics():
     config = shallow_config()
     config.loss.momentum = 0.9
     optimizer, update = make(config)
-    first, _ = update(pretrain.init_state(config, optimizer), random_pair(0))
+    first, _ = update(pretrain_step.init_state(config, optimizer), random_pair(0))
     second, _ = update(first, random_pair(1))
     expected = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * q, first.key_params, first.params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), second.key_params, expected)
@@ -324,7 +324,7 @@ def uint8_batch(seed, batch=8, size=64):
 
 
 def run_steps(config, count, device_mesh):
-    initial_state, step = pretrain.make_step(config, 10, 5, device_mesh)
+    initial_state, step = pretrain_step.make_step(config, 10, 5, device_mesh)
     state, losses = initial_state(), []
     for index in range(count):
         state, metrics = step(state, mesh.place_batch(device_mesh, uint8_batch(index)))
@@ -345,9 +345,9 @@ def test_full_step_runs_and_repeats_exactly(shuffle):
 def test_state_starts_with_equal_encoders_and_random_queue():
     config = shallow_config()
     optimizer, _ = make(config)
-    state = pretrain.init_state(config, optimizer)
+    state = pretrain_step.init_state(config, optimizer)
     jax.tree.map(np.testing.assert_array_equal, state.params, state.key_params)
     assert state.queue.shape == (8, 8, 128)
-    assert queue.age(state.queue, state.step) == 0
+    assert memory_bank.age(state.queue, state.step) == 0
     assert not any(re.search("classifier|conv_seg", jax.tree_util.keystr(p)) for p, _ in
                    jax.tree_util.tree_leaves_with_path(state.params))  # fmt: skip

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cp2_jax.data.pretrain import Batches, pretrain_dataset
-from cp2_jax.data.sources import ImageFolder
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.images.stream import Batches, pretrain_dataset
 
 COUNT = 7
-OPTIONS = {'batch_size': 4, 'image_size': 6, 'seed': 3}
+OPTIONS = {"batch_size": 4, "image_size": 6, "seed": 3}
 
 
 @pytest.fixture
 def flat(tmp_path):
     """Images of one colour each, 10 * index, so that a crop tells which image it is from."""
     for i in range(COUNT):
-        Image.new('RGB', (9, 8), (10 * i,) * 3).save(tmp_path / f'{i}.png')
+        Image.new("RGB", (9, 8), (10 * i,) * 3).save(tmp_path / f"{i}.png")
     return ImageFolder(tmp_path)
 
 
@@ -29,7 +29,7 @@ def noisy(tmp_path):
     """Images of noise, so that a crop tells where it was taken."""
     rng = np.random.default_rng(0)
     for i in range(COUNT):
-        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / f'{i}.png')
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / f"{i}.png")
     return ImageFolder(tmp_path)
 
 
@@ -51,7 +51,7 @@ def assert_equal(left, right):
 
 def indices(batches):
     """Which image each crop is from: int [samples, 4] as foreground twice, background twice. Needs `flat`."""
-    crops = [np.concatenate([b['foreground'], b['background']], axis=1) for b in batches]
+    crops = [np.concatenate([b["foreground"], b["background"]], axis=1) for b in batches]
     colours = np.concatenate(crops)[:, :, 0, 0, 0]
     return colours.astype(int) // 10
 
@@ -59,11 +59,11 @@ def indices(batches):
 def test_shapes_and_types(flat):
     (batch,) = take(flat, 1)
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-        'foreground': ((4, 2, 6, 6, 3), np.uint8),
-        'background': ((4, 2, 6, 6, 3), np.uint8),
-        'unreadable': ((4, 3), np.int64),
+        "foreground": ((4, 2, 6, 6, 3), np.uint8),
+        "background": ((4, 2, 6, 6, 3), np.uint8),
+        "unreadable": ((4, 3), np.int64),
     }
-    assert (batch['unreadable'] == -1).all()
+    assert (batch["unreadable"] == -1).all()
 
 
 def test_every_epoch_holds_each_image_once_in_a_new_order(flat):
@@ -90,56 +90,56 @@ def test_streams_are_independent(flat):
 def test_seed_decides(noisy):
     assert_equal(take(noisy, 2), take(noisy, 2))
     one, other = take(noisy, 2), take(noisy, 2, seed=4)
-    assert any((a['foreground'] != b['foreground']).any() for a, b in zip(one, other, strict=True))
+    assert any((a["foreground"] != b["foreground"]).any() for a, b in zip(one, other, strict=True))
 
 
 def test_crops_of_views_and_epochs_differ(noisy):
     (batch,) = take(noisy, 1, batch_size=2 * COUNT)
-    views = batch['foreground'].reshape(4 * COUNT, -1)
+    views = batch["foreground"].reshape(4 * COUNT, -1)
     assert len(np.unique(views, axis=0)) == 4 * COUNT
 
 
 def test_crop_scale_is_used(noisy):
     # With the whole image as the only size and ratio at hand (3:2 falls back), every crop is the central one.
     batches = take(noisy, 4, crop_scale=(1.0, 1.0))
-    crops = np.concatenate([b['foreground'] for b in batches]).reshape(-1, 6 * 6 * 3)
+    crops = np.concatenate([b["foreground"] for b in batches]).reshape(-1, 6 * 6 * 3)
     assert len(np.unique(crops, axis=0)) == COUNT
 
 
-@pytest.mark.parametrize('start', [1, 3])
+@pytest.mark.parametrize("start", [1, 3])
 def test_resuming_equals_running_on(noisy, start):
     assert_equal(take(noisy, 3, start_step=start), take(noisy, 3 + start)[start:])
 
 
-@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_batch(noisy, processes):
     parts = [take(noisy, 3, process_index=i, process_count=processes, start_step=2) for i in range(processes)]
     joined = [{key: np.concatenate([p[key] for p in step]) for key in step[0]} for step in zip(*parts, strict=True)]
     assert_equal(joined, take(noisy, 3, start_step=2))
 
 
-@pytest.mark.parametrize('threads', [1, 5])
+@pytest.mark.parametrize("threads", [1, 5])
 def test_threads_change_nothing(noisy, threads):
     assert_equal(take(noisy, 4, threads=threads, prefetch=1), take(noisy, 4))
 
 
 def test_workers_change_nothing(noisy):
-    (noisy.root / '0.png').write_bytes(b'')  # and report unreadable files alike
+    (noisy.root / "0.png").write_bytes(b"")  # and report unreadable files alike
     assert_equal(take(noisy, 5, workers=2, start_step=1), take(noisy, 5, start_step=1))
 
 
 def spoil(source, **files):
     """Replaces image <i> by the given bytes."""
     for name, data in files.items():
-        (source.root / f'{name[1:]}.png').write_bytes(data)
+        (source.root / f"{name[1:]}.png").write_bytes(data)
 
 
 def test_unreadable_images_are_replaced_in_place(flat):
     sound = indices(take(flat, 7))
-    spoil(flat, i2=b'', i5=b'text')
+    spoil(flat, i2=b"", i5=b"text")
     batches = take(flat, 7)
     found = indices(batches)
-    unreadable = np.concatenate([b['unreadable'] for b in batches])
+    unreadable = np.concatenate([b["unreadable"] for b in batches])
     for stream, column in enumerate((0, 2, 3)):
         bad = np.isin(sound[:, column], (2, 5))
         assert bad.sum() == 8  # two of seven in four epochs
@@ -151,79 +151,82 @@ def test_unreadable_images_are_replaced_in_place(flat):
 
 
 def test_one_good_image_is_found_among_bad_ones(flat):
-    spoil(flat, **{f'i{i}': b'' for i in range(COUNT) if i != 4})
+    spoil(flat, **{f"i{i}": b"" for i in range(COUNT) if i != 4})
     assert (indices(take(flat, 2)) == 4).all()
 
 
 def test_a_vanished_file_counts_as_unreadable(flat):
-    (flat.root / '3.png').unlink()
-    unreadable = np.concatenate([b['unreadable'] for b in take(flat, 7)])
+    (flat.root / "3.png").unlink()
+    unreadable = np.concatenate([b["unreadable"] for b in take(flat, 7)])
     assert set(np.unique(unreadable)) == {-1, 3}
 
 
-@pytest.mark.parametrize('through_thread', [False, True])
+@pytest.mark.parametrize("through_thread", [False, True])
 def test_nothing_readable_is_an_error(flat, through_thread):
-    spoil(flat, **{f'i{i}': b'' for i in range(COUNT)})
+    spoil(flat, **{f"i{i}": b"" for i in range(COUNT)})
     batches = pretrain_dataset(flat, **OPTIONS)
     if through_thread:
         batches = Batches(batches, flat)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r'\d\.png: the file is empty\. None of 7 images'):
+        with pytest.raises(RuntimeError, match=r"\d\.png: the file is empty\. None of 7 images"):
             next(batches)
     batches.close()
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'batch_size': 5, 'process_count': 2}, 'multiple of the 2 processes'),
-    ({'batch_size': 0}, 'positive'),
-    ({'process_index': 1}, 'process_index 1'),
-    ({'start_step': -1}, 'negative'),
-    ({'seed': -1}, 'negative'),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 5, "process_count": 2}, "multiple of the 2 processes"),
+        ({"batch_size": 0}, "positive"),
+        ({"process_index": 1}, "process_index 1"),
+        ({"start_step": -1}, "negative"),
+        ({"seed": -1}, "negative"),
+    ],
+)
 def test_wrong_sizes_are_refused(flat, options, message):
     with pytest.raises(ValueError, match=message):
         pretrain_dataset(flat, **{**OPTIONS, **options})
 
 
 def test_one_image_is_enough(tmp_path):
-    Image.new('RGB', (1, 1), (40, 40, 40)).save(tmp_path / 'a.png')
+    Image.new("RGB", (1, 1), (40, 40, 40)).save(tmp_path / "a.png")
     assert (indices(take(ImageFolder(tmp_path), 3)) == 4).all()
 
 
 def test_batches_place_count_and_report_once(flat, caplog):
-    spoil(flat, i2=b'', i5=b'text')
+    spoil(flat, i2=b"", i5=b"text")
     plain = take(flat, 7)
     placed_in = set()
 
     def place(batch):
         placed_in.add(threading.current_thread())
-        return {**batch, 'placed': True}
+        return {**batch, "placed": True}
 
     batches = Batches(pretrain_dataset(flat, **OPTIONS), flat, place)
     counts = []
     with caplog.at_level(logging.WARNING):
         for want in plain:
             batch = next(batches)
-            assert batch.keys() == {'foreground', 'background', 'placed'}
-            np.testing.assert_array_equal(batch['background'], want['background'])
+            assert batch.keys() == {"foreground", "background", "placed"}
+            np.testing.assert_array_equal(batch["background"], want["background"])
             counts.append(batches.unreadable_count)
         batches.close()
     # Counted when handed out, not when read ahead: the same in every run.
-    assert counts == list(np.cumsum([(b['unreadable'] >= 0).sum() for b in plain])) and counts[-1] == 24
-    assert sum('2.png: the file is empty' in m for m in caplog.messages) == 1
-    assert sum('5.png: not an image' in m for m in caplog.messages) == 1
+    assert counts == list(np.cumsum([(b["unreadable"] >= 0).sum() for b in plain])) and counts[-1] == 24
+    assert sum("2.png: the file is empty" in m for m in caplog.messages) == 1
+    assert sum("5.png: not an image" in m for m in caplog.messages) == 1
     assert len(caplog.messages) == 2
     assert placed_in and threading.current_thread() not in placed_in
 
 
 def numbers(count=None):
     for i in itertools.count() if count is None else range(count):
-        yield {'x': np.array([i])}
+        yield {"x": np.array([i])}
 
 
 def test_batches_end_and_stay_ended():
     batches = Batches(numbers(3), source=None)
-    assert [int(b['x'][0]) for b in batches] == [0, 1, 2]
+    assert [int(b["x"][0]) for b in batches] == [0, 1, 2]
     with pytest.raises(StopIteration):
         next(batches)
     batches.close()
@@ -232,18 +235,18 @@ def test_batches_end_and_stay_ended():
 def test_errors_of_iterator_and_place_surface_in_order():
     def failing():
         yield from numbers(2)
-        raise OSError('disk gone')
+        raise OSError("disk gone")
 
     batches = Batches(failing(), source=None)
-    assert [int(next(batches)['x'][0]) for _ in range(2)] == [0, 1]
+    assert [int(next(batches)["x"][0]) for _ in range(2)] == [0, 1]
     for _ in range(2):
-        with pytest.raises(OSError, match='disk gone'):
+        with pytest.raises(OSError, match="disk gone"):
             next(batches)
 
     def place(batch):
-        raise ValueError('wrong shape')
+        raise ValueError("wrong shape")
 
-    with pytest.raises(ValueError, match='wrong shape'):
+    with pytest.raises(ValueError, match="wrong shape"):
         next(Batches(numbers(), source=None, place=place))
 
 
@@ -252,7 +255,7 @@ def test_reads_ahead_but_no_further_than_asked():
 
     def watched():
         for batch in numbers():
-            drawn.append(int(batch['x'][0]))
+            drawn.append(int(batch["x"][0]))
             yield batch
 
     batches = Batches(watched(), source=None, ahead=3)
@@ -291,7 +294,7 @@ def test_close_ends_thread_and_iterator_and_refuses_more():
             return self
 
         def __next__(self):
-            return {'x': np.zeros(1)}
+            return {"x": np.zeros(1)}
 
         def close(self):
             closed.append(True)
@@ -301,7 +304,7 @@ def test_close_ends_thread_and_iterator_and_refuses_more():
     batches.close()
     batches.close()
     assert closed and not batches._thread.is_alive()
-    with pytest.raises(RuntimeError, match='closed'):
+    with pytest.raises(RuntimeError, match="closed"):
         next(batches)
 
 
@@ -310,6 +313,6 @@ def test_shared_memory_is_not_held():
         pass
 
     original = np.arange(3).view(Shared)
-    batch = next(Batches(iter([{'x': original, 'unreadable': np.array([[-1]])}]), source=None))
-    assert type(batch['x']) is np.ndarray and not np.shares_memory(batch['x'], original)
-    np.testing.assert_array_equal(batch['x'], original)
+    batch = next(Batches(iter([{"x": original, "unreadable": np.array([[-1]])}]), source=None))
+    assert type(batch["x"]) is np.ndarray and not np.shares_memory(batch["x"], original)
+    np.testing.assert_array_equal(batch["x"], original)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from configs import pretrain_demo
-from cp2_jax import settings
-from cp2_jax.checkpoints import Checkpoints
 from cp2_jax.models import segmenter
+from cp2_jax.runs import settings
+from cp2_jax.runs.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = {"model.resnet.width": 4, "model.resnet.stem_width": 4, "model.aspp.channels": 8, "image_size": 32}

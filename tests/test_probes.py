@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cp2_jax import mesh, probes, watch
+from cp2_jax.pretraining import hooks, probes
+from cp2_jax.runs import mesh
 
 SETTINGS = settings(max_examples=20, deadline=None)
 
@@ -111,9 +112,9 @@ def test_measure_pools_the_foreground_alone():
 
 def test_collapse_is_named_and_a_good_run_is_not():
     good = {"probe/output_effective_rank": 20.0, "probe/output_retrieval": 0.4}
-    assert watch.collapse(good, 128) == ""
+    assert hooks.collapse(good, 128) == ""
     bad = good | {"probe/backbone_effective_rank": 1.02, "probe/backbone_retrieval": 0.01}
-    assert "backbone" in watch.collapse(bad, 128) and "output" not in watch.collapse(bad, 128)
+    assert "backbone" in hooks.collapse(bad, 128) and "output" not in hooks.collapse(bad, 128)
 
 
 class Recorder:
@@ -130,7 +131,7 @@ class Recorder:
 @pytest.fixture(scope="module")
 def tiny():
     from configs import pretrain_demo
-    from cp2_jax import pretrain
+    from cp2_jax.pretraining import step as pretrain_step
 
     config = pretrain_demo.get_config()
     config.image_size, config.probe_every = 32, 2
@@ -138,13 +139,13 @@ def tiny():
     config.model.aspp.update(channels=8, dilations=(1, 2))
     config.update(batch_size=4)
     crops = np.random.default_rng(0).integers(0, 256, (2, 6, 2, 32, 32, 3), np.uint8)
-    return config, {"foreground": crops[0], "background": crops[1]}, pretrain.build_models(config)[0]
+    return config, {"foreground": crops[0], "background": crops[1]}, pretrain_step.build_models(config)[0]
 
 
 def test_hook_writes_both_levels_when_due_and_warns_of_collapse(tiny):
     config, crops, model = tiny
     writer = Recorder()
-    hook = watch.pretrain_probes(config, crops, writer, mesh.make_mesh())
+    hook = hooks.pretrain_probes(config, crops, writer, mesh.make_mesh())
     variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
 
     class State:
@@ -173,10 +174,10 @@ def test_pooled_models_are_probed_at_the_backbone_alone(tiny):
     config, crops, _ = tiny
     config = config.copy_and_resolve_references()
     config.model.head, config.augment.mask = "pool", "full"
-    from cp2_jax import pretrain
+    from cp2_jax.pretraining import step as pretrain_step
 
-    model = pretrain.build_models(config)[0]
+    model = pretrain_step.build_models(config)[0]
     variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
     assert model.apply(variables, jnp.zeros((2, 32, 32, 3)), train=False).shape == (2, 1, 1, 128)
-    found = watch.make_probe(config)(variables, watch.probe_pairs(config, crops))
+    found = hooks.make_probe(config)(variables, hooks.probe_pairs(config, crops))
     assert set(found) == {"backbone"} and 0 <= found["backbone"]["auc"] <= 1

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import pretrain_r50_aspp
-from cp2_jax import mesh, pretrain, profiling
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import mesh, profiling
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_the_step_names_its_parts():
     config.model.resnet.update(width=8, stem_width=8, stage_sizes=(1, 1, 1, 1))
     config.model.aspp.channels = 8
     config.loss.queue_size = 8
-    initial_state, step = pretrain.make_step(config, 10, 5, mesh.make_mesh())
+    initial_state, step = pretrain_step.make_step(config, 10, 5, mesh.make_mesh())
     crops = np.zeros((4, 2, 32, 32, 3), np.uint8)
     text = step.lower(jax.eval_shape(initial_state), {"foreground": crops, "background": crops}).as_text(debug_info=True)
     parts = {profiling.part_of(name) for name in re.findall(r'loc\("([^"]*)"', text)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cp2_jax.reproduce import chain, collect, estimates, listing, paper, recipes
-from cp2_jax.settings import ConfigError
+from cp2_jax.runs.settings import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Counted by hand in the paper: rows times columns of numbers.
@@ -47,7 +47,7 @@ def test_every_recipes_configs_exist_take_their_overrides_and_are_valid():
     import importlib
 
     from cp2_jax import validation
-    from cp2_jax.settings import check_override, flatten
+    from cp2_jax.runs.settings import check_override, flatten
 
     seen = set()
     for recipe in recipes.all_recipes().values():

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cp2_jax.data import segmentation, transforms
-from cp2_jax.data.decode import UnreadableImage
-from cp2_jax.data.segmentation import SegmentationError
-from cp2_jax.data.segmentation_stream import training_dataset
+from cp2_jax.data.images.decoding import UnreadableImage
+from cp2_jax.data.labelled import transforms
+from cp2_jax.data.labelled.examples import SegmentationError, find_pairs, label_table, open_examples
+from cp2_jax.data.labelled.stream import training_dataset
 
 PALETTE = [int(v) for v in np.random.default_rng(0).integers(0, 256, 768)]
 
@@ -37,14 +37,25 @@ def write_pair(root, stem, size=(12, 16), mask=None, split="train", image_suffix
 
 def config(root, **changes):
     return ConfigDict(
-        dict(source="folder", path=str(root), images="images", labels="labels", image_suffix="", label_suffix="",
-             classes="", num_classes=4, label_map=(), ignore_label=255) | changes  # fmt: skip
+        dict(
+            source="folder",
+            path=str(root),
+            images="images",
+            labels="labels",
+            image_suffix="",
+            label_suffix="",
+            classes="",
+            num_classes=4,
+            label_map=(),
+            ignore_label=255,
+        )
+        | changes  # fmt: skip
     )
 
 
 def test_palette_indices_are_the_labels(tmp_path):
     write_pair(tmp_path, "a", size=(8, 10))
-    image, label = segmentation.open_examples(config(tmp_path), "train").load(0)
+    image, label = open_examples(config(tmp_path), "train").load(0)
     assert image.shape == (8, 10, 3) and image.dtype == np.uint8
     assert label.dtype == np.uint8 and label[0, 0] == 0 and label[0, 9] == 1 and label[7, 0] == 2 and label[7, 9] == 3
 
@@ -54,7 +65,7 @@ def test_palette_indices_are_the_labels(tmp_path):
 def test_label_map_equals_replacing_one_value_after_the_other(seed):
     """ADE20K's rule: 0 is ignored and every class moves down by one."""
     mask = np.random.default_rng(seed).integers(0, 6, (5, 7)).astype(np.uint8)
-    table = segmentation.label_table(5, ((0, 255), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4)))
+    table = label_table(5, ((0, 255), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4)))
     expected = np.array([[255 if v == 0 else v - 1 for v in row] for row in mask])
     np.testing.assert_array_equal(table[mask], expected)
     assert table[6] == -1 and table[255] == 255
@@ -63,12 +74,12 @@ def test_label_map_equals_replacing_one_value_after_the_other(seed):
 @pytest.mark.parametrize("label_map", [((300, 0),), ((1, 9),), ((1, -2),)])
 def test_label_map_out_of_range_is_refused(label_map):
     with pytest.raises(SegmentationError, match="label_map"):
-        segmentation.label_table(4, label_map)
+        label_table(4, label_map)
 
 
 def test_too_many_classes_are_refused():
     with pytest.raises(SegmentationError, match="8 bits"):
-        segmentation.label_table(256)
+        label_table(256)
 
 
 def test_cityscapes_layout_matches_nested_names_with_suffixes(tmp_path):
@@ -78,9 +89,7 @@ def test_cityscapes_layout_matches_nested_names_with_suffixes(tmp_path):
                        label_suffix="_gtFine_labelIds")  # fmt: skip
             other = tmp_path / "labels/train" / city / f"{city}_{number}_gtFine_color.png"
             Image.new("RGB", (16, 12)).save(other)
-    pairs = segmentation.find_pairs(
-        tmp_path, "train", image_suffix="_leftImg8bit", label_suffix="_gtFine_labelIds"
-    )
+    pairs = find_pairs(tmp_path, "train", image_suffix="_leftImg8bit", label_suffix="_gtFine_labelIds")
     assert [(i.name, m.name) for i, m in zip(pairs.images, pairs.masks, strict=True)] == [
         (f"{c}_{n}_leftImg8bit.jpg", f"{c}_{n}_gtFine_labelIds.png") for c in ("aachen", "bonn") for n in (0, 1)
     ]
@@ -91,24 +100,24 @@ def test_voc_split_file_chooses_and_orders(tmp_path):
         write_pair(tmp_path, stem, split="")
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/train.txt").write_text("c\na\n\n")
-    pairs = segmentation.find_pairs(tmp_path, "lists/train.txt")
+    pairs = find_pairs(tmp_path, "lists/train.txt")
     assert [p.stem for p in pairs.images] == ["c", "a"] == [p.stem for p in pairs.masks]
 
 
 def test_extensions_do_not_matter_but_must_not_clash(tmp_path):
     image, mask = write_pair(tmp_path, "a")
     image.rename(image.with_suffix(".JPEG"))
-    assert len(segmentation.find_pairs(tmp_path, "train")) == 1
+    assert len(find_pairs(tmp_path, "train")) == 1
     Image.new("RGB", (16, 12)).save(image.with_suffix(".png"))
     with pytest.raises(SegmentationError, match=r"a\.JPEG and .*a\.png differ only in their extension"):
-        segmentation.find_pairs(tmp_path, "train")
+        find_pairs(tmp_path, "train")
 
 
 class TestBadInput:
     """One error each, naming the file."""
 
     def load(self, root, **changes):
-        return segmentation.open_examples(config(root, **changes), "train").load(0)
+        return open_examples(config(root, **changes), "train").load(0)
 
     def test_missing_folder(self, tmp_path):
         with pytest.raises(SegmentationError, match="no such folder: .*images/train"):
@@ -128,15 +137,15 @@ class TestBadInput:
         write_pair(tmp_path, "a", split="")
         (tmp_path / "list.txt").write_text("a\nnowhere\n")
         with pytest.raises(SegmentationError, match=r"list\.txt names nowhere"):
-            segmentation.find_pairs(tmp_path, "list.txt")
+            find_pairs(tmp_path, "list.txt")
 
     def test_absent_and_empty_split_file(self, tmp_path):
         write_pair(tmp_path, "a", split="")
         with pytest.raises(SegmentationError, match="no such split file"):
-            segmentation.find_pairs(tmp_path, "list.txt")
+            find_pairs(tmp_path, "list.txt")
         (tmp_path / "list.txt").write_text("\n")
         with pytest.raises(SegmentationError, match="no image in .*list.txt"):
-            segmentation.find_pairs(tmp_path, "list.txt")
+            find_pairs(tmp_path, "list.txt")
 
     def test_rgb_mask(self, tmp_path):
         _, mask = write_pair(tmp_path, "a")
@@ -175,14 +184,14 @@ class TestBadInput:
     def test_limit_above_the_number_of_images(self, tmp_path):
         write_pair(tmp_path, "a")
         with pytest.raises(SegmentationError, match="asks for 2 images, but train has 1"):
-            segmentation.open_examples(config(tmp_path), "train", limit=2)
+            open_examples(config(tmp_path), "train", limit=2)
 
 
 def test_limit_is_fixed_and_nested(tmp_path):
     for number in range(10):
         write_pair(tmp_path, f"{number}", size=(4, 4))
     chosen = lambda limit, seed=0: set(  # noqa: E731
-        segmentation.open_examples(config(tmp_path), "train", limit, seed).indices.tolist()
+        open_examples(config(tmp_path), "train", limit, seed).indices.tolist()
     )
     assert len(chosen(0.25)) == 2 and len(chosen(0.01)) == 1 and len(chosen(7)) == 7 and len(chosen(0)) == 10
     assert chosen(2) < chosen(5) < chosen(9) and chosen(3) == chosen(0.3)
@@ -337,7 +346,7 @@ OPTIONS = dict(crop_size=(8, 8), bounds=None, ratio=(0.5, 2.0))
 def examples(tmp_path):
     for number in range(5):
         write_pair(tmp_path, f"{number}", size=(12, 12), mask=np.full((12, 12), number, np.uint8))
-    return segmentation.open_examples(config(tmp_path, num_classes=5), "train")
+    return open_examples(config(tmp_path, num_classes=5), "train")
 
 
 def take(count, examples, **options):
@@ -386,7 +395,7 @@ def test_an_unreadable_image_ends_the_stream(examples):
 def test_files_made_from_images_have_names_of_their_own(tmp_path):
     for stem in ("one/a", "two/a", "two/b"):
         write_pair(tmp_path, stem)
-    examples = segmentation.open_examples(config(tmp_path), "train")
+    examples = open_examples(config(tmp_path), "train")
     assert sorted(examples.stem(index) for index in range(3)) == ["b", "one/a", "two/a"]
 
 
@@ -394,17 +403,17 @@ def test_a_name_listed_twice_is_an_error(tmp_path):
     write_pair(tmp_path, "a", split="")
     (tmp_path / "list.txt").write_text("a\na\n")
     with pytest.raises(SegmentationError, match=r"list\.txt names a 2 times"):
-        segmentation.find_pairs(tmp_path, "list.txt")
+        find_pairs(tmp_path, "list.txt")
 
 
 def test_a_jpeg_mask_is_refused_and_few_bits_are_not_spread(tmp_path):
     _, mask = write_pair(tmp_path, "a")
     Image.new("L", (16, 12)).save(mask, format="JPEG")
     with pytest.raises(SegmentationError, match=r"a\.png is a JPEG"):
-        segmentation.open_examples(config(tmp_path), "train").load(0)
+        open_examples(config(tmp_path), "train").load(0)
     values = np.zeros((12, 16), np.uint8)
     values[3:] = 3
     picture = Image.fromarray(values)
     picture.putpalette(PALETTE[:12])
     picture.save(mask, bits=2)
-    np.testing.assert_array_equal(segmentation.open_examples(config(tmp_path), "train").load(0)[1], values)
+    np.testing.assert_array_equal(open_examples(config(tmp_path), "train").load(0)[1], values)

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_demo, pretrain_r50_aspp, pretrain_vit_aspp
-from cp2_jax import settings, validation
-from cp2_jax.data import classes
-from cp2_jax.data.decode import UnreadableImage
-from cp2_jax.settings import ConfigError
+from cp2_jax import validation
+from cp2_jax.data.images.decoding import UnreadableImage
+from cp2_jax.data.labelled import classes
+from cp2_jax.runs import settings
+from cp2_jax.runs.settings import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -11,7 +11,7 @@ from scipy import optimize
 from configs import study_demo
 from cp2_jax.data import demo
 from cp2_jax.reproduce import frozen, study
-from cp2_jax.settings import ConfigError
+from cp2_jax.runs.settings import ConfigError
 
 
 def test_cell_shares_count_pixels():

@@ -16,10 +16,13 @@ from PIL import Image
 from tiny import differs
 
 from configs import quick_tune_r50_fcn
-from cp2_jax import checkpoints, finetune, mesh, pretrain, warm_start
-from cp2_jax.checkpoints import CheckpointError
+from cp2_jax.convert import warm_start
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.models import segmenter
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import checkpoints, mesh
+from cp2_jax.runs.checkpoints import CheckpointError
+from cp2_jax.segmentation import step as finetune_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -39,7 +42,7 @@ def pretrained(config):
 @pytest.mark.parametrize("head", ["checkpoint", "random"])
 def test_merge_loads_what_is_wanted_and_says_so(head):
     config = tiny_config()
-    initial, loaded = finetune.init_variables(config), pretrained(config)
+    initial, loaded = finetune_step.init_variables(config), pretrained(config)
     loaded = jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.5, loaded)  # as read from disk, and unlike any start
     variables, table = warm_start.merge(initial, loaded, head)
     same = lambda tree, part, other: not differs(tree["params"][part], other["params"][part])  # noqa: E731
@@ -56,7 +59,7 @@ def test_merge_loads_what_is_wanted_and_says_so(head):
 
 def test_merge_refuses_what_does_not_fit():
     config = tiny_config()
-    initial, loaded = finetune.init_variables(config), pretrained(config)
+    initial, loaded = finetune_step.init_variables(config), pretrained(config)
     other = tiny_config(**{"model.aspp.channels": 16})
     with pytest.raises(warm_start.InitError, match=r"head/aspp_0/conv/kernel: checkpoint \(1, 1, 32, 16\), model .* 8\)"):
         warm_start.merge(initial, pretrained(other), "checkpoint")
@@ -103,7 +106,7 @@ def converted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fresh():
-    return jax.jit(lambda: pretrain.init_variables(quick_config("")))()
+    return jax.jit(lambda: pretrain_step.init_variables(quick_config("")))()
 
 
 def test_quick_tuning_takes_the_backbone_alone(converted, fresh):
@@ -117,7 +120,7 @@ def test_quick_tuning_takes_the_backbone_alone(converted, fresh):
     rows = [line.split()[:2] for line in table.splitlines()[2:]]
     assert rows == [["backbone", "loaded"], ["head", "initial"], ["projection", "initial"]]
     # The state that follows: both encoders the same, queue of unit vectors, nothing counted yet.
-    initial_state, step = pretrain.make_step(config, 2, 2, mesh.make_mesh())
+    initial_state, step = pretrain_step.make_step(config, 2, 2, mesh.make_mesh())
     state = initial_state(variables)
     assert not differs(state.params, variables["params"]) and not differs(state.key_params, variables["params"])
     assert not differs(state.key_batch_stats, variables["batch_stats"])
@@ -134,7 +137,7 @@ def test_head_and_projection_come_from_the_checkpoint_if_wanted(converted, fresh
     everything = {"init.head": "checkpoint", "init.projection": "checkpoint", "model.projection_dim": 8}
     everything |= {"model.resnet.contract_dilation": True, "model.resnet.output_stride": 16}
     config = quick_config(converted / "cp2", **everything)
-    initial = jax.jit(lambda: pretrain.init_variables(config))()
+    initial = jax.jit(lambda: pretrain_step.init_variables(config))()
     variables, table = warm_start.start(config, initial)
     loaded, _ = checkpoints.read_variables(converted / "cp2")
     assert not differs(variables["params"], loaded["params"]) and "mind" not in table
@@ -175,9 +178,9 @@ def test_finetuning_compares_with_the_pretraining_run_and_its_input(tmp_path, co
     run = quick_config("", **{"augment.std": (0.5, 0.5, 0.5)}).to_dict()
     checkpoints.write_variables(tmp_path, loaded, {"kind": "pretrain", "config": run})
     with pytest.raises(CheckpointError, match=r"pretrain run needs .*config.data.std=\(0.5, 0.5, 0.5\) \(is \(0.229,"):
-        warm_start.start(config, finetune.init_variables(config))
+        warm_start.start(config, finetune_step.init_variables(config))
     config.data.std = (0.5, 0.5, 0.5)
-    variables, _ = warm_start.start(config, finetune.init_variables(config))
+    variables, _ = warm_start.start(config, finetune_step.init_variables(config))
     assert not differs(variables["params"]["backbone"], loaded["params"]["backbone"])
 
 

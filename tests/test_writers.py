@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from cp2_jax import writers
-from cp2_jax.writers import Writer
+from cp2_jax.runs import writers
+from cp2_jax.runs.writers import Writer
 
 
 def write(workdir, steps, start_step=0, total=100):

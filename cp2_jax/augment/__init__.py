@@ -1,1 +1,4 @@
-"""On-device augmentation and copy-paste composition, batched and keyed per sample."""
+"""Everything random that happens to images on the device: colours, blur, masks, and copy-paste composition (equation 1).
+
+Pure functions of keys and arrays. May import `models` (for the normalisation of inputs) and `runs.rngs`.
+"""

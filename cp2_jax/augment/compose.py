@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from cp2_jax import rngs
 from cp2_jax.augment import blur, color, masks
 from cp2_jax.augment.options import AugmentOptions
+from cp2_jax.runs import rngs
 
 __all__ = [
     "AugmentOptions", "Pair", "ViewDraw", "augment", "compose_batch", "compose_pairs", "draw_view", "feature_mask",

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from cp2_jax.augment.masks import MASKS, MaskLaw
-from cp2_jax.settings import ConfigError
+from cp2_jax.runs.settings import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

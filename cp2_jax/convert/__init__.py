@@ -1,1 +1,4 @@
-"""Foreign checkpoints in and out."""
+"""Other projects' checkpoints, in and out: `containers` turn files into arrays, the rest gives the arrays our names.
+
+May import `models` and `runs.checkpoints`. Nothing but `containers` reads a file of somebody else's.
+"""

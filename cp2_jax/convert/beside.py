@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cp2_jax.convert import formats
-from cp2_jax.convert.pickles import Refused
+from cp2_jax.convert.containers.pickles import Refused
 
 
 def config_files(path: pathlib.Path) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cp2_jax.convert import files, formats, layouts
+from cp2_jax.convert import formats, layouts
+from cp2_jax.convert.containers import files
+from cp2_jax.convert.containers.pickles import Inert, Refused
 from cp2_jax.convert.formats import Format
 from cp2_jax.convert.layouts import Layout
-from cp2_jax.convert.pickles import Inert, Refused
 
 # By the number of convolutions, all that SimCLR's names tell of the depth.
 _TENSORFLOW_DEPTHS = {

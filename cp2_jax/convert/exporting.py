@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cp2_jax.checkpoints import CheckpointError
 from cp2_jax.convert import names
+from cp2_jax.runs.checkpoints import CheckpointError
 
 LAYOUTS = ("mmseg", "torchvision", "timm", "merged")
 _STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cp2_jax.checkpoints import CheckpointError
 from cp2_jax.models.vit import resize_positions
+from cp2_jax.runs.checkpoints import CheckpointError
 
 # With another value of these, weights load and compute nonsense, or do not load.
 _MUST_AGREE = {

@@ -11,10 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cp2_jax.convert import beside, detection, files, formats, names, networks, report
+from cp2_jax.convert import beside, detection, formats, names, networks, report
+from cp2_jax.convert.containers import files
+from cp2_jax.convert.containers.pickles import CheckpointFormatError, Refused, printable
 from cp2_jax.convert.detection import Match
 from cp2_jax.convert.formats import Format
-from cp2_jax.convert.pickles import CheckpointFormatError, Refused, printable
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cp2_jax.convert.pickles import Inert, Refused
+from cp2_jax.convert.containers.pickles import Inert, Refused
 
 Turn = Callable[[np.ndarray], np.ndarray]
 

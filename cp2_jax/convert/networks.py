@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cp2_jax.convert.pickles import Refused
+from cp2_jax.convert.containers.pickles import Refused
 from cp2_jax.models.resnet import STAGE_SIZES
 
 Shapes = dict[str, tuple[int, ...]]

@@ -1,1 +1,4 @@
-"""Host input pipelines: sources, decoding, and batches (Grain)."""
+"""From files to host batches (NumPy): `images` for pretraining, `labelled` for segmentation, `prepare` writes data sets.
+
+May import `options`, `pictures` and `runs.progress`; never `models`, and nothing that needs a device.
+"""

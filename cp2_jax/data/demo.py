@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from cp2_jax.data.prepare import write_dataset
+from cp2_jax.data.prepare.writing import write_dataset
 
 CLASSES = ("background", "striped ellipse", "checked triangle", "dotted rectangle", "speckled star", "banded blob")
 NAME = "cp2_demo"

@@ -1,1 +1,4 @@
-"""Backbones, segmentation heads and the model made of both (flax linen)."""
+"""Networks (flax linen): backbones and heads that describe themselves, and the segmenter made of one of each.
+
+Images in, features out. May import `options` alone: nothing here knows data, losses or training.
+"""

@@ -77,9 +77,7 @@ class ResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width 3"], train: bool
-    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+    def __call__(self, x: Float[Array, "batch height width 3"], train: bool) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """Return the outputs of the four stages, at strides 4, 8, 16, 32 but no more than `output_stride`."""
 
         def conv(features, size, **options):

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cp2_jax import finetune, mesh, pretrain, settings
 from cp2_jax.planning import collectives, traffic
 from cp2_jax.planning.chips import Topology
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import mesh, settings
+from cp2_jax.segmentation import step as finetune_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def decoded_per_sample(config: ConfigDict) -> int:
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a global batch as the step takes it."""
     if kind_of(config) == "pretrain":
-        return pretrain.abstract_batch(config)
+        return pretrain_step.abstract_batch(config)
     count, (height, width) = config.batch_size, config.data.crop_size
     return {
         "image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8),
@@ -84,9 +86,9 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
     """
     kind, device_mesh = kind_of(config), mesh.make_mesh(topology.devices)
     length = settings.total_steps(config, images), settings.steps_per_epoch(images, config.batch_size)
-    task = {"pretrain": pretrain, "finetune": finetune}[kind]
+    task = {"pretrain": pretrain_step, "finetune": finetune_step}[kind]
     initial_state, step = task.make_step(config, *length, device_mesh)
-    arguments = () if kind == "pretrain" else (jax.eval_shape(lambda: finetune.init_variables(config)),)
+    arguments = () if kind == "pretrain" else (jax.eval_shape(lambda: finetune_step.init_variables(config)),)
     state, batch = jax.eval_shape(initial_state, *arguments), abstract_batch(config)
     begin = time.monotonic()
     lowered = step.lower(state, batch)

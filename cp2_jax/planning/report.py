@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from cp2_jax import settings
 from cp2_jax.planning.chips import Topology
 from cp2_jax.planning.program import Program, decoded_per_sample
+from cp2_jax.runs import settings
 
 _DAY = 86400
 

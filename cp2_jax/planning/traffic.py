@@ -4,8 +4,8 @@ import math
 import re
 from collections import defaultdict
 
-from cp2_jax import profiling
 from cp2_jax.planning import collectives
+from cp2_jax.runs import profiling
 
 _LINE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)")
 # They name, take apart or finish what others have read and written, or fetch it ahead for those that count it.

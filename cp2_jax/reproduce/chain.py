@@ -17,7 +17,7 @@ from typing import Any
 from cp2_jax.reproduce.needs import CHECKPOINTS, DATA_SETS
 from cp2_jax.reproduce.paper import Cell
 from cp2_jax.reproduce.recipes import Recipe, Run, recipe
-from cp2_jax.settings import ConfigError
+from cp2_jax.runs.settings import ConfigError
 
 _DONE = "stage_done.json"
 # What an entry point leaves with when it saved and wants to be called again (EX_TEMPFAIL).
@@ -141,9 +141,7 @@ def stages(recipe: Recipe, seed: int, place: Place) -> list[Stage]:
     found.append(Stage("finetune", directory, (*script("finetune.py"), *finetune)))
     evaluation = directory / "evaluation"
     evaluate = _flags(place, recipe.finetune, evaluation, recipe.data, start, seed)
-    found.append(
-        Stage("evaluate", evaluation, (*script("evaluate.py"), *evaluate, f"--checkpoint={directory}"))
-    )
+    found.append(Stage("evaluate", evaluation, (*script("evaluate.py"), *evaluate, f"--checkpoint={directory}")))
     return found
 
 

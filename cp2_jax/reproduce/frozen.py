@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from cp2_jax import resize
+from cp2_jax.models import resize
 
 
-def cell_shares(
-    label: Int[Array, "batch height width"], stride: int, classes: int
-) -> Float[Array, "batch h w classes"]:
+def cell_shares(label: Int[Array, "batch height width"], stride: int, classes: int) -> Float[Array, "batch h w classes"]:
     """Return the share of each class in each feature's cell of `stride` x `stride` pixels; ignored pixels have none."""
     batch, height, width = label.shape
     one_hot = jax.nn.one_hot(label, classes)  # zeros for 255

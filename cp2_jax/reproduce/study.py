@@ -19,27 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cp2_jax import (
-    checkpoints,
-    confusion,
-    evaluate,
-    finetune,
-    mesh,
-    optim,
-    pretrain,
-    probes,
-    rngs,
-    settings,
-    validation,
-    warm_start,
-    watch,
-)  # fmt: skip
+from cp2_jax import validation
 from cp2_jax.augment import color, compose
-from cp2_jax.data import segmentation
-from cp2_jax.data.pretrain import pretrain_dataset
-from cp2_jax.data.segmentation_stream import training_dataset, training_options
-from cp2_jax.data.sources import TfdsSource
+from cp2_jax.convert import warm_start
+from cp2_jax.data.images.sources import TfdsSource
+from cp2_jax.data.images.stream import pretrain_dataset
+from cp2_jax.data.labelled import examples
+from cp2_jax.data.labelled.stream import training_dataset, training_options
+from cp2_jax.pretraining import hooks, probes
+from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.reproduce import frozen
+from cp2_jax.runs import checkpoints, mesh, optim, rngs, settings
+from cp2_jax.segmentation import confusion, evaluation
+from cp2_jax.segmentation import step as finetune_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +92,7 @@ class Study:
         data = config.pretrain.data
         self.source = TfdsSource(data.path, data.split)
         self.held_out = TfdsSource(data.path, data.probe_split)
-        self.evaluator = evaluate.Evaluator(config.finetune, self.device_mesh)
+        self.evaluator = evaluation.Evaluator(config.finetune, self.device_mesh)
         self._check_workdir()
 
     def _check_workdir(self) -> None:
@@ -188,8 +180,8 @@ class Study:
             steps = round(steps * self._flops(METHODS["cp2"]) / flops)
         schedule = optim.schedule(config.optimizer, steps, settings.steps_per_epoch(len(self.source), config.batch_size))
         optimizer = optim.make(config.optimizer, schedule)
-        state = pretrain.init_state(config, optimizer, self._initial(method, seed))
-        train = jax.jit(pretrain.make_train(config, optimizer, schedule), donate_argnums=0)
+        state = pretrain_step.init_state(config, optimizer, self._initial(method, seed))
+        train = jax.jit(pretrain_step.make_train(config, optimizer, schedule), donate_argnums=0)
         begin, last = time.monotonic(), None
         for batch in self._crops(seed, steps):
             state, last = train(state, batch, seed)
@@ -207,8 +199,10 @@ class Study:
         config = self.pretrain_config(method, 0)
         schedule = optim.schedule(config.optimizer, config.steps, 1)
         optimizer = optim.make(config.optimizer, schedule)
-        state = jax.eval_shape(lambda: pretrain.init_state(config, optimizer))
-        lowered = jax.jit(pretrain.make_train(config, optimizer, schedule)).lower(state, pretrain.abstract_batch(config), 0)
+        state = jax.eval_shape(lambda: pretrain_step.init_state(config, optimizer))
+        lowered = jax.jit(pretrain_step.make_train(config, optimizer, schedule)).lower(
+            state, pretrain_step.abstract_batch(config), 0
+        )
         return float(lowered.cost_analysis()["flops"])
 
     def _crops(self, seed: int, steps: int):
@@ -239,8 +233,8 @@ class Study:
     def _finetuning(self):
         """(initial state, step, initial variables of a seed) of finetuning: compiled once, whatever the seed."""
         config = self.config.finetune
-        start, step = finetune.make_step(config, config.steps, 1, self.device_mesh)
-        model = finetune.build_model(config)
+        start, step = finetune_step.make_step(config, config.steps, 1, self.device_mesh)
+        model = finetune_step.build_model(config)
         images = jnp.zeros((1, config.image_size, config.image_size, 3))
         return start, step, jax.jit(lambda key: model.init(key, images, train=False))
 
@@ -258,9 +252,9 @@ class Study:
         result = self.evaluator({"params": state.params, "batch_stats": state.batch_stats})
         return float(result.scores.mean_iou)
 
-    def _labelled(self, seed: int) -> segmentation.Examples:
+    def _labelled(self, seed: int) -> examples.Examples:
         data = self.config.finetune.data
-        return segmentation.open_examples(data, data.split, data.limit, seed)
+        return examples.open_examples(data, data.split, data.limit, seed)
 
     def _frozen(self, variables: dict, seed: int) -> float:
         """Return the mean IoU of a linear classifier on the backbone's last map, frozen, from the same few labels."""
@@ -272,9 +266,7 @@ class Study:
         test_maps, test_labels = self._maps(self.evaluator.examples, features, parts)
         stride = train_labels.shape[1] // train_maps.shape[1]
         shares = frozen.cell_shares(train_labels, stride, classes)
-        kernel, bias = jax.jit(frozen.fit)(
-            train_maps.reshape(-1, train_maps.shape[-1]), shares.reshape(-1, classes)
-        )
+        kernel, bias = jax.jit(frozen.fit)(train_maps.reshape(-1, train_maps.shape[-1]), shares.reshape(-1, classes))
         size = test_labels.shape[1:]
         predicted = jnp.concatenate([frozen.predict(m, kernel, bias, size) for m in jnp.array_split(test_maps, 4)])
         matrices = confusion.confusion_matrix(test_labels, predicted, classes)
@@ -292,7 +284,7 @@ class Study:
     def _pair(self) -> compose.Pair:
         """Held-out pairs, the same for all methods and seeds."""
         config = self.config.pretrain
-        return watch.probe_pairs(config, next(self._read(self.held_out, config.probe_images, seed=0)))
+        return hooks.probe_pairs(config, next(self._read(self.held_out, config.probe_images, seed=0)))
 
     def _probes(self, method: Method, variables: dict) -> dict[str, float]:
         config = self.pretrain_config(method, 0)
@@ -306,15 +298,15 @@ class Study:
 
 @functools.lru_cache(maxsize=4)
 def _init(config: str):
-    return jax.jit(functools.partial(pretrain.init_variables, ConfigDict(json.loads(config))))
+    return jax.jit(functools.partial(pretrain_step.init_variables, ConfigDict(json.loads(config))))
 
 
 @functools.lru_cache(maxsize=4)
 def _backbone_features(config: str):
-    model, _ = pretrain.build_models(ConfigDict(json.loads(config)))
+    model, _ = pretrain_step.build_models(ConfigDict(json.loads(config)))
     return jax.jit(lambda variables, images: model.apply(variables, images, method="stages")[-1])
 
 
 @functools.lru_cache(maxsize=4)
 def _probe(config: str):
-    return watch.make_probe(ConfigDict(json.loads(config)))
+    return hooks.make_probe(ConfigDict(json.loads(config)))

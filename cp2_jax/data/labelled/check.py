@@ -1,0 +1,103 @@
+"""A labelled split held against its config: every pair is decoded, and all that is wrong is listed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cp2_jax.data.ahead import ahead
+from cp2_jax.data.images.decoding import UnreadableImage
+from cp2_jax.data.labelled.examples import Examples, layout, open_examples
+from cp2_jax.data.labelled.pairs import SegmentationError, match_pairs
+from cp2_jax.runs import progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What is in a split.
+
+    split: its name. images: number of good pairs. sizes: (height, width) → number of images. pixels: int64 [256], of each
+    label after mapping. present: int64 [256], images in which it occurs. problems: a line each.
+    """
+
+    split: str
+    images: int
+    sizes: collections.Counter
+    pixels: np.ndarray
+    present: np.ndarray
+    problems: list[str]
+
+
+def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
+    """Decode every pair of a split.
+
+    Args:
+      data: a finetuning config's `data`, with classes resolved.
+
+    Raises:
+      SegmentationError: if there is no split at all (a missing folder or list); all else is a problem in the result.
+    """
+    if data.source == "folder":
+        pairs, problems = match_pairs(data.path, split, **layout(data))
+        whole = open_examples(data, split, pairs=pairs)
+    else:
+        whole, problems = open_examples(data, split), []
+    sizes, pixels, present = collections.Counter(), np.zeros(256, np.int64), np.zeros(256, np.int64)
+    with ThreadPoolExecutor(threads) as pool:
+        work = ((_look, whole, index) for index in range(len(whole)))
+        for problem, size, count in progress.track(ahead(pool, work, 2 * threads), f"checking {split}", len(whole)):
+            if problem:
+                problems.append(problem)
+                continue
+            sizes[size] += 1
+            pixels += count
+            present += count > 0
+    return Check(split, sizes.total(), sizes, pixels, present, problems)
+
+
+def _look(examples: Examples, index: int):
+    try:
+        _, label = examples.load(index)
+    except (SegmentationError, UnreadableImage, OSError) as error:
+        return str(error), None, None
+    return "", label.shape, np.bincount(label.ravel(), minlength=256)
+
+
+def report(checks: Sequence[Check], names: Sequence[str], ignore_label: int = 255, limit: int = 20) -> str:
+    """Return tables of images and sizes and of labels (share of the labelled pixels, images), and the problems.
+
+    Args:
+      limit: of problems shown for each split.
+    """
+    lines = [f"{'split':40} {'images':>8} {'sizes':>6}  smallest to largest (width x height)"]
+    for check in checks:
+        extent = "-"
+        if check.sizes:
+            ordered = sorted(check.sizes, key=lambda size: size[0] * size[1])
+            extent = " to ".join(dict.fromkeys(f"{w}x{h}" for h, w in (ordered[0], ordered[-1])))
+        lines.append(f"{check.split:40} {check.images:8,d} {len(check.sizes):6d}  {extent}")
+    width = max(8, *(len(name) for name in names))
+    title = "".join(f" {check.split.split('/')[-1][:20]:>20}" for check in checks)
+    lines += ["", f"{'label':>5} {'class':{width}}{title}   (% of labelled pixels, images)"]
+    for label in [*range(len(names)), ignore_label]:
+        cells = ""
+        for check in checks:
+            labelled = max(int(check.pixels[: len(names)].sum()), 1)
+            of = labelled if label < len(names) else max(int(check.pixels.sum()), 1)
+            cells += f" {100 * check.pixels[label] / of:12.3f} {check.present[label]:7,d}"
+        name = names[label] if label < len(names) else "(ignored; % of all pixels)"
+        lines.append(f"{label:5d} {name:{width}}{cells}")
+    for check in checks:
+        absent = [name for label, name in enumerate(names) if not check.present[label]]
+        if absent and check.images:
+            lines.append(f"{check.split}: no pixel of {', '.join(absent)}")
+        if check.problems:
+            lines += ["", f"{check.split}: {len(check.problems)} problems"]
+            lines += [f"  {problem}" for problem in check.problems[:limit]]
+            lines += [f"  … and {len(check.problems) - limit} more"] if len(check.problems) > limit else []
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""The training stream of labelled images (Grain): a sample follows from the seed and its number, from nothing else."""
+
+import functools
+
+import cv2
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from cp2_jax.data.labelled import transforms
+from cp2_jax.data.labelled.examples import Examples
+from cp2_jax.data.workers import with_workers
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """Return the order of one epoch; kept, because each of its samples asks for it."""
+    return np.random.default_rng([seed, 0, epoch]).permutation(length)
+
+
+class _Stream:
+    """Training samples by their number in one process's part of the stream; pickles for worker processes."""
+
+    def __init__(self, examples: Examples, options: dict, seed: int, batch: int, local: tuple[int, int], start: int):
+        self.examples, self.options, self.seed = examples, options, seed
+        self.batch, self.local, self.start = batch, local, start
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __repr__(self) -> str:
+        return f"training samples of {len(self.examples)} labelled images"
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        cv2.setNumThreads(1)  # samples are made in parallel already
+        first, size = self.local
+        number = (self.start + position // size) * self.batch + first + position % size
+        epoch, place = divmod(number, len(self.examples))
+        rng = np.random.default_rng([self.seed, 1, number])
+        index = int(_order(self.seed, epoch, len(self.examples))[place])
+        return transforms.training_sample(*self.examples.load(index), rng, **self.options)
+
+
+def training_dataset(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    options: dict,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> grain.IterDataset:
+    """Return an endless data set of host batches of this process.
+
+    Sample t * batch_size + j of the stream is row j of the global batch t for any number of processes and workers, and
+    depends on nothing but `seed` and that number: to resume is to begin at `start_step`. Each epoch has its own order.
+
+    Args:
+      batch_size: global; `process_count` divides it.
+      options: arguments of `transforms.training_sample`.
+      start_step: number of the first batch.
+      workers: processes that make samples; 0 makes them in threads of this one.
+
+    Returns:
+      Batches of image (uint8 [b, height, width, 3]), label (uint8 [b, height, width]) and size (int32 [b, 2]).
+
+    Raises:
+      ValueError: if `process_count` does not divide `batch_size`.
+      What `Examples.load` raises, while iterating.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} is not a multiple of the {process_count} processes")
+    size = batch_size // process_count
+    stream = _Stream(examples, dict(options), seed, batch_size, (process_index * size, size), start_step)
+    # Few batches are kept ready: Grain's default of 500 would fill the memory with 512x512 crops.
+    reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+    dataset = grain.MapDataset.source(stream).batch(size).to_iter_dataset(reading)
+    if workers:
+        dataset = with_workers(dataset, workers, 2)
+    return dataset
+
+
+def training_options(data: ConfigDict) -> dict:
+    """Return `transforms.training_sample`'s options from `config.data`."""
+    return {
+        "crop_size": tuple(data.crop_size),
+        "bounds": tuple(data.resize) or None,
+        "ratio": tuple(data.scale_range),
+        "max_ratio": data.crop_max_ratio,
+        "flip": data.flip,
+        "photometric": data.photometric,
+        "ignore_label": data.ignore_label,
+    }

@@ -1,0 +1,144 @@
+"""Self-attention maps of a ViT as copy-paste masks (Table 4's DINO row): where the class token looks in each image.
+
+Made once for a whole data set and kept beside it; training crops a map with its image and thresholds the crop.
+"""
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cp2_jax.augment import color
+from cp2_jax.data.images import decoding
+from cp2_jax.data.images.sources import TfdsSource
+from cp2_jax.models.vit import ViT
+from cp2_jax.runs.settings import ConfigError
+
+NAME = "attention"
+# Deviation of the blur as a share of the image's shorter side: about a patch of ViT-B/16 at 224 pixels.
+BLUR = 1 / 14
+
+
+def class_attention(
+    model: ViT, variables: dict, images: Float[Array, "batch height width 3"]
+) -> Float[Array, "batch rows columns"]:
+    """Return the last block's attention of the class token to the patches, averaged over the heads.
+
+    Args:
+      model: of depth >= 1. variables: {'params': …} of the backbone alone. images: normalised.
+
+    The token's attention to itself is left out: rows do not sum to 1.
+    """
+    _, state = model.apply(
+        variables, images, False, capture_intermediates=lambda module, _: module.name == "qkv", mutable=["intermediates"]
+    )
+    (qkv,) = state["intermediates"][f"blocks_{model.depth - 1}"]["attn"]["qkv"]["__call__"]
+    batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    query, key, _ = jnp.moveaxis(qkv.reshape(batch, tokens, 3, model.heads, width // model.heads), 2, 0)
+    logits = jnp.einsum("bhd,bkhd->bhk", query[:, 0], key) / (width // model.heads) ** 0.5
+    weights = jnp.mean(jax.nn.softmax(logits.astype(jnp.float32)), axis=1)
+    grid = images.shape[1] // model.patch, images.shape[2] // model.patch
+    return weights[:, 1:].reshape(batch, *grid)
+
+
+def attention_map(
+    attention: Float[np.ndarray, "rows columns"], size: tuple[int, int], blur: float = BLUR
+) -> UInt8[np.ndarray, "height width"]:
+    """Return an image's map: attention upsampled to `size` (height, width), blurred, and levelled.
+
+    Levelled: a pixel's value is the share of the image's pixels with less attention, times 255. Thresholds are then shares
+    of the area, and 8 bits resolve them everywhere, although attention itself has few large values and many small.
+    """
+    field = cv2.resize(np.asarray(attention, np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+    field = cv2.GaussianBlur(field, (0, 0), max(0.1, blur * min(size)))
+    rank = np.searchsorted(np.sort(field, axis=None), field.ravel(), side="left").reshape(size)
+    return np.round(rank * (255 / max(1, field.size - 1))).astype(np.uint8)
+
+
+def vit_of(variables: dict, meta: dict) -> tuple[ViT, dict, Any, Any]:
+    """Return a converted checkpoint's ViT, its variables, and the mean and std of its input.
+
+    Raises:
+      ConfigError: if the checkpoint is of another network, or not a converted one.
+    """
+    settings = meta.get("model", {})
+    if settings.get("backbone") != "vit" or "vit" not in settings:
+        raise ConfigError("attention maps need a converted ViT (see docs/checkpoints.md), such as DINO's ViT-B/16")
+    fields = {k: settings["vit"][k] for k in ("patch", "width", "depth", "heads", "mlp_ratio")}
+    backbone = {kind: parts["backbone"] for kind, parts in variables.items() if "backbone" in parts}
+    positions = backbone["params"]["pos_embed"].shape[1] - 1
+    backbone["params"] = {k: v for k, v in backbone["params"].items() if k != "norm"}
+    model = ViT(image_size=round(positions**0.5) * fields["patch"], **fields)
+    return model, backbone, meta["input"]["mean"], meta["input"]["std"]
+
+
+def make_maps(
+    source: Any, attend: Callable[[UInt8[np.ndarray, "batch side side 3"]], Array], side: int, batch_size: int
+) -> Iterator[dict[str, bytes]]:
+    """Yield {'image': JPEG bytes} of the map of each image of a source, in its order, at the image's own size.
+
+    Args:
+      source: of encoded images, see `data.sources`.
+      attend: uint8 images, resized to `side`, → attention [batch, rows, columns].
+      side: the images are resized to side x side pixels for the network, whatever their shape.
+
+    Raises:
+      decode.UnreadableImage: never; an image that cannot be read gets a map of one pixel.
+    """
+    for start in range(0, len(source), batch_size):
+        indices = range(start, min(start + batch_size, len(source)))
+        images = [_decode(source, index) for index in indices]
+        small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images]
+        small += [small[-1]] * (batch_size - len(small))  # one compiled program
+        for image, attention in zip(images, np.asarray(attend(np.stack(small))), strict=False):
+            stream = io.BytesIO()
+            Image.fromarray(attention_map(attention, image.shape[:2])).save(stream, "JPEG", quality=90)
+            yield {"image": stream.getvalue()}
+
+
+def _decode(source, index):
+    try:
+        return decoding.decode(source[index], source.name(index))
+    except decoding.UnreadableImage:
+        return np.zeros((1, 1, 3), np.uint8)  # never asked for: training replaces the image
+
+
+def make_attend(model: ViT, variables: dict, mean: Any, std: Any) -> Callable[[np.ndarray], Array]:
+    """Return the compiled function that `make_maps` takes."""
+    return jax.jit(lambda images: class_attention(model, variables, color.normalize(images, mean, std)))
+
+
+def fingerprint(source: Any, samples: int = 64) -> str:
+    """Return a text that differs for data sets of other images, from their number and some of them."""
+    places = np.unique(np.linspace(0, len(source) - 1, samples).astype(int))
+    checksum = 0
+    for place in places:
+        checksum = zlib.crc32(source[int(place)][:4096], checksum)
+    return f"{len(source)} images {checksum:08x}"
+
+
+def open_maps(config: ConfigDict, source: Any) -> TfdsSource | None:
+    """Return the maps of `config.data.attention`, or None where that is empty.
+
+    Raises:
+      ConfigError: if they were not made from the images of `source`.
+      SourceError: if they are not there.
+    """
+    if not config.data.attention:
+        return None
+    maps = TfdsSource(config.data.attention, "train")
+    recorded = maps.path / "complete.txt"
+    if len(maps) != len(source) or not recorded.exists() or not recorded.read_text().startswith(fingerprint(source)):
+        raise ConfigError(
+            f"data.attention={config.data.attention} was not made from the images of data.path={config.data.path}; make "
+            "the maps with scripts/attention_maps.py"
+        )
+    return maps

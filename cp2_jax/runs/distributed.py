@@ -1,0 +1,177 @@
+"""The start and the end of a run on several processes: who takes part, that all run the same, that none waits for ever."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from cp2_jax.runs.settings import ConfigError, flatten, resolve
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
+
+
+class DisagreementError(Exception):
+    """Processes of one run were started differently; the message names the differing keys or files."""
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    start_timeout: int = 300,
+    heartbeat_timeout: int = 60,
+) -> None:
+    """Join the other processes of the run, if there are any. To be called before JAX is asked for its devices.
+
+    Args:
+      coordinator, num_processes, process_id: "host:port" of process 0, how many processes, which one this is. All None:
+        Slurm, Open MPI, Cloud TPU and GKE are recognised by their environment; without one, this is the only process.
+      start_timeout: seconds to wait for all to come.
+      heartbeat_timeout: seconds after which a process that gives no sign of life is taken for dead, and all others stop.
+
+    Raises:
+      ConfigError: if only some of the three are given, or they cannot be; if not all processes come in time.
+    """
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < 3:
+        raise ConfigError(f"{', '.join(missing)} is missing: give all of {', '.join(given)}, or none")
+    if missing and not in_cluster(os.environ):
+        return
+    if not missing and not 0 <= process_id < num_processes:
+        raise ConfigError(f"--process_id={process_id} must lie between 0 and --num_processes={num_processes} less 1")
+    if not missing and not coordinator.rpartition(":")[2].isdecimal():
+        raise ConfigError(f"--coordinator={coordinator}: give host and port of process 0, such as node0:8476")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            # Of the devices JAX would leave a process all but one, if it saw Slurm or Open MPI beside explicit addresses.
+            cluster_detection_method=None if missing else "deactivate",
+            initialization_timeout=start_timeout,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=heartbeat_timeout,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the processes of this run did not find each other within {start_timeout} s ({str(error).splitlines()[0]}); "
+            "look whether all were started, and with the same --coordinator and --num_processes"
+        ) from error
+
+
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Say whether the environment is that of one process among several, which JAX can find by itself."""
+    several = lambda name: int(environment.get(name, "1") or 1) > 1  # noqa: E731
+    slurm = "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment and several("SLURM_NTASKS")
+    open_mpi = "OMPI_MCA_orte_hnp_uri" in environment and several("OMPI_COMM_WORLD_SIZE")
+    # Cloud TPU's hosts ask their metadata server, GKE's pods have TPU_WORKER_HOSTNAMES. Elsewhere libtpu may be
+    # installed too, for planning.
+    tpu = any(pathlib.Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
+    return slurm or open_mpi or (tpu and environment.get("JAX_PLATFORMS", "tpu") in ("", "tpu", "tpu,cpu"))
+
+
+def facts(config: ConfigDict, more: Mapping[str, object] | None = None) -> dict[str, str]:
+    """Return what must be the same on all processes: config values, the package's files, libraries' versions, `more`."""
+    files = {path.relative_to(_PACKAGE.parent): path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))}
+    return (
+        {f"config.{key}": json.dumps(value) for key, value in flatten(resolve(config)).items()}
+        | {f"file {path}": hashlib.sha256(text).hexdigest()[:12] for path, text in files.items()}
+        | {f"library {name}": metadata.version(name) for name in _LIBRARIES}
+        | {key: str(value) for key, value in (more or {}).items()}
+    )
+
+
+def agree(mine: Mapping[str, str]) -> None:
+    """Let all processes compare their `facts`; every one calls it, and on a difference every one raises.
+
+    Raises:
+      DisagreementError: naming what differs, and how.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(mine, sort_keys=True).encode()
+    digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text).digest(), np.uint32))
+    if (digests == digests[0]).all():
+        return
+    sizes = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    texts = multihost_utils.process_allgather(padded)
+    everyone = [json.loads(bytes(row[:size])) for row, size in zip(texts, sizes, strict=True)]
+    raise DisagreementError(differences(everyone))
+
+
+def differences(everyone: list[Mapping[str, str]]) -> str:
+    """Return the message on what differs between the first process and others."""
+    first, lines = everyone[0], []
+    for key in sorted(set().union(*everyone)):
+        others = {number: facts.get(key, "absent") for number, facts in enumerate(everyone)}
+        odd = [number for number, value in others.items() if value != first.get(key, "absent")]
+        if odd:
+            more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+            lines.append(f"  {key}: process 0 has {others[0]}, process {odd[0]} has {others[odd[0]]}{more}")
+    shown = lines[:12] + ([f"  … and {len(lines) - 12} more"] if len(lines) > 12 else [])
+    return "the processes of this run were started differently:\n" + "\n".join(shown) + "\nStart all with the same"
+
+
+class Watchdog:
+    """A hook of `loop.fit` that stops this process when no step ends for a set time, because some process hangs.
+
+    A process that died is noticed by the heartbeats (see `initialize`); one whose heart beats while it hangs, in a dead
+    file system for instance, is not, and all others would wait for it for ever. The first step, which compiles, is not
+    timed.
+
+    Args:
+      seconds: longer than any evaluation or saving between two steps; 0: never.
+      status: to leave with.
+    """
+
+    def __init__(self, seconds: float, status: int):
+        self._seconds, self._status, self._last = seconds, status, None
+
+    def __call__(self, number: int, state: Any) -> None:
+        started, self._last = self._last, (number, time.monotonic())
+        if started is None and self._seconds > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _watch(self) -> None:
+        while (left := self._last[1] + self._seconds - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
+        leave(
+            f"no step has ended for {self._seconds:g} s after step {self._last[0]}: a process of this run hangs or is "
+            "gone. Run again to go on from the last checkpoint",
+            self._status,
+        )
+
+
+def several() -> bool:
+    """Say whether this process is one of several; asks for no devices."""
+    return jax.distributed.is_initialized()
+
+
+def leave(message: str, status: int) -> None:
+    """Print a message and end this process at once.
+
+    An orderly end would wait for the other processes, which may be waiting for this one; they notice its absence.
+    """
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    for child in multiprocessing.active_children():  # processes that decode
+        child.terminate()
+    os._exit(status)

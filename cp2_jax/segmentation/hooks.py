@@ -1,0 +1,55 @@
+"""Evaluation in the course of a finetuning run; the best model is kept."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cp2_jax.runs.checkpoints import Checkpoints, read
+from cp2_jax.runs.writers import Writer
+from cp2_jax.segmentation.evaluation import Evaluator, report
+
+
+class Periodic:
+    """A hook of `loop.fit`: evaluates every so many steps and after the last, and keeps the best model.
+
+    The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
+    in its meta; a resumed run goes on comparing with it. The last evaluation is saved, see `Evaluator.save`.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        every: int,
+        total_steps: int,
+        writer: Writer,
+        workdir: str | pathlib.Path,
+        meta: dict,
+    ):
+        self._evaluator, self._every, self._total, self._writer = evaluator, every, total_steps, writer
+        self._workdir, self._meta = pathlib.Path(workdir), meta
+        self._checkpoints = Checkpoints(self._workdir / "best", keep=1)
+        known = self._checkpoints.latest_step() is not None
+        self.best = read(self._workdir / "best")[1]["mean_iou"] if known else -1.0
+
+    def __call__(self, number: int, state: Any) -> None:
+        if number % self._every and number != self._total:
+            return
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        result = self._evaluator(variables)
+        scores = result.scores
+        self._writer.text(f"step {number}\n{report(result, self._evaluator.names)}")
+        values = {"miou": scores.mean_iou, "mean_accuracy": scores.mean_accuracy}
+        values |= {"evaluation_pixel_accuracy": scores.pixel_accuracy, "time/evaluation_seconds": result.seconds}
+        self._writer.scalars(number, values)
+        # The loop will stop at the next look at a loss; until then a broken model must not count as the best.
+        finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params))
+        # Resumed before the step of the best: that one stays, and is evaluated again in its turn.
+        passed = number > (self._checkpoints.latest_step() or 0)
+        if scores.mean_iou > self.best and finite and passed:
+            self.best = scores.mean_iou
+            self._checkpoints.save(number, variables, self._meta | {"step": number, "mean_iou": self.best})
+            self._checkpoints.wait()
+        if number == self._total:
+            self._evaluator.save(self._workdir, result, variables, {"step": number, "best_mean_iou": self.best})
