@@ -143,7 +143,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.save_every = 1000
     config.keep = 3  # newest checkpoints kept
     config.picture_every = 5000  # steps between pictures of composed pairs and similarity; 0: never
-    config.probe_every = 1000  # steps between probes of representation quality (cp2_jax/probes.py); 0: never
+    config.probe_every = 1000  # steps between probes of representation quality (cp2_jax/pretraining/probes.py); 0: never
     config.probe_images = 256
 
     config.update_from_flattened_dict(PRESETS[preset])

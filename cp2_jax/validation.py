@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from cp2_jax.runs.settings import ConfigError, flatten, nearest
+from cp2_jax.options import ConfigError, flatten, nearest
 
 
 def _require(condition: bool, key: str, value: object, fix: str) -> None:

@@ -19,12 +19,13 @@ from ml_collections import config_flags  # noqa: E402
 
 from cp2_jax.data.images.decoding import UnreadableImage  # noqa: E402
 from cp2_jax.data.images.sources import SourceError  # noqa: E402
+from cp2_jax.options import ConfigError  # noqa: E402
 from cp2_jax.planning.chips import PlanError  # noqa: E402
 from cp2_jax.reproduce.chain import StageError  # noqa: E402
 from cp2_jax.runs import distributed, out_of_memory  # noqa: E402
 from cp2_jax.runs.checkpoints import CheckpointError  # noqa: E402
 from cp2_jax.runs.loop import NonFiniteLoss, Preempted  # noqa: E402
-from cp2_jax.runs.settings import ConfigError, check_override  # noqa: E402
+from cp2_jax.runs.settings import check_override  # noqa: E402
 
 PREEMPTED = 75  # EX_TEMPFAIL: "try again", which launchers do
 _USER_ERRORS = (

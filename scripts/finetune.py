@@ -65,7 +65,7 @@ def main(_):
     )
     place = lambda batch: mesh.place_batch(evaluator.device_mesh, batch)  # noqa: E731
     batches = Batches(iter(dataset), examples, place, ahead=config.data.prefetch)
-    meta = {"kind": "finetune", "config": settings.resolve(config)}
+    meta = {"kind": "finetune", "config": settings.as_plain(config)}
     with Writer(workdir, total_steps, start, title="finetuning") as writer:
         evaluation = hooks.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
         loop.fit(

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
 from cp2_jax.data.labelled import classes  # noqa: E402
+from cp2_jax.options import ConfigError  # noqa: E402
 from cp2_jax.runs import progress  # noqa: E402
 from cp2_jax.runs.checkpoints import read_variables  # noqa: E402
-from cp2_jax.runs.settings import ConfigError  # noqa: E402
 from cp2_jax.segmentation import class_maps, predictor  # noqa: E402
 
 

@@ -82,7 +82,7 @@ def main(_):
             total_steps=total_steps,
             writer=writer,
             checkpoints=checkpoints,
-            meta={"kind": "pretrain", "config": settings.resolve(config)},
+            meta={"kind": "pretrain", "config": settings.as_plain(config)},
             save_every=config.save_every,
             log_every=config.log_every,
             samples_per_step=config.batch_size,

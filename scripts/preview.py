@@ -27,7 +27,8 @@ from cp2_jax.augment import compose, masks  # noqa: E402
 from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
 from cp2_jax.data.images.stream import pretrain_dataset  # noqa: E402
 from cp2_jax.models import segmenter  # noqa: E402
-from cp2_jax.runs import checkpoints, rngs, settings, writers  # noqa: E402
+from cp2_jax.options import ConfigError  # noqa: E402
+from cp2_jax.runs import checkpoints, rngs, writers  # noqa: E402
 
 
 def main(_):
@@ -35,7 +36,7 @@ def main(_):
     if CHECKPOINT.value:
         variables, meta = checkpoints.read_variables(CHECKPOINT.value)
         if meta.get("kind") != "pretrain":
-            raise settings.ConfigError(f"--checkpoint={CHECKPOINT.value} is not of a pretraining run")
+            raise ConfigError(f"--checkpoint={CHECKPOINT.value} is not of a pretraining run")
         config = ConfigDict(meta["config"])
     size, options = config.image_size, compose.AugmentOptions.from_config(config.augment)
     read = dict(batch_size=COUNT.value, image_size=size, seed=config.seed, crop_scale=config.data.crop_scale)
@@ -60,7 +61,7 @@ def main(_):
         y, x = map(int, POINT.value or (size // 2, size // 2))
         rows = [pictures.dense_similarity(*sample, (y, x)) for sample in zip(query, key, *found, strict=True)]
     except ValueError as error:
-        raise settings.ConfigError(f"--point: {error}") from error
+        raise ConfigError(f"--point: {error}") from error
     pictures.save_png(output / "similarity.png", np.concatenate(rows))
     if (metrics := pathlib.Path(CHECKPOINT.value) / "metrics.jsonl").exists():
         pictures.save_png(output / "curves.png", pictures.curves(writers.read_metrics(metrics)))

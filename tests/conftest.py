@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-
-DATA = pathlib.Path(__file__).parent / "data"
+from helpers.paths import DATA
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
@@ -25,7 +24,7 @@ flags.FLAGS.mark_as_parsed()
 
 def pytest_sessionfinish(session):
     """Where tests run in several processes, hand what this one compared to the one that reports."""
-    import parity
+    from helpers import parity
 
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["parity"] = parity.WORST
@@ -35,7 +34,7 @@ class _Workers:
     """Registered only with pytest-xdist, whose hook this is."""
 
     def pytest_testnodedown(self, node, error):
-        import parity
+        from helpers import parity
 
         for kind, worst in getattr(node, "workeroutput", {}).get("parity", {}).items():
             parity.WORST[kind] = max(parity.WORST.get(kind, (-1.0,)), tuple(worst))
@@ -48,7 +47,7 @@ def pytest_configure(config):
 
 def pytest_terminal_summary(terminalreporter):
     """Print the worst deviation from the original of each kind that this session compared."""
-    import parity
+    from helpers import parity
 
     if parity.WORST:
         terminalreporter.section("worst deviation from the recorded original, relative to each array's largest value")

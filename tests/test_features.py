@@ -5,9 +5,9 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import make_checkpoints as make
 import numpy as np
 import pytest
+from helpers import checkpoints as make
 
 import cp2_jax
 from configs import finetune_voc, pretrain_r50_aspp

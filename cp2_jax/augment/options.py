@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from cp2_jax.augment.masks import MASKS, MaskLaw
-from cp2_jax.runs.settings import ConfigError
+from cp2_jax.options import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class AugmentOptions:
       mean, std: per RGB channel, on the scale [0, 1].
 
     Raises:
-      settings.ConfigError: naming the field, its value and what is allowed.
+      ConfigError: naming the field, its value and what is allowed.
     """
 
     brightness: float = 0.4
@@ -46,7 +46,7 @@ class AugmentOptions:
         """Build from `config.augment` (an ml_collections ConfigDict or a mapping) that has exactly these fields.
 
         Raises:
-          settings.ConfigError: for a missing or unknown field, or a bad value.
+          ConfigError: for a missing or unknown field, or a bad value.
         """
         given, known = set(config.keys()), {field.name for field in dataclasses.fields(cls)}
         if given != known:

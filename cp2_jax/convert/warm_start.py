@@ -9,8 +9,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cp2_jax.convert.fitting import fit
+from cp2_jax.options import ConfigError
 from cp2_jax.runs.checkpoints import read_variables
-from cp2_jax.runs.settings import ConfigError
 
 
 class InitError(ConfigError):

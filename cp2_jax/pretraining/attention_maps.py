@@ -20,7 +20,7 @@ from cp2_jax.augment import color
 from cp2_jax.data.images import decoding
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.models.vit import ViT
-from cp2_jax.runs.settings import ConfigError
+from cp2_jax.options import ConfigError
 
 NAME = "attention"
 # Deviation of the blur as a share of the image's shorter side: about a patch of ViT-B/16 at 224 pixels.

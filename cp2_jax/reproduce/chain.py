@@ -14,10 +14,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cp2_jax.options import ConfigError
 from cp2_jax.reproduce.needs import CHECKPOINTS, DATA_SETS
 from cp2_jax.reproduce.paper import Cell
 from cp2_jax.reproduce.recipes import Recipe, Run, recipe
-from cp2_jax.runs.settings import ConfigError
 
 _DONE = "stage_done.json"
 # What an entry point leaves with when it saved and wants to be called again (EX_TEMPFAIL).

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cp2_jax.options import ConfigError
 from cp2_jax.reproduce import recipes
 from cp2_jax.reproduce.chain import identity
 from cp2_jax.reproduce.paper import TABLES
-from cp2_jax.runs.settings import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from cp2_jax import pictures
+from cp2_jax.options import ConfigError, nearest
 from cp2_jax.reproduce import chain, estimates, study
 from cp2_jax.reproduce import collect as tables
 from cp2_jax.reproduce.paper import TABLES, Cell, cells
 from cp2_jax.reproduce.recipes import Recipe, recipe
-from cp2_jax.runs.settings import ConfigError, nearest
 
 
 def find(table: str, row: str | None, column: str | None) -> Cell:

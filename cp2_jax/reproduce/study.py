@@ -26,6 +26,7 @@ from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.labelled import examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
+from cp2_jax.options import ConfigError, flatten
 from cp2_jax.pretraining import hooks, probes
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.reproduce import frozen
@@ -83,7 +84,7 @@ class Study:
     def __init__(self, config: ConfigDict, workdir: str | pathlib.Path):
         unknown = [name for name in config.methods if name not in METHODS]
         if unknown:
-            raise settings.ConfigError(f"methods={unknown[0]}: must be one of {', '.join(METHODS)}")
+            raise ConfigError(f"methods={unknown[0]}: must be one of {', '.join(METHODS)}")
         self.config, self.workdir = config, pathlib.Path(workdir).absolute()
         for method in METHODS.values():
             validation.validate_pretrain(self.pretrain_config(method, 0), jax.device_count())
@@ -98,15 +99,13 @@ class Study:
     def _check_workdir(self) -> None:
         """Cells of another config must not be mixed with these; seeds and methods may be added."""
         path = self.workdir / "study.json"
-        new = settings.resolve(self.config)
-        new = {name: settings.flatten(new[name]) for name in ("pretrain", "finetune")}
+        new = settings.as_plain(self.config)
+        new = {name: flatten(new[name]) for name in ("pretrain", "finetune")}
         for values in new.values():
             values.pop("data.path")
         if path.exists() and (old := json.loads(path.read_text())) != new:
             changed = [f"{part}.{k}" for part in new for k in new[part] if old[part].get(k) != new[part][k]]
-            raise settings.ConfigError(
-                f"{self.workdir} holds a study with another {', '.join(changed)}; use another --workdir"
-            )
+            raise ConfigError(f"{self.workdir} holds a study with another {', '.join(changed)}; use another --workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(new, indent=1) + "\n")
 

@@ -17,7 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from cp2_jax.runs.settings import ConfigError, flatten, resolve
+from cp2_jax.options import ConfigError, flatten
+from cp2_jax.runs.settings import as_plain
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
@@ -90,7 +91,7 @@ def facts(config: ConfigDict, more: Mapping[str, object] | None = None) -> dict[
     """Return what must be the same on all processes: config values, the package's files, libraries' versions, `more`."""
     files = {path.relative_to(_PACKAGE.parent): path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))}
     return (
-        {f"config.{key}": json.dumps(value) for key, value in flatten(resolve(config)).items()}
+        {f"config.{key}": json.dumps(value) for key, value in flatten(as_plain(config)).items()}
         | {f"file {path}": hashlib.sha256(text).hexdigest()[:12] for path, text in files.items()}
         | {f"library {name}": metadata.version(name) for name in _LIBRARIES}
         | {key: str(value) for key, value in (more or {}).items()}

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from cp2_jax.runs.settings import flatten
+from cp2_jax.options import flatten
 
 REMEDIES = "try remat=True, accumulate=bn_groups, a smaller batch_size, or more devices"
 

@@ -1,14 +1,14 @@
 """A config as the rest sees it: its keys, quantities derived from it, and its copy in the work directory."""
 
-import difflib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
+
+from cp2_jax.options import ConfigError, flatten, nearest
 
 # What may change between a run and its resumption: how it is watched, fed and kept, and how long it lasts.
 _HARMLESS = (
@@ -16,28 +16,6 @@ _HARMLESS = (
     "eval_every", "evaluation.batch_size", "data.workers", "data.prefetch", "data.path", "data.probe_path",
     "data.probe_split", "data.attention", "accumulate", "remat", "shard_state",
 )  # fmt: skip
-
-
-class ConfigError(Exception):
-    """A config value is wrong; the message names the key, the value and what would work."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean …?)" with the nearest known name, or the list of all if none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
-
-
-def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, object]:
-    """Return {'optimizer.learning_rate': 0.03, …}."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def check_override(config: ConfigDict, name: str) -> None:
@@ -65,7 +43,7 @@ def total_steps(config: ConfigDict, num_images: int) -> int:
     return config.steps or max(1, int(config.epochs * steps_per_epoch(num_images, config.batch_size)))
 
 
-def resolve(config: ConfigDict) -> dict:
+def as_plain(config: ConfigDict) -> dict:
     """Return the config as plain JSON values."""
     return json.loads(config.to_json())
 
@@ -79,7 +57,7 @@ def save_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
       ConfigError: naming the changed keys with old and new values, or a `config.json` that cannot be read.
     """
     workdir = pathlib.Path(workdir)
-    path, new = workdir / "config.json", resolve(config)
+    path, new = workdir / "config.json", as_plain(config)
     started = any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
     if path.exists() and started:
         try:

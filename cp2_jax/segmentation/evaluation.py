@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from cp2_jax import pictures
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.labelled.examples import Examples, SegmentationError, open_examples
+from cp2_jax.options import ConfigError
 from cp2_jax.runs import mesh
-from cp2_jax.runs.settings import ConfigError
 from cp2_jax.segmentation import confusion
 from cp2_jax.segmentation.class_maps import class_colors, mask_values, save_class_map
 from cp2_jax.segmentation.predictor import Batch, Predictor, check_variables, make_predictor

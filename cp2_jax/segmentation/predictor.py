@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from cp2_jax.augment import color
 from cp2_jax.data.labelled import transforms
 from cp2_jax.models import resize, segmenter
-from cp2_jax.runs.settings import ConfigError
+from cp2_jax.options import ConfigError
 from cp2_jax.segmentation import padded
 
 

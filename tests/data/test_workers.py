@@ -1,0 +1,61 @@
+"""Decoding processes end with the process that they work for, however it ends."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+
+READER = """
+import sys, time
+from absl import flags
+from helpers.paths import ROOT
+from cp2_jax.data.pretrain import pretrain_dataset
+from cp2_jax.data.sources import ImageFolder
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    batches = pretrain_dataset(ImageFolder(sys.argv[1]), batch_size=2, image_size=8, seed=0, workers=1)
+    next(batches)
+    print("reading", flush=True)
+    time.sleep(600)
+"""
+
+
+def children(parent: int) -> set[int]:
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(after_name[1]) == parent and after_name[0] != "Z":
+            found.add(int(path.parent.name))
+    return found
+
+
+def test_no_worker_outlives_a_killed_reader(tmp_path):
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    script = tmp_path / "reader.py"
+    script.write_text(READER)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    reader = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert reader.stdout.readline() == "reading\n"
+        workers = children(reader.pid)
+        assert workers
+    finally:
+        reader.send_signal(signal.SIGKILL)
+        reader.wait()
+    deadline = time.monotonic() + 60
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in workers if pathlib.Path(f"/proc/{pid}").exists()]

@@ -1,0 +1,191 @@
+"""The planner: collectives read from HLO text, topologies, bounds by hand, and a small step compiled end to end."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import ROOT
+
+from configs import finetune_demo, pretrain_r50_aspp
+from cp2_jax.planning import chips, collectives, program, report, traffic
+from cp2_jax.planning.collectives import Collective
+
+# As XLA 0.10.2 writes them for CPUs and TPUs.
+HLO = """
+  %all-gather = f32[32,128]{1,0} all-gather(%fusion.1), channel_id=93, replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}, use_global_device_ids=true, metadata={op_name="jit(step)/jvp(bc,rnc->brn)/dot_general"}
+  %all-reduce.1 = (f32[1,8]{1,0}, /*index=1*/bf16[1,8]{1,0}) all-reduce(%a, %b), channel_id=2, replica_groups=mesh['axis_0'=4,'axis_1'=2,'axis_2'=1] {'axis_1'}, to_apply=%region
+  ROOT %all-reduce-start.7 = f32[64]{0:T(128)} all-reduce-start(%c), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %all-reduce-done.7 = f32[64]{0} all-reduce-done(%all-reduce-start.7)
+  %ag = (f32[2,16]{1,0}, f32[16,16]{1,0:T(8,128)S(1)}) all-gather-start(%d), replica_groups=[1,8]<=[8], dimensions={0}
+  %cp = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%d), source_target_pairs={{0,1}}
+  %rs = pred[16]{0} reduce-scatter(%e), replica_groups=[2,4]<=[8], dimensions={0}
+  %all-gather.2 = f32[32,128]{1,0} all-gather(%fusion.2), channel_id=93, replica_groups=[1,8]<=[8], dimensions={0}
+  %fusion = f32[8]{0} fusion(%all-gather), kind=kLoop, calls=%all-reduce.clone
+"""  # noqa: E501
+
+
+def test_collectives_are_read_from_the_text():
+    found = collectives.find(HLO, 8)
+    assert [(c.kind, c.bytes, c.group) for c in found] == [
+        ("all-gather", 32 * 128 * 4, 8),
+        ("all-reduce", 8 * 4 + 8 * 2, 2),
+        ("all-reduce", 256, 4),
+        ("all-gather", 16 * 16 * 4, 8),
+        ("collective-permute", 8 * 128 * 4, 8),
+        ("reduce-scatter", 16, 4),
+    ]
+    assert found[0].name == "jit(step)/jvp(bc,rnc->brn)/dot_general" and found[0].shapes == ((32, 128),)
+
+
+def test_traffic_is_counted_by_hand():
+    text = """HloModule jit_step
+%fused_computation (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %inner = f32[8]{0} add(%p, %p), metadata={op_name="jit(step)/augment/add"}
+}
+ENTRY %main (a: u8[10], b: f32[4,2]) -> (f32[8], bf16[8]) {
+  %a = u8[10]{0} parameter(0)
+  %b = f32[4,2]{1,0} parameter(1)
+  %view = f32[8]{0} bitcast(%b)
+  %fusion = (f32[8]{0:T(8)}, bf16[8]{0}) fusion(%a, %view), kind=kLoop, calls=%fused_computation, metadata={op_name="jit(step)/augment/x"}
+  %first = f32[8]{0} get-tuple-element(%fusion), index=0
+  %start = (f32[8]{0}, f32[8]{0}) copy-start(%first)
+  %done = f32[8]{0} copy-done(%start)
+  ROOT %dot = f32[8]{0} multiply(%done, %first), metadata={op_name="jit(step)/transpose(jvp(query))/mul"}
+}
+"""  # noqa: E501
+    # The copy fetches ahead what the multiplication is counted to read.
+    assert traffic.by_part(text) == {"augment": 10 + 32 + 32 + 16, "backward": 3 * 32}
+
+
+@pytest.mark.parametrize(
+    "kind,moved", [("all-reduce", 150), ("all-gather", 75), ("reduce-scatter", 300), ("collective-permute", 100)]
+)
+def test_a_ring_moves_these_bytes(kind, moved):
+    """4 devices, a result of 100 bytes: an all-gather receives 3 quarters, a reduce-scatter reduced 4 times 100."""
+    assert Collective(kind, 100, 4, "", ()).moved == moved
+
+
+@pytest.mark.parametrize("name", ["v9-8", "v4-31", "v5e:", "nonsense", "v4-0", ""])
+def test_an_unknown_topology_lists_the_known(name):
+    with pytest.raises(chips.PlanError, match="v3-8, v3-32.*v4-32.*v5e-16.*local"):
+        chips.get(name)
+
+
+def test_bounds_follow_from_the_specification():
+    config = pretrain_r50_aspp.get_config()
+    config.epochs = 2
+    chip = chips.Chip(memory=1000, flops=50.0, memory_rate=10.0, link_rate=20.0)
+    topology = chips.Topology("x", [None] * 4, chip, hosts=2)
+    compiled = program.Program(
+        kind="pretrain", topology="x", devices=4, hosts=2, batch_size=256, parameters=100, optimizer=100, queue=50,
+        batch=64, temporaries=320, code=10, peak=700, memory=1000, flops=100.0, bytes_accessed=50.0,
+        traffic={"augment": 48.0, "backward": 96.0}, collectives=[Collective("all-gather", 80, 4, "", ())],
+        compile_seconds=1.0,
+    )  # fmt: skip
+    plan = report.plan(config, topology, compiled, images=2560, efficiencies=(1.0, 0.5))
+    assert (plan.compute, plan.memory, plan.links, plan.bound) == (2.0, 5.0, 3.0, 5.0)
+    assert (plan.steps, plan.steps_per_epoch) == (20, 10)
+    assert plan.epochs_per_day == 86400 / 50
+    assert plan.decode_rate == 3 * 256 / 2 / 5
+    assert plan.hours == {1.0: 100 / 3600, 0.5: 200 / 3600}
+    # 316 of the 700 bytes do not grow; the other 384 are 6 for each of 64 images: (1000 - 316) / 6.
+    assert plan.largest_batch == 114
+    text = report.table(compiled, plan)
+    assert re.search(r"memory traffic +50 B\n  backward +96 B, 2 B a sample\n  augment +48 B, 1 B a sample\n", text)
+    assert "700 B of 1.00 kB, fits" in text and "at 50% of that speed" in text
+    full = report.as_dict(compiled, plan)
+    assert json.loads(json.dumps(full))["plan"]["bound"] == 5.0 and full["fits"] is True
+
+
+def test_a_program_that_the_compiler_refused_does_not_fit():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded"
+    assert program._wanted(message) == int(20.5 * 2**30) and "20.50G" in program._reason(message)
+    compiled = program.Program(
+        kind="pretrain", topology="x", devices=1, hosts=1, batch_size=256, parameters=1, optimizer=1, queue=1, batch=1,
+        temporaries=None, code=None, peak=program._wanted(message), memory=16e9, flops=None, bytes_accessed=None,
+        traffic=None, collectives=None, compile_seconds=1.0, error=program._reason(message),
+    )  # fmt: skip
+    assert compiled.fits is False
+    plan = report.plan(pretrain_r50_aspp.get_config(), chips.Topology("x", [None], chips.TPUS["v5e"], 1), compiled, 1000)
+    assert "DOES NOT FIT: 22.01 GB of 16.00 GB" in report.table(compiled, plan) and plan.bound is None
+
+
+SMALL = [
+    "--config.image_size=32", "--config.batch_size=32", "--config.model.resnet.depth=18", "--config.model.resnet.width=8",
+    "--config.model.resnet.stem_width=8", "--config.model.resnet.stage_sizes=(1, 1, 1, 1)",
+    "--config.model.aspp.channels=8", "--config.model.aspp.dilations=(1, 2)", "--config.loss.queue_size=2048",
+    "--config.model.dtype=float32",
+]  # fmt: skip
+
+
+def plan_small(tmp_path, *flags, devices=8):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    }  # fmt: skip
+    command = [sys.executable, "scripts/plan.py", "--config=configs/pretrain_r50_aspp.py", *SMALL,
+               f"--json={tmp_path / 'plan.json'}", *flags]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done, json.loads((tmp_path / "plan.json").read_text()) if done.returncode == 0 else None
+
+
+def check_collectives(found, queue_shape, pooled):
+    """Besides reductions, only the pooled queries (and numbers per sample) are gathered; nothing has the queue's shape."""
+    gathers = [c for c in found if c["kind"] != "all-reduce"]
+    large = [c for c in gathers if c["bytes"] > pooled[0] * 4]
+    assert len(large) == 1 and large[0]["kind"] == "all-gather" and large[0]["bytes"] == pooled[0] * pooled[1] * 4
+    for one in found:
+        assert not any(set(queue_shape) <= set(shape) for shape in one["shapes"]), one
+
+
+def test_the_plan_of_a_small_step_on_eight_devices(tmp_path):
+    done, plan = plan_small(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (plan["devices"], plan["batch_size"]) == (8, 32)
+    assert plan["queue"] == 2048 * 128 * 4 // 8  # split
+    assert plan["batch"] == 3 * 2 * 4 * 2 * 32 * 32 * 3  # three batches of 4 samples, 4 crops each
+    # Two encoders; SGD's momentum is one more, beside a few counters.
+    assert 0 <= 2 * plan["optimizer"] - plan["parameters"] < 100
+    check_collectives(plan["collectives"], (64, 128), (32, 128))
+    assert {"augment", "key forward", "query forward", "backward", "optimizer"} < set(plan["traffic"])
+    assert 0.5 < sum(plan["traffic"].values()) / plan["bytes_accessed"] < 2
+    assert plan["peak"] > plan["parameters"] + plan["optimizer"] + plan["queue"] + plan["temporaries"]
+    assert "all-gather" in done.stdout and "32, 4 a device" in done.stdout and plan["plan"]["bound"] is None
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_compiling(tmp_path):
+    done, _ = plan_small(tmp_path, "--config.batch_size=36", "--config.loss.queue_size=3600")
+    assert done.returncode == 2
+    assert "batch_size=36: must be divisible by the number of devices, 8; use 32 or 40" in done.stderr
+
+
+@pytest.mark.parametrize("topology,devices", [("v3-8", 8), ("v4:2x2x2", 8)])
+def test_the_plan_for_a_tpu_slice(tmp_path, topology, devices):
+    """Needs libtpu (pip install 'cp2_jax[tpu]'), no TPU."""
+    pytest.importorskip("libtpu")
+    done, plan = plan_small(tmp_path, f"--topology={topology}", devices=1)
+    assert done.returncode == 0, done.stderr
+    assert plan["devices"] == devices and plan["fits"] and plan["plan"]["bound"] > 0
+    check_collectives(plan["collectives"], (64, 128), (32, 128))
+    assert "hours" in done.stdout and "images decoded a second" in done.stdout
+
+
+def test_the_batch_is_what_the_step_takes():
+    config = pretrain_r50_aspp.get_config()
+    assert sorted(program.abstract_batch(config)) == ["background", "foreground"]
+    assert program.decoded_per_sample(config) == 3
+    config.data.backgrounds, config.augment.mask = "in_batch", "attention"
+    shapes = program.abstract_batch(config)
+    assert sorted(shapes) == ["attention", "foreground"] and program.decoded_per_sample(config) == 1
+    assert shapes["attention"].shape == (256, 2, 224, 224)
+
+
+def test_kinds_of_configs():
+    assert program.kind_of(pretrain_r50_aspp.get_config()) == "pretrain"
+    config = finetune_demo.get_config()
+    assert program.kind_of(config) == "finetune"
+    shapes = program.abstract_batch(config)
+    assert shapes["image"].shape == (16, 48, 48, 3) and shapes["label"].shape == (16, 48, 48)

@@ -1,0 +1,102 @@
+"""One chain of Table 1 from a published checkpoint's format to a score, with miniature stand-ins, by its command."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from helpers import checkpoints as make_checkpoints
+from helpers.paths import ROOT
+
+from cp2_jax.reproduce import chain, listing
+
+CELL = ("table1", "CP2 QT r.800", "PASCAL")
+MODEL = {
+    "model.resnet.depth": 18, "model.resnet.width": 4, "model.resnet.stem_width": 4,
+    "model.resnet.stage_sizes": "(1, 1, 1, 1)", "model.aspp.channels": 8, "model.aspp.dilations": "(1, 2)",
+    "model.dtype": "float32", "image_size": 32, "batch_size": 4, "steps": 2, "data.workers": 0, "bn_groups": 1,
+}  # fmt: skip
+PRETRAIN = MODEL | {
+    "loss.queue_size": 8, "augment.jitter_probability": 0.0, "augment.blur": 0.0, "augment.grayscale": 0.0,
+    "picture_every": 0, "probe_every": 0, "key_shuffle": "none",
+}  # fmt: skip
+FINETUNE = MODEL | {
+    "data.resize": "()", "evaluation.resize": "()", "data.crop_size": "(32, 32)", "data.photometric": False,
+    "eval_every": 0, "evaluation.batch_size": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """MoCo v2's training file with random weights, a folder of images, and a data set laid out as VOC."""
+    folder = tmp_path_factory.mktemp("stand_ins")
+    make = pytest.MonkeyPatch()
+    make.setitem(make_checkpoints.STAGES, 18, (1, 1, 1, 1))
+    encoder = {name: array * np.float32(0.1) if name.endswith("weight") and array.ndim == 4 else array
+               for name, array in make_checkpoints.resnet(18, width=4).items()}  # fmt: skip
+    state = make_checkpoints._moco(encoder, ["fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"])
+    make.undo()
+    (folder / "checkpoints").mkdir()
+    path = folder / "checkpoints" / "moco_v2_800ep_pretrain.pth.tar"
+    make_checkpoints.save_torch(path, make_checkpoints._run(state, arch="resnet18"))
+
+    rng = np.random.default_rng(0)
+    for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (folder / "voc" / name).mkdir(parents=True)
+    for number in range(6):
+        cv2.imwrite(str(folder / "voc" / "JPEGImages" / f"{number}.jpg"), rng.integers(0, 256, (36, 40, 3), np.uint8))
+        mask = rng.integers(0, 21, (36, 40), np.uint8)
+        cv2.imwrite(str(folder / "voc" / "SegmentationClassAug" / f"{number}.png"), mask)
+    lists = folder / "voc" / "ImageSets" / "Segmentation"
+    (lists / "train_aug.txt").write_text("0\n1\n2\n3\n")
+    (lists / "val.txt").write_text("4\n5\n")
+    return folder
+
+
+def command(stand_ins, workdir, *more):
+    changes = {"convert.stage_sizes": "1,1,1,1"}
+    changes |= {f"pretrain.{k}": v for k, v in PRETRAIN.items()} | {f"finetune.{k}": v for k, v in FINETUNE.items()}
+    table, row, column = CELL
+    return [
+        sys.executable, str(ROOT / "scripts" / "reproduce.py"), "run", table, "--row", row, "--column", column,
+        "--workdir", str(workdir), "--checkpoints", str(stand_ins / "checkpoints"),
+        "--data", f"ImageNet={stand_ins / 'voc' / 'JPEGImages'}", "--data", f"PASCAL={stand_ins / 'voc'}",
+        *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")), *more,
+    ]  # fmt: skip
+
+
+def test_a_chain_of_table_one_runs_and_is_skipped_when_run_again(stand_ins, tmp_path):
+    first = subprocess.run(command(stand_ins, tmp_path), capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    (result,) = (json.loads(p.read_text()) for p in (tmp_path / "results").glob("*.json"))
+    scores = json.loads((tmp_path / result["directory"] / "scores.json").read_text())
+    assert 0 <= result["value"] <= 100 and result["value"] == 100 * scores["mean_iou"]
+    assert (result["table"], result["row"], result["column"], result["seed"]) == (*CELL, 0)
+    assert scores["images"] == 2 and np.sum(scores["matrix"]) == 2 * 36 * 40
+    # What each stage started from, as it reported it.
+    stages = ["convert", "pretrain", "finetune", "evaluate"]
+    assert [name for name in stages if f"{name}: " in first.stdout] == stages
+    parts = [line.split()[:2] for line in first.stdout.splitlines() if line.startswith(("backbone", "head", "projection"))]
+    assert ["backbone", "loaded"] in parts and ["head", "initial"] in parts and ["head", "loaded"] in parts
+
+    second = subprocess.run(command(stand_ins, tmp_path), capture_output=True, text=True)
+    assert second.returncode == 0 and second.stdout.count("done before") == 4
+    collected = listing.collect(tmp_path, tmp_path / "tables")
+    assert "not comparable with the paper" in collected and f"{result['value']:.1f}" in collected
+
+
+def test_a_stage_that_fails_is_named_with_its_command_and_those_before_stay_done(stand_ins, tmp_path):
+    broken = command(stand_ins, tmp_path, "--set", "pretrain.loss.queue_size=7")
+    failed = subprocess.run(broken, capture_output=True, text=True)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert "pretrain failed with status 2" in failed.stderr and "loss.queue_size=7" in failed.stderr
+    assert (tmp_path / "converted" / "moco_v2_800" / "stage_done.json").exists()
+
+
+def test_a_preempted_stage_asks_to_be_run_again(tmp_path):
+    stage = chain.Stage("pretrain", tmp_path, (sys.executable, "-c", "raise SystemExit(75)"))
+    with pytest.raises(chain.StageError, match="run the same command again"):
+        chain._execute(stage)
+    assert not stage.done

@@ -1,0 +1,149 @@
+"""Several processes: who takes part, that all run the same, and that none waits for the dead. Toy steps, real processes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.paths import ROOT
+
+from configs import pretrain_r50_aspp
+from cp2_jax.options import ConfigError
+from cp2_jax.runs import distributed
+
+SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    "environment,expected",
+    [
+        ({}, False),
+        (SLURM, True),
+        (SLURM | {"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "1"}, False),  # inside an allocation, but not started by srun
+        ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "1"}, False),
+    ],
+)
+def test_clusters_are_recognised(environment, expected):
+    assert distributed.in_cluster({"JAX_PLATFORMS": "cpu"} | environment) is expected
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("localhost:1", None, None), "--num_processes, --process_id is missing: give all"),
+        ((None, 2, 0), "--coordinator is missing"),
+        (("localhost:1", 2, 2), "--process_id=2 must lie between 0 and --num_processes=2 less 1"),
+        (("localhost", 2, 0), "--coordinator=localhost: give host and port"),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        distributed.initialize(*arguments)
+
+
+def test_facts_and_their_differences():
+    config = pretrain_r50_aspp.get_config()
+    mine = distributed.facts(config, {"images": 10})
+    assert mine["config.optimizer.learning_rate"] == "0.03" and mine["images"] == "10"
+    assert "file cp2_jax/distributed.py" in mine and "library jax" in mine
+    theirs = mine | {"config.seed": "1", "file cp2_jax/mesh.py": "abc", "file cp2_jax/new.py": "def"}
+    text = distributed.differences([mine, theirs, theirs])
+    assert "config.seed: process 0 has 0, process 1 has 1 (and 1 more)" in text
+    assert re.search(r"file cp2_jax/mesh.py: process 0 has \w{12}, process 1 has abc", text)
+    assert "file cp2_jax/new.py: process 0 has absent, process 1 has def" in text and "optimizer" not in text
+
+
+def start(workdir, *, act="", different=(), devices=2, **flags):
+    """Start two processes, the second perhaps with another config."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    }  # fmt: skip
+    options = {"heartbeat_timeout": 10, "act": act} | flags
+    command = [
+        sys.executable, "tests/helpers/processes.py", "--config=configs/pretrain_demo.py", f"--workdir={workdir}",
+        f"--coordinator=localhost:{port}", "--num_processes=2", *(f"--{key}={value}" for key, value in options.items()),
+    ]  # fmt: skip
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={index}", *(different if index else ())],
+            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=300):
+    try:
+        return [(p.communicate(timeout=timeout), p.returncode) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_processes_with_different_configs_all_stop(tmp_path):
+    results = finish(start(tmp_path, different=["--config.seed=3", "--config.loss.alpha=0.3"]))
+    for (_, errors), status in results:
+        assert status == 1
+        assert "started differently:\n  config.loss.alpha: process 0 has 0.2, process 1 has 0.3\n" in errors
+        assert "  config.seed: process 0 has 0, process 1 has 3\n" in errors and "Traceback" not in errors
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_after_a_kill_the_other_stops_and_both_go_on(tmp_path):
+    """kill -9 in step 5: the other process leaves by itself; restarted, both end where an unbroken run ends."""
+    (survivor, status), (_, killed) = finish(start(tmp_path, act="kill", steps=10))
+    assert killed == -signal.SIGKILL
+    assert status not in (0, 1, 2), survivor
+    assert "another process" in survivor[1] or "distributed service" in survivor[1], survivor
+    results = finish(start(tmp_path, act="kill", steps=10))
+    assert [status for _, status in results] == [0, 0], results
+    (printed, _), (other, _) = (texts for texts, _ in results)
+    begun = int(re.search(r"starting at (\d+) with 2 processes, 4 devices", printed)[1])
+    assert 2 <= begun <= 5
+    assert f"ended at 10 with {float(sum(28 + 8 * n for n in range(10)))}" in printed
+    assert "starting at" not in other  # process 0 alone prints
+
+
+def test_an_error_in_one_process_stops_all(tmp_path):
+    (first, status), (second, failed) = finish(start(tmp_path, act="raise"))
+    assert failed == 1 and "FileNotFoundError: the disk of process 1 is gone" in second[1]
+    assert status not in (0, 1, 2), first
+
+
+@pytest.mark.parametrize("act,flags", [("freeze", {}), ("sleep", {"stall_timeout": 4})])
+def test_a_process_that_hangs_stops_all(tmp_path, act, flags):
+    """Frozen, its heart stops too; asleep, its heart beats, and the watchdog looks at the steps."""
+    processes = start(tmp_path, act=act, **flags)
+    try:
+        begin = time.monotonic()
+        output, errors = processes[0].communicate(timeout=300)
+        # Within a set time: the heartbeat's and the watchdog's limits are seconds here.
+        assert processes[0].returncode not in (0, 1, 2) and time.monotonic() - begin < 90
+        expected = "no step has ended for 4 s after step" if act == "sleep" else "another process|distributed service"
+        assert re.search(expected, errors), errors
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_sigterm_saves_on_all_and_leaves_with_75(tmp_path):
+    processes = start(tmp_path, steps=100000)
+    log = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    results = finish(processes)
+    assert [status for _, status in results] == [75, 75], results
+    stopped = [int(re.search(r"after step (\d+), saved", errors)[1]) for (_, errors), _ in results]
+    assert stopped[0] == stopped[1] and (tmp_path / "checkpoints" / str(stopped[0])).exists()

@@ -1,0 +1,371 @@
+"""Every impossible config is refused with the key, the value and what would work; every shipped config is possible."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import finetune_voc, pretrain_demo, pretrain_r50_aspp, pretrain_vit_aspp
+from cp2_jax import validation
+from cp2_jax.data.images.decoding import UnreadableImage
+from cp2_jax.data.labelled import classes
+from cp2_jax.options import ConfigError, flatten
+from cp2_jax.runs import settings
+
+CONFIGS = ROOT / "configs"
+
+
+def make(module=pretrain_r50_aspp, **changes):
+    config = module.get_config()
+    config.data.path = "images"
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
+PRETRAINING = sorted([*CONFIGS.glob("pretrain_*.py"), *CONFIGS.glob("quick_tune_*.py")])
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=lambda p: p.stem)
+def test_shipped_pretraining_configs_are_possible_and_documented(path):
+    module = importlib.import_module(f"configs.{path.stem}")
+    validation.validate_pretrain(make(module))
+    assert f"--config configs/{path.name}" in module.__doc__
+
+
+PRESETS = [path.stem for path in PRETRAINING if path.stem not in ("pretrain_demo", "pretrain_moco_v2")]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_preset_changes_what_the_table_says_and_nothing_else(name):
+    """`:original` takes the released code's choices, which docs/paper_vs_code.md lists with key and value."""
+    module = importlib.import_module(f"configs.{name}")
+    paper, default, original = (flatten(module.get_config(*preset)) for preset in (["paper"], [], ["original"]))
+    assert paper == default and paper.keys() == original.keys()
+    changed = {key: value for key, value in original.items() if value != paper[key]}
+    listed = {}
+    for row in (ROOT / "docs" / "paper_vs_code.md").read_text().splitlines():
+        for key, value in re.findall(r"`([\w.]+) = ([^`]+)`", row) if row.startswith("|") else ():
+            listed[key] = ast.literal_eval(value)
+    expected = {key: value for key, value in listed.items() if key in pretrain_r50_aspp.ORIGINAL}
+    # The original's learning rate is that of SGD; its ViT runs must be given AdamW's 5e-5, as in the paper.
+    expected = {k: v for k, v in expected.items() if k != "optimizer.learning_rate" or "vit" not in name}
+    expected |= {"loss.queue_start": "random"} if name.startswith("quick_tune") else {}
+    assert changed == expected
+    assert pretrain_r50_aspp.ORIGINAL.keys() <= listed.keys()
+
+
+def test_finetuning_has_the_presets_network():
+    ours, paper = (flatten(finetune_voc.get_config(variants)) for variants in ("original", ""))
+    pretraining = flatten(pretrain_r50_aspp.get_config("original"))
+    changed = {key: value for key, value in ours.items() if value != paper[key]}
+    assert changed == {k: v for k, v in pretrain_r50_aspp.ORIGINAL.items() if k.startswith("model.")}
+    assert {k: v for k, v in pretraining.items() if k.startswith("model.")}.items() <= ours.items()
+
+
+def test_a_preset_is_another_run(tmp_path):
+    settings.save_config(tmp_path, make())
+    with_checkpoint(tmp_path)
+    config = pretrain_r50_aspp.get_config("original")
+    config.data.path = "images"
+    with pytest.raises(ConfigError, match="loss.dense_axis: was key, now query"):
+        settings.save_config(tmp_path, config)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("finetune_*.py")), ids=lambda p: p.stem)
+def test_shipped_finetuning_configs_are_possible_and_documented(path, tmp_path):
+    module = importlib.import_module(f"configs.{path.stem}")
+    (tmp_path / "classes.txt").write_text("background\nthing\n")
+    for variants in ("", "baseline", "fcn", "baseline,vit", "vit,fcn"):
+        config = module.get_config(variants)
+        config.data.path = str(tmp_path)
+        classes.resolve(config)
+        validation.validate_finetune(config)
+        assert (config.init.head == "random") == ("baseline" in variants)
+        assert (config.optimizer.name == "adamw") == ("vit" in variants or path.stem == "finetune_demo")
+    assert f"--config configs/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    "changes,devices,message",
+    [
+        (dict(batch_size=254), 1, "batch_size=254: must be divisible by bn_groups=4; use 252 or 256"),
+        (dict(batch_size=4, bn_groups=4), 8, "batch_size=4: must be divisible by the number of devices, 8; use 8"),
+        (dict(batch_size=96), 1, "loss.queue_size=65536: must be a multiple of batch_size=96; use 65472 or 65568"),
+        (dict(image_size=225), 1, "image_size=225: must be a multiple of the output stride, 16; use 224 or 240"),
+        (dict(model__backbone="resent"), 1, r"model.backbone=resent: must be one of resnet, vit \(did you mean resnet"),
+        (dict(loss__dense_axis="rows"), 1, "loss.dense_axis=rows: must be one of key, query"),
+        (dict(optimizer__schedule="cosin"), 1, "did you mean cosine?"),
+        (dict(key_shuffle="random"), 1, "key_shuffle=random: must be one of strided, permutation, none"),
+        (dict(epochs=0), 1, "give a length: steps or epochs above 0"),
+        (dict(batch_size=0), 1, "batch_size=0: must be greater than 0"),
+        (dict(data__path=""), 1, "say where the images are: --config.data.path"),
+        (dict(data__crop_scale=(0.5, 0.2)), 1, "data.crop_scale=.*0 < low <= high <= 1"),
+        (dict(model__resnet__depth=51), 1, "model.resnet.depth=51: must be 18, 34, 50, 101 or 152"),
+        (dict(model__resnet__stage_sizes=(1, 2)), 1, "give 4 numbers"),
+        (dict(model__resnet__output_stride=4), 1, "must be 8, 16 or 32"),
+        (dict(loss__momentum=1.5), 1, "loss.momentum=1.5: must lie between 0 and 1"),
+        (dict(batch_size=250), 8, r"batch_size=250: .*bn_groups=4; use 248 or 256, or bn_groups=2 or 5$"),
+        (dict(batch_size=4), 1, "bn_groups=4: leaves one image per group, too few .*; use 2 at most"),
+        (dict(batch_size=1, bn_groups=1), 1, "needs two images per step"),
+        (dict(data__source="folders"), 1, r"data.source=folders: must be one of folder, tfds \(did you mean folder\?\)$"),
+        (dict(data__workers=-1), 1, "data.workers=-1: must be 0 or more"),
+        (dict(seed=-1), 1, "seed=-1: must be 0 or more"),
+        (dict(optimizer__name="adam"), 1, r"must be one of sgd, adamw \(did you mean adamw\?\)$"),
+        (dict(optimizer__weight_decay=-0.1), 1, "optimizer.weight_decay=-0.1: must be 0 or more"),
+        (dict(optimizer__learning_rate=float("nan")), 1, "optimizer.learning_rate=nan: must be greater than 0"),
+        (dict(optimizer__schedule="poly", optimizer__min_learning_rate=1.0), 1, "not be above optimizer.learning_rate"),
+        (dict(model__aspp__dilations=()), 1, "one whole number above 0 for each branch"),
+        (dict(model__head="fcn", model__fcn__channels=0), 1, "model.fcn.channels=0: must be greater than 0"),
+        (dict(data__crop_scale=(0.2,)), 1, r"data.crop_scale=\(0.2,\): must be two shares"),
+        (dict(loss__alpha=-1.0), 1, "loss.alpha=-1.0: must be 0 or more"),
+        (dict(loss__queue_start="real"), 1, "loss.queue_start=real: must be one of random, keys"),
+        (dict(init__head="checkpiont"), 1, r"init.head=checkpiont: .*\(did you mean checkpoint\?\)"),
+        (dict(init__projection="new"), 1, "init.projection=new: must be one of checkpoint, random"),
+        (dict(model__resnet__padding="valid"), 1, "model.resnet.padding=valid: must be one of torch, same, same_pool"),
+        (dict(model__backbone="vit", model__vit__attention="cudnn", model__dtype="float32"), 1, "needs model.dtype=bfl"),
+        (dict(data__backgrounds="in_bach"), 1, r"data.backgrounds=in_bach: .*\(did you mean in_batch\?\)$"),
+        (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
+    ],
+)
+def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
+    with pytest.raises(ConfigError, match=message):
+        validation.validate_pretrain(make(**changes), devices)
+
+
+def test_a_vit_needs_multiples_of_its_patch_and_heads_that_divide():
+    with pytest.raises(ConfigError, match="image_size=100: must be a multiple of the ViT's patch, 16; use 96 or 112"):
+        validation.validate_pretrain(make(pretrain_vit_aspp, image_size=100))
+    with pytest.raises(ConfigError, match="model.vit.heads=7: must divide model.vit.width=384; use 6 or 8"):
+        validation.validate_pretrain(make(pretrain_vit_aspp, model__vit__heads=7))
+
+
+def test_lengths():
+    config = make(batch_size=256, epochs=200)
+    assert settings.steps_per_epoch(1_281_167, 256) == 5004
+    assert settings.total_steps(config, 1_281_167) == 200 * 5004
+    assert settings.total_steps(make(pretrain_demo, steps=12), 4000) == 12
+    assert settings.steps_per_epoch(3, 8) == 1
+    assert settings.total_steps(make(epochs=1, batch_size=256), 3) == 1
+
+
+def test_a_value_of_another_type_in_a_config_file():
+    config = make()
+    with config.ignore_type():
+        config.batch_size = "256"
+    with pytest.raises(ConfigError, match="batch_size=256: must be a whole number"):
+        validation.validate_pretrain(config)
+
+
+@given(batch=st.integers(1, 600), groups=st.integers(1, 40), devices=st.integers(1, 16))
+def test_what_is_suggested_works(batch, groups, devices):
+    """Whichever of the suggested values is taken, that error is gone."""
+    config = make(batch_size=batch, bn_groups=groups, model__head="fcn")
+    config.loss.queue_size = batch * 4
+
+    def error():
+        try:
+            validation.validate_pretrain(config, devices)
+        except ConfigError as error:
+            return str(error)
+
+    first = error()
+    possible = batch % groups == 0 and batch % devices == 0
+    assert (first is None) == possible
+    if possible:
+        return
+    for value in re.search(r"; use (\d+)(?: or (\d+))?", first).groups():
+        if value is not None:
+            config.batch_size, config.loss.queue_size = int(value), 4 * int(value)
+            assert error() is None
+    if groups_for := re.search(r"or bn_groups=(\d+)(?: or (\d+))?", first):
+        config.batch_size, config.loss.queue_size = batch, 4 * batch
+        for value in filter(None, groups_for.groups()):
+            config.bn_groups = int(value)
+            assert "bn_groups" not in (error() or "")
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (dict(init__head="projection"), "init.head=projection: must be one of checkpoint, random"),
+        (dict(loss__average="labeled"), r"\(did you mean labelled\?\)"),
+        (dict(data__num_classes=1), "data.num_classes=1: must be 2 or more"),
+        (dict(model__num_classes=20), "model.num_classes=20: must equal data.num_classes=21"),
+        (dict(data__class_names=("a", "b")), "give data.num_classes=21 names, not 2"),
+        (dict(data__scale_range=(2.0, 0.5)), r"data.scale_range=\(2.0, 0.5\): must be two factors, 0 < low <= high$"),
+        (dict(data__crop_size=(512,)), "give height and width"),
+        (dict(data__crop_size=(500, 512), model__backbone="vit"), "data.crop_size=500: .*patch, 16; use 496 or 512"),
+        (dict(model__dropout=1.5), "model.dropout=1.5: must lie between 0 and 1"),
+        (dict(data__path=""), "data.path"),
+        (dict(eval_every=-1), "eval_every=-1: must be 0 or more"),
+    ],
+)
+def test_impossible_finetuning_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validation.validate_finetune(make(finetune_voc, **changes))
+
+
+def test_a_misspelt_key_is_told_the_nearest():
+    config = make()
+    with pytest.raises(ConfigError, match=r"learning_rat: there is no such key \(did you mean optimizer.learning_rate"):
+        settings.check_override(config, "optimizer.learning_rat")
+    settings.check_override(config, "optimizer.learning_rate")
+
+
+def with_checkpoint(workdir):
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
+    return workdir
+
+
+def test_a_work_directory_keeps_its_config(tmp_path, caplog):
+    settings.save_config(tmp_path, make())
+    with_checkpoint(tmp_path)
+    settings.save_config(tmp_path, make(log_every=7, data__workers=1, epochs=300))
+    assert "resuming with another log_every: was 50, now 7" in caplog.text
+    assert "resuming with another epochs: was 200, now 300" in caplog.text
+    with pytest.raises(ConfigError) as error:
+        settings.save_config(tmp_path, make(optimizer__learning_rate=0.1, loss__alpha=0.5, keep=1))
+    assert "  loss.alpha: was 0.2, now 0.5\n  optimizer.learning_rate: was 0.03, now 0.1\n" in str(error.value)
+    assert "keep: was" not in str(error.value)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["log_every"] == 7 and saved["optimizer"]["learning_rate"] == 0.03
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "config.json"]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_protect(tmp_path):
+    settings.save_config(tmp_path, make())
+    settings.save_config(tmp_path, make(optimizer__learning_rate=0.01))
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 0.01
+
+
+def test_a_broken_config_in_the_work_directory(tmp_path):
+    (with_checkpoint(tmp_path) / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=f"{tmp_path}/config.json is no JSON"):
+        settings.save_config(tmp_path, make())
+
+
+def test_the_saved_config_is_the_whole_config():
+    resolved = settings.as_plain(make())
+    assert flatten(resolved)["data.crop_scale"] == [0.2, 1.0]
+    assert flatten(resolved).keys() == flatten(make()).keys()
+
+
+_SCRIPT = f"""
+import json, os, sys
+sys.path[:0] = [{str(ROOT / "scripts")!r}]
+import _cli
+def main(_):
+    action = _cli.flags.FLAGS.config.data.path
+    if action.startswith("raise "):
+        exec(action)
+    print("seed", _cli.flags.FLAGS.config.seed)
+for number, (default, arguments) in enumerate(json.load(sys.stdin)):
+    if not os.fork():  # importing takes seconds: once is enough
+        for stream in (1, 2):
+            os.dup2(os.open(f"{{sys.argv[1]}}/{{number}}.{{stream}}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv[1:] = arguments
+        _cli.define_config_flags(default)
+        _cli.run(main)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)  # lest the next child inherit it
+"""
+
+
+@pytest.fixture(scope="module")
+def run_scripts(tmp_path_factory):
+    """Run an entry point for each list of arguments; return (status, output, errors) of each."""
+
+    def run(*cases, default=None):
+        folder = tmp_path_factory.mktemp("outputs")
+        command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, str(folder)]
+        text = json.dumps([(default, list(arguments)) for arguments in cases])
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, input=text, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outputs = [[(folder / f"{number}.{stream}").read_text() for stream in (1, 2)] for number in range(len(cases))]
+        return [(int(status), *output) for status, output in zip(done.stdout.split(), outputs, strict=True)]
+
+    return run
+
+
+CONFIG = ("--config", "configs/pretrain_demo.py", "--workdir=unused")
+
+
+def test_overrides_that_cannot_be_taken(run_scripts):
+    cases = {
+        ("--config.optimzer.learning_rate=1",): r"config.optimzer.learning_rate: .*mean optimizer.learning_rate\?",
+        ("--config.seed=1", "--config.batchsize=4"): r"--config.batchsize: .*did you mean batch_size\?",
+        ("--config.batch_size=abc",): "--config.batch_size=abc: batch_size takes a whole number",
+        ("--config.batch_size", "1.5"): "--config.batch_size=1.5: batch_size takes a whole number",
+        ("--config.optimizer.learning_rate=1e-2x",): "optimizer.learning_rate takes a number",
+        ("--config.model.resnet.zero_init_residual=perhaps",): "takes True or False",
+        ("--config.model=vit",): "--config.model=vit: model takes no value itself, but its keys do",
+        ("--confg.seed=3",): "Unknown command line flag 'confg.seed'",
+    }
+    results = run_scripts(*((*CONFIG, *arguments) for arguments in cases))
+    for (status, out, error), (arguments, message) in zip(results, cases.items(), strict=True):
+        assert status == 2 and out == "", arguments
+        assert len(error.splitlines()) == 1 and re.match("error: .*" + message, error), error
+
+
+def test_overrides_of_a_default_config(run_scripts):
+    cases = [("--workdir=unused", "--config.seed=5"), ("--workdir=unused", "--config.sead=5")]
+    good, bad = run_scripts(*cases, default="configs/pretrain_demo.py")
+    assert good[:2] == (0, "seed 5\n")
+    assert bad == (2, "", "error: --config.sead: there is no such key (did you mean seed?)\n")
+
+
+def test_entry_points_end_with_one_line_and_a_status(run_scripts):
+    endings = {
+        "_cli.ConfigError('seed=-1: no')": (2, "error: seed=-1: no\n"),
+        "_cli.CheckpointError('damaged')": (1, "error: damaged\n"),
+        "_cli.NonFiniteLoss('step 7')": (1, "error: step 7\n"),
+        "_cli.UnreadableImage('a.jpg', 'empty')": (1, f"error: {UnreadableImage('a.jpg', 'empty')}\n"),
+        "_cli.Preempted('after step 7')": (75, "after step 7\n"),
+        "KeyboardInterrupt": (130, "interrupted\n"),
+    }
+    cases = [(*CONFIG, f"--config.data.path=raise {what}") for what in (*endings, "ZeroDivisionError('a bug')")]
+    *ended, bug, good = run_scripts(*cases, (*CONFIG, "--config.seed=5"))
+    assert [(status, error) for status, _, error in ended] == list(endings.values())
+    assert bug[0] == 1 and "Traceback" in bug[2] and "a bug" in bug[2]
+    assert good[:2] == (0, "seed 5\n")
+
+
+def test_presets_on_the_command_line(run_scripts):
+    original = "--config=configs/pretrain_r50_aspp.py:original"
+    show = "--config.data.path=raise SystemExit(_cli.flags.FLAGS.config.loss.dense_axis)"
+    cases = {
+        (original, show): "query\n",
+        (original, show, "--config.loss.dense_axis=key"): "key\n",
+        ("--config=configs/pretrain_r50_aspp.py:paper", show): "key\n",
+        (original, "--config.loss.dense_axes=key"): "error: --config.loss.dense_axes: there is no such key (did you mean ",
+        (original, "--config.seed=x"): "error: --config.seed=x: seed takes a whole number\n",
+        ("--config=configs/pretrain_r50_aspp.py:orignal",): "error: --config=configs/pretrain_r50_aspp.py:orignal cannot "
+        "be loaded: ValueError: there is no preset 'orignal', only paper and original\n",
+        ("--config=configs/pretrain_demo.py:original",): "error: --config=configs/pretrain_demo.py:original: "
+        "configs/pretrain_demo.py has no presets; leave out :original\n",
+        ("--config=configs/nowhere.py:original",): "error: --config=configs/nowhere.py: there is no such file; c",
+    }
+    results = run_scripts(*(("--workdir=unused", *arguments) for arguments in cases))
+    for (_, out, error), (arguments, message) in zip(results, cases.items(), strict=True):
+        assert out == "" and error.startswith(message) and len(error.splitlines()) == 1, (arguments, error)
+
+
+def test_configs_that_cannot_be_read(tmp_path, run_scripts):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    cases = {
+        ("--workdir=unused", "--config", "configs/nowhere.py"): "--config=configs/nowhere.py: there is no such file; c",
+        ("--workdir=unused", f"--config={tmp_path}/broken.py"): f"--config={tmp_path}/broken.py cannot be loaded: Zero",
+        ("--workdir=unused",): "flag --config=None: Flag --config must have a value",
+        ("--workdir=unused", "--config.seed=3"): "--config.seed=3: there is no config to change; give one, --config=",
+        ("--config=configs/pretrain_demo.py",): "flag --workdir=None: Flag --workdir must have a value",
+    }
+    for (status, _, error), message in zip(run_scripts(*cases), cases.values(), strict=True):
+        assert status == 2 and f"error: {message}" in error, error

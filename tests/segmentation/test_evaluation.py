@@ -1,0 +1,393 @@
+"""Inference and evaluation against plain references written from the definitions; the entry points on little images."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from helpers.by_hand import upsampled_by_hand
+from helpers.miniatures import write_pair
+from helpers.paths import ROOT
+from helpers.tiny import tiny_config
+from PIL import Image
+
+from cp2_jax import pictures
+from cp2_jax.data.labelled import examples, transforms
+from cp2_jax.options import ConfigError
+from cp2_jax.runs import checkpoints, mesh
+from cp2_jax.segmentation import class_maps, evaluation, hooks
+from cp2_jax.segmentation import step as finetune_step
+from cp2_jax.segmentation.predictor import Options, Predictor, check_variables, windows
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+class Strided(nn.Module):
+    """A small network at output stride 4 whose result at a pixel depends on its neighbours and on the borders."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(6, (5, 5), strides=4, padding=2)(x)
+        return nn.Conv(4, (3, 3), padding=1)(jnp.tanh(x) + jnp.mean(x, axis=(1, 2), keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = Strided()
+    return model, model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+
+
+def random_images(count, height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
+
+
+def logits_by_hand(network, image):
+    model, variables = network
+    normal = (image / 255 - np.array(MEAN)) / np.array(STD)
+    return np.asarray(model.apply(variables, jnp.asarray(normal[None], jnp.float32), train=False)[0], np.float64)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def whole_by_hand(network, image):
+    return upsampled_by_hand(logits_by_hand(network, image), *image.shape[:2])
+
+
+def slide_by_hand(network, image, window, stride):
+    height, width = image.shape[:2]
+    total, count = np.zeros((height, width, 4)), np.zeros((height, width, 1))
+    rows = max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1
+    columns = max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1
+    for i in range(rows):
+        for j in range(columns):
+            bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
+            part = (slice(max(bottom - window[0], 0), bottom), slice(max(right - window[1], 0), right))
+            total[part] += whole_by_hand(network, image[part])
+            count[part] += 1
+    assert count.min() > 0
+    return total / count
+
+
+def predict(network, image, options):
+    predictor = Predictor(network[0], MEAN, STD, options)
+    views = [jnp.asarray(view[None]) for view in options.views(image)]
+    return np.asarray(predictor.probabilities(network[1], views, image.shape[:2])[0]), predictor
+
+
+def test_whole_image(network):
+    image = random_images(1, 19, 26)[0]
+    ours, _ = predict(network, image, Options())
+    np.testing.assert_allclose(ours, softmax(whole_by_hand(network, image)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size, window, stride",
+    [((24, 30), (16, 16), (11, 11)), ((16, 40), (16, 16), (16, 8)), ((10, 33), (16, 16), (10, 10)),
+     ((12, 12), (16, 16), (4, 4))],
+)  # fmt: skip
+def test_sliding_windows(network, size, window, stride):
+    """Also images smaller than the window, in one direction or both."""
+    image = random_images(1, *size)[0]
+    ours, predictor = predict(network, image, Options(window=window, stride=stride))
+    np.testing.assert_allclose(ours, softmax(slide_by_hand(network, image, window, stride)), atol=1e-5)
+    assert predictor.compilations == 1
+
+
+def test_several_scales_and_flips_after_resizing(network):
+    image = random_images(1, 20, 30)[0]
+    options = Options(bounds=(60, 24), ratios=(0.5, 1.0, 1.25), flip=True)
+    expected = np.zeros((20, 30, 4))
+    for size in ((12, 18), (24, 36), (30, 45)):
+        view = transforms.resize_image(image, size)
+        expected += softmax(upsampled_by_hand(whole_by_hand(network, view), 20, 30))
+        mirrored = upsampled_by_hand(whole_by_hand(network, view[:, ::-1]), 20, 30)
+        expected += softmax(mirrored)[:, ::-1]
+    ours, _ = predict(network, image, options)
+    np.testing.assert_allclose(ours, expected, atol=3e-5)
+
+
+def test_flipping_makes_the_result_symmetric(network):
+    image = random_images(1, 16, 20)[0]
+    one, _ = predict(network, image, Options(flip=True))
+    other, _ = predict(network, np.ascontiguousarray(image[:, ::-1]), Options(flip=True))
+    np.testing.assert_allclose(one[:, ::-1], other, atol=1e-6)
+
+
+def test_windows_with_gaps_are_refused():
+    with pytest.raises(ValueError, match="stride"):
+        windows((20, 20), (8, 8), (9, 8))
+
+
+@pytest.mark.parametrize("options", [Options(), Options(window=(16, 16), stride=(8, 8)), Options(flip=True)])
+def test_alone_equals_in_a_batch(network, options):
+    predictor = Predictor(network[0], MEAN, STD, options)
+    images = random_images(4, 24, 28)
+    (batch,) = predictor.plan([(24, 28)] * 4, 4, 0)
+    together = np.asarray(predictor.predict(network[1], predictor.host_inputs(images, batch), batch))
+    for image, expected in zip(images, together, strict=True):
+        np.testing.assert_array_equal(predictor.predict_image(network[1], image), expected)
+
+
+# A whole split.
+
+
+def test_plan_holds_every_image_once_in_batches_of_one_size(network):
+    sizes = [(4, 5), (6, 5), (4, 5), (4, 5), (6, 5), (9, 9)]
+    batches = Predictor(network[0], MEAN, STD, Options()).plan(sizes, 2, 1)  # this network cannot be masked
+    assert sorted(i for batch in batches for i in batch.indices if i >= 0) == list(range(6))
+    assert all({sizes[i] for i in batch.indices if i >= 0} == {batch.shape} for batch in batches)
+    assert all(len(batch.indices) == 2 and batch.views == (batch.shape,) and not batch.padded for batch in batches)
+    assert len(batches) == 4
+
+
+@pytest.fixture
+def split(tmp_path):
+    """Seven images of three sizes, with ignored pixels; class 3 occurs in none."""
+    rng = np.random.default_rng(0)
+    for number in range(7):
+        size = [(20, 24), (24, 20), (17, 19)][number % 3]
+        mask = rng.integers(0, 3, size).astype(np.uint8)
+        mask[rng.random(size) < 0.2] = 255
+        write_pair(tmp_path, f"{number}", size=size, mask=mask, split="val")
+    pairs = examples.find_pairs(tmp_path, "val")
+    return examples.Examples(pairs, examples.label_table(4), np.arange(7))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluation_equals_counting_images_one_by_one(network, split, batch_size):
+    predictor = Predictor(network[0], MEAN, STD, Options())
+    result = evaluation.evaluate(
+        split, predictor, network[1], num_classes=4, batch_size=batch_size, device_mesh=mesh.make_mesh(jax.devices()[:1])
+    )
+    expected = np.zeros((4, 4), np.int64)
+    for index in range(7):
+        image, label = split.load(index)
+        predicted = whole_by_hand(network, image).argmax(-1)
+        for truth, guess in zip(label.ravel(), predicted.ravel(), strict=True):
+            if truth != 255:
+                expected[truth, guess] += 1
+    assert np.abs(result.matrix - expected).sum() <= 2  # a tie may fall the other way in float64
+    assert result.matrix.sum() == expected.sum() and result.matrix.dtype == np.int64
+    assert result.compilations == 3
+    assert result.image_miou.shape == (7,) and not np.isnan(result.image_miou).any()
+
+
+def test_unreadable_image_is_an_error(network, split):
+    split.pairs.images[4].write_bytes(b"broken")
+    predictor = Predictor(network[0], MEAN, STD, Options())
+    with pytest.raises(Exception, match=r"4\.jpg"):
+        evaluation.evaluate(
+            split, predictor, network[1], num_classes=4, batch_size=1, device_mesh=mesh.make_mesh(jax.devices()[:1])
+        )
+
+
+def test_class_maps_keep_their_indices(tmp_path):
+    predicted = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    class_maps.save_class_map(tmp_path / "a/b.png", predicted)
+    mask = examples.decode_mask((tmp_path / "a/b.png").read_bytes(), "b.png")
+    np.testing.assert_array_equal(mask, predicted)
+    image = random_images(1, 3, 4)[0]
+    drawn = class_maps.overlay(image, predicted)
+    np.testing.assert_array_equal(drawn, (image.astype(int) + pictures.class_colors(12)[predicted]) // 2)
+
+
+def halves_on_disk(root, split, count, size=(32, 40)):
+    rng = np.random.default_rng(len(split))
+    for number in range(count):
+        border = int(rng.integers(10, 30))
+        mask = np.ones(size, np.uint8) * 5
+        mask[:, :border] = 2
+        image_path, _ = write_pair(root, f"{number}", size=size, mask=mask, split=split)
+        image = rng.integers(0, 60, (*size, 3)).astype(np.uint8)
+        image[:, :border] += 150
+        Image.fromarray(image).save(image_path)
+
+
+def folder_config(root, **changes):
+    config = tiny_config(**changes)
+    config.data.update(path=str(root), images="images", labels="labels", split="train", eval_split="val", resize=())
+    config.data.update(label_map=((2, 0), (5, 1)), workers=0)
+    config.evaluation.update(resize=(), batch_size=1)
+    return config
+
+
+class Lines:
+    """A writer that remembers."""
+
+    def __init__(self):
+        self.values, self.texts = [], []
+
+    def scalars(self, step, values):
+        self.values.append((step, values))
+
+    def text(self, message):
+        self.texts.append(message)
+
+
+def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path):
+    halves_on_disk(tmp_path, "val", 3)
+    config = folder_config(tmp_path)
+    evaluator = evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
+    variables = finetune_step.init_variables(config)
+    state = finetune_step.State(
+        step=jnp.zeros((), jnp.int32), params=variables["params"], batch_stats=variables["batch_stats"], opt_state=()
+    )
+    classifier = state.params["classifier"]["conv_seg"]
+
+    def always(index):
+        """A model that says one class everywhere: 0 is right for less than 30 of 40 columns, 2 never."""
+        bias = jnp.zeros(3).at[index].set(100.0)
+        params = dict(state.params) | {"classifier": {"conv_seg": dict(classifier) | {"bias": bias}}}
+        return state.replace(params=params)
+
+    writer = Lines()
+    hook = hooks.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
+    hook(1, always(0))
+    assert not writer.values
+    hook(2, always(0))
+    best = writer.values[-1][1]["miou"]
+    hook(4, always(2))
+    assert [step for step, _ in writer.values] == [2, 4] and writer.values[-1][1]["miou"] == 0 < best
+
+    broken = always(0)
+    hook(6, broken.replace(params=jax.tree.map(lambda x: x * jnp.nan, broken.params)))
+    assert hook.best == best
+
+    again = hooks.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
+    assert again.best == best
+    again(6, always(2))
+    kept, meta = checkpoints.read_variables(tmp_path / "run/best")
+    assert meta["step"] == 2 and meta["mean_iou"] == best
+    np.testing.assert_array_equal(kept["params"]["classifier"]["conv_seg"]["bias"], [100, 0, 0])
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert scores["step"] == 6 and scores["best_mean_iou"] == best and scores["images"] == 3
+    assert {p.name for p in (tmp_path / "run/pictures").iterdir()} == {
+        f"evaluation_{n}.png" for n in ("best", "median", "worst")
+    }
+    evaluator({"params": always(1).params, "batch_stats": state.batch_stats}, tmp_path / "maps")
+    saved = examples.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
+    assert (saved == 5).all()  # class 1 is value 5 in this data set's masks
+
+
+def test_class_names_and_numbers_must_agree(tmp_path):
+    halves_on_disk(tmp_path, "val", 1)
+    config = folder_config(tmp_path)
+    config.data.class_names = ("left", "right")
+    with pytest.raises(examples.SegmentationError, match="2 names"):
+        evaluation.Evaluator(config, mesh.make_mesh())
+
+
+def test_checkpoint_of_another_model_is_refused():
+    config = tiny_config()
+    variables = finetune_step.init_variables(config)
+    check_variables(config, variables)
+    other = tiny_config()
+    other.model.num_classes = 4
+    with pytest.raises(ConfigError, match=r"conv_seg/bias: checkpoint \(3,\), model \(4,\)"):
+        check_variables(other, variables)
+    del variables["params"]["classifier"]
+    with pytest.raises(ConfigError, match="classifier/conv_seg/kernel: checkpoint absent"):
+        check_variables(config, variables)
+
+
+SMALL = (
+    "--config.model.resnet.depth=18", "--config.model.resnet.width=4", "--config.model.resnet.stem_width=4",
+    "--config.model.aspp.channels=8", "--config.model.dtype=float32", "--config.model.num_classes=2",
+    "--config.data.num_classes=2", "--config.data.class_names=('left','right')", "--config.data.label_map=((2,0),(5,1))",
+    "--config.data.class_colors=()",
+    "--config.data.crop_size=(32,32)", "--config.data.workers=0", "--config.batch_size=4", "--config.log_every=1",
+)  # fmt: skip
+
+
+def script(name, *arguments, status=0):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr[-3000:] + done.stdout[-1000:]
+    return done.stdout + done.stderr
+
+
+def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
+    for split, count in (("train", 6), ("val", 2)):
+        halves_on_disk(tmp_path / "data", split, count)
+    common = ("--config", "configs/finetune_camvid.py", f"--config.data.path={tmp_path / 'data'}", *SMALL)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    start = finetune_step.init_variables(tiny_config())
+    checkpoints.write_variables(tmp_path / "converted", {k: {"backbone": t["backbone"]} for k, t in start.items()}, {})
+    loading = f"--config.init.checkpoint={tmp_path / 'converted'}"
+    run = (*common, "--config.steps=4", "--config.save_every=2", "--config.eval_every=2", "--config.keep=2")
+
+    message = script("finetune", *run, loading, "--workdir", tmp_path / "x", status=2)
+    assert "head: not in the checkpoint" in message and "Traceback" not in message
+    out = script("finetune", *run, loading, "--config.init.head=random", "--workdir", whole)
+    assert "backbone     loaded" in out and "head         initial" in out
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "miou" in line] == [2, 4]
+
+    # Lose the last steps, as a kill would, and go on.
+    script("finetune", *run, loading, "--config.init.head=random", "--workdir", broken)
+    for path in sorted((broken / "checkpoints/4").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (broken / "checkpoints/4").rmdir()
+    out = script("finetune", *run, loading, "--config.init.head=random", "--workdir", broken)
+    assert "resuming after step 2" in out
+    again = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    plain = lambda rows: [{k: v for k, v in r.items() if "/" not in k} for r in rows]  # noqa: E731
+    assert sorted(map(str, plain(lines))) == sorted(map(str, plain(again)))
+
+    protocol = ("--config.evaluation.flip=True", "--predictions", tmp_path / "maps")
+    out = script("evaluate", *common, "--workdir", whole, *protocol)
+    assert "left" in out and "1 network programs compiled" in out
+    assert json.loads((whole / "scores.json").read_text())["protocol"]["flip"] is True
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.png", "1.png"]
+    images = tmp_path / "data/images/val"
+    script("predict", "--checkpoint", whole / "best", "--images", images, "--output", tmp_path / "o")
+    mask = examples.decode_mask((tmp_path / "o/masks/1.png").read_bytes(), "1.png")
+    assert mask.shape == (32, 40) and mask.max() <= 1 and (tmp_path / "o/overlays/0.png").exists()
+    out = script("predict", "--checkpoint", tmp_path / "nowhere", "--images", tmp_path, "--output", tmp_path, status=1)
+    assert "no checkpoint at" in out and "Traceback" not in out
+
+
+def test_two_processes_finetune_and_evaluate_as_one(tmp_path):
+    """Each with its part: the same losses and confusion matrix as one; class maps of all images; the pictures."""
+    for split, count in (("train", 6), ("val", 5)):  # 5 images in batches of 4: the second has rows without an image
+        halves_on_disk(tmp_path / "data", split, count)
+    common = ("--config=configs/finetune_camvid.py", f"--config.data.path={tmp_path / 'data'}", *SMALL)
+    common = (*common, "--config.evaluation.batch_size=4", "--config.steps=2")
+
+    def run(processes, what, work, *extra):
+        command = ["bash", "scripts/launch/local_multihost.sh", processes, "1", f"scripts/{what}.py", f"--workdir={work}"]
+        environment = os.environ | {"PYTHON": sys.executable}
+        done = subprocess.run([*command, *common, *extra], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+        pictures = sorted(path.name for path in (work / "pictures").glob("evaluation_*.png"))
+        matrix = np.array(json.loads((work / "scores.json").read_text())["matrix"])
+        return [line["loss"] for line in lines if "loss" in line], pictures, matrix
+
+    losses, pictures, matrix = run("1", "finetune", tmp_path / "one")
+    both = run("2", "finetune", tmp_path / "two")
+    np.testing.assert_allclose(both[0], losses, rtol=1e-4)
+    assert len(losses) == 2 and len(pictures) == 3 and both[1] == pictures
+    # float32 sums differ by their order, which may decide a pixel whose classes are level.
+    assert np.abs(both[2] - matrix).sum() <= 0.01 * matrix.sum() and both[2].sum() == matrix.sum() > 0
+
+    maps = tmp_path / "maps"
+    scored = run("2", "evaluate", tmp_path / "two", f"--predictions={maps}")[2]
+    by_hand = np.zeros_like(scored)
+    for index in range(5):
+        truth = np.asarray(Image.open(tmp_path / f"data/labels/val/{index}.png"))
+        predicted = np.asarray(Image.open(maps / f"{index}.png"))
+        for value, label in ((2, 0), (5, 1)):  # SMALL's label_map
+            for other_value, other in ((2, 0), (5, 1)):
+                by_hand[label, other] += np.sum((truth == value) & (predicted == other_value))
+    np.testing.assert_array_equal(scored, by_hand)
