@@ -94,7 +94,7 @@ def worker(arguments, task):
     saver = Checkpoints(task["checkpoints"])
     if restored := saver.restore(state):
         state, _ = restored
-    options = compose.AugmentOptions.from_config(config.augment)
+    options = compose.AugmentOptions.from_config(config)
 
     @jax.jit
     def look(number, batch):

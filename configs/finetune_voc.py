@@ -61,6 +61,7 @@ def with_variants(config: ConfigDict, variants: str) -> ConfigDict:
 def get_config(variants: str = "") -> ConfigDict:
     config = ConfigDict()
 
+    config.kind = "finetune"
     config.seed = 0
     config.image_size = 224  # of pretraining, for which a ViT's position table was made
     config.batch_size = 16  # global, over all devices and processes
@@ -91,8 +92,6 @@ def get_config(variants: str = "") -> ConfigDict:
     config.data.label_map = ()  # pairs (value in the mask, label), e.g. ((11, 255),) to ignore value 11
     config.data.limit = 0.0  # of training images: 0 all, below 1 a share, else a number
     config.data.limit_seed = 0  # which ones
-    config.data.mean = (0.485, 0.456, 0.406)
-    config.data.std = (0.229, 0.224, 0.225)
     config.data.resize = (2048, 512)  # long and short edge that scale_range multiplies; empty: the image's own size
     config.data.scale_range = (0.5, 2.0)
     config.data.crop_size = (512, 512)  # height, width

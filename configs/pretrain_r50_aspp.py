@@ -33,6 +33,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
         raise ValueError(f"there is no preset {preset!r}, only {' and '.join(PRESETS)}")
     config = ConfigDict()
 
+    config.kind = "pretrain"
     config.seed = 0
     config.image_size = 224
     config.batch_size = 256  # global, over all devices and processes
@@ -82,14 +83,14 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.augment.mask_aspect = (0.8, 1.25)
     config.augment.mask_aspect_law = "uniform"  # torchvision 0.8.1, the original's release; later ones: "log_uniform"
     config.augment.mask_patch = 16  # side in pixels of the cells of the mask "patches"
-    config.augment.mean = (0.485, 0.456, 0.406)
-    config.augment.std = (0.229, 0.224, 0.225)
 
     config.model = ConfigDict()
     config.model.backbone = "resnet"
     config.model.head = "aspp"
     config.model.dtype = "bfloat16"  # of the computation; parameters, losses and statistics are float32
     config.model.projection_dim = 128
+    config.model.mean = (0.485, 0.456, 0.406)  # of the inputs, RGB on [0, 1]: ImageNet's
+    config.model.std = (0.229, 0.224, 0.225)
     config.model.resnet = ConfigDict()
     config.model.resnet.depth = 50
     config.model.resnet.width = 64

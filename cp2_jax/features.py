@@ -10,8 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from cp2_jax.augment import color
-from cp2_jax.models import segmenter
+from cp2_jax.models import inputs, segmenter
 from cp2_jax.pretraining.losses import l2_normalize
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 
@@ -49,7 +48,7 @@ class FeatureExtractor:
         Raises:
           ValueError: a ViT's image sides are not multiples of its patch.
         """
-        images = color.normalize(images, self.mean, self.std)
+        images = inputs.normalize(images, self.mean, self.std)
         if self.features in ("stages", "backbone"):
             wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731
             stages = tuple(map(wide, self.network.apply(variables, images, False, method="stages")))
@@ -124,5 +123,4 @@ def _describe(path, meta) -> tuple[ConfigDict, tuple, int]:
     if "config" not in meta:
         raise CheckpointError(f"{path} does not say what model it is: it was not written by a run or the converter")
     config = ConfigDict(meta["config"], type_safe=False)
-    section = config.augment if "augment" in config else config.data
-    return config.model, (section.mean, section.std), config.image_size
+    return config.model, (config.model.mean, config.model.std), config.image_size

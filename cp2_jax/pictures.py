@@ -36,14 +36,6 @@ def save_png(path: str | pathlib.Path, picture: UInt8[np.ndarray, "height width 
     Image.fromarray(picture).save(path, format="PNG")
 
 
-def denormalize(
-    images: Float[np.ndarray, "*batch height width 3"], mean: Sequence[float], std: Sequence[float]
-) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """Undo `augment.color.normalize`: back to uint8 RGB, clipped."""
-    images = np.asarray(images, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-    return np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)
-
-
 def outline(
     image: UInt8[np.ndarray, "height width 3"], mask: Float[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError, flatten, nearest
+from cp2_jax.runs.settings import check_kind
 
 
 def _require(condition: bool, key: str, value: object, fix: str) -> None:
@@ -173,6 +174,7 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     Raises:
       ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
     """
+    check_kind(config, "pretrain")
     _check_common(config, devices)
     _whole(config, "loss.queue_size", "model.projection_dim", "accumulate", "picture_every", "probe_every", "probe_images")
     _positive(config, "accumulate")
@@ -214,6 +216,7 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
     Raises:
       ConfigError: as `validate_pretrain`.
     """
+    check_kind(config, "finetune")
     _check_common(config, devices)
     fix = "a pooled feature cannot be segmented; use aspp or fcn (with init.head=random after a MoCo v2 pretraining)"
     _require(config.model.head != "pool", "model.head", "pool", fix)

@@ -24,7 +24,7 @@ def main(_):
     topology = chips.get(flags.topology)
     config.data.path = config.data.path or "unread"
     check = {"pretrain": validation.validate_pretrain, "finetune": validation.validate_finetune}
-    check[program.kind_of(config)](config, len(topology.devices))
+    check[config.kind](config, len(topology.devices))
     compiled = program.compile_step(config, topology, flags.images)
     plan = report.plan(config, topology, compiled, flags.images, [float(e) for e in flags.efficiencies])
     print(report.table(compiled, plan))

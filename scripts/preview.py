@@ -27,6 +27,7 @@ from cp2_jax.augment import compose, masks  # noqa: E402
 from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
 from cp2_jax.data.images.stream import pretrain_dataset  # noqa: E402
 from cp2_jax.models import segmenter  # noqa: E402
+from cp2_jax.models.inputs import denormalize  # noqa: E402
 from cp2_jax.options import ConfigError  # noqa: E402
 from cp2_jax.runs import checkpoints, rngs, writers  # noqa: E402
 
@@ -38,13 +39,13 @@ def main(_):
         if meta.get("kind") != "pretrain":
             raise ConfigError(f"--checkpoint={CHECKPOINT.value} is not of a pretraining run")
         config = ConfigDict(meta["config"])
-    size, options = config.image_size, compose.AugmentOptions.from_config(config.augment)
+    size, options = config.image_size, compose.AugmentOptions.from_config(config)
     read = dict(batch_size=COUNT.value, image_size=size, seed=config.seed, crop_scale=config.data.crop_scale)
     crops = next(pretrain_dataset(ImageFolder(IMAGES.value), **read))
 
     def composed(options):
         pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)
-        images = (pictures.denormalize(x, options.mean, options.std) for x in (pair.image_query, pair.image_key))
+        images = (denormalize(x, options.mean, options.std) for x in (pair.image_query, pair.image_key))
         return jax.tree.map(np.asarray, pair), *images
 
     pair, query, key = composed(options)

@@ -74,14 +74,14 @@ def test_kinds_of_features(original):
 def test_a_runs_own_settings_are_used(tmp_path):
     """Work directories of pretraining and finetuning: model, normalisation and position table are those of the run."""
     config = pretrain_r50_aspp.get_config()
-    config.image_size, config.augment.mean, config.augment.std = 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    config.image_size, config.model.mean, config.model.std = 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     config.model.update(backbone="vit", head="fcn", projection_dim=8)
     config.model.vit.update(patch=8, width=24, depth=1, heads=3, final_norm=True)
     config.model.fcn.channels = 6
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 32, 3), dtype=np.uint8)
     for kind, top in (("pretrain", "projection"), ("finetune", "classifier")):
         if kind == "finetune":
-            normalization = dict(mean=config.augment.mean, std=config.augment.std)
+            normalization = dict(mean=config.model.mean, std=config.model.std)
             model = config.model
             config = finetune_voc.get_config()
             config.model.update(model)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cp2_jax import pictures
-from cp2_jax.augment import color
+from cp2_jax.models import inputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -25,9 +25,9 @@ def is_picture(picture):
 
 def test_denormalize_undoes_normalize():
     batch = images()
-    np.testing.assert_array_equal(pictures.denormalize(color.normalize(batch, MEAN, STD), MEAN, STD), batch)
-    assert pictures.denormalize(np.full((1, 1, 3), 99.0), MEAN, STD).max() == 255
-    assert pictures.denormalize(np.full((1, 1, 3), -99.0), MEAN, STD).max() == 0
+    np.testing.assert_array_equal(inputs.denormalize(inputs.normalize(batch, MEAN, STD), MEAN, STD), batch)
+    assert inputs.denormalize(np.full((1, 1, 3), 99.0), MEAN, STD).max() == 255
+    assert inputs.denormalize(np.full((1, 1, 3), -99.0), MEAN, STD).max() == 0
 
 
 def test_save_png_makes_its_folder_and_keeps_every_pixel(tmp_path):

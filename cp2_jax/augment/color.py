@@ -8,32 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from cp2_jax.models.inputs import to_float
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # ITU-R 601-2 luma, which Pillow's mode "L" uses.
 _LUMA = (0.299, 0.587, 0.114)
 
 Channels = tuple[Float[Array, "batch height width"], ...]
-
-
-def to_float(images: UInt8[Array, "*shape"] | Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return uint8 images divided by 255, as float32; floats stay as they are."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-
-
-def normalize(
-    images: UInt8[Array, "*batch height width 3"] | Float[Array, "*batch height width 3"],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> Float[Array, "*batch height width 3"]:
-    """Return (images - mean) / std per channel, as float32 (float64 stays).
-
-    Args:
-      images: uint8 in 0-255, which is first divided by 255, or float in [0, 1].
-      mean, std: per RGB channel, on the scale [0, 1].
-    """
-    images = to_float(images)
-    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def grayscale(planes: Float[Array, "batch 3 height width"]) -> Float[Array, "batch 1 height width"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from cp2_jax.augment import blur, color, masks
 from cp2_jax.augment.options import AugmentOptions
+from cp2_jax.models import inputs
 from cp2_jax.runs import rngs
 
 __all__ = [
@@ -84,7 +85,7 @@ def augment(
     planes = jnp.transpose(images, (0, 3, 1, 2))
     if options.jitter_probability > 0:
         planes = color.jitter(planes, draw.factors, draw.order)
-    planes = color.to_float(planes)
+    planes = inputs.to_float(planes)
     if options.grayscale > 0:
         planes = jnp.where(draw.gray[:, None, None, None], color.grayscale(planes), planes)
     if options.blur > 0:
@@ -96,7 +97,7 @@ def normalize(
     planes: Float[Array, "batch 3 height width"], options: AugmentOptions
 ) -> Float[Array, "batch height width 3"]:
     """Return the planes of `augment` with channels last, normalised."""
-    return color.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std)
+    return inputs.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std)
 
 
 def compose_pairs(

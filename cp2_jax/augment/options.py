@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from cp2_jax.augment.masks import MASKS, MaskLaw
-from cp2_jax.options import ConfigError
+from cp2_jax.options import ConfigError, fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class AugmentOptions:
       blur_sigma: range of the Gaussian's standard deviation in pixels.
       mask: a name in `masks.MASKS`, or "attention": maps that come with the images.
       mask_area, mask_aspect, mask_aspect_law, mask_patch: see `masks.MaskLaw`.
-      mean, std: per RGB channel, on the scale [0, 1].
+      mean, std: of the model's inputs, per RGB channel, on the scale [0, 1].
 
     Raises:
       ConfigError: naming the field, its value and what is allowed.
@@ -43,18 +43,22 @@ class AugmentOptions:
 
     @classmethod
     def from_config(cls, config: Any) -> "AugmentOptions":
-        """Build from `config.augment` (an ml_collections ConfigDict or a mapping) that has exactly these fields.
+        """Read `config.augment`, which has exactly these fields but for mean and std: those are `config.model`'s.
+
+        Args:
+          config: a pretraining config (an ml_collections ConfigDict or a mapping).
 
         Raises:
           ConfigError: for a missing or unknown field, or a bad value.
         """
-        given, known = set(config.keys()), {field.name for field in dataclasses.fields(cls)}
+        section, model = config["augment"], config["model"]
+        given, known = set(section.keys()), {field.name for field in dataclasses.fields(cls)} - {"mean", "std"}
         if given != known:
             raise ConfigError(
                 f"config.augment: missing {sorted(known - given)}, unknown {sorted(given - known)}; "
                 "give exactly the fields of AugmentOptions"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.items()})
+        return cls(**fields(section), mean=tuple(model["mean"]), std=tuple(model["std"]))
 
     @property
     def mask_law(self) -> MaskLaw:

@@ -26,9 +26,6 @@ def fit(
     model: Mapping,
     *,
     image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    section: str = "augment",
 ) -> tuple[dict, list[str]]:
     """Return (variables that a model of this config takes, what was changed or differs, a line each).
 
@@ -40,7 +37,6 @@ def fit(
       meta: what came with them, of a converted checkpoint or of a run of ours; one that describes no model passes as it is.
       model: `config.model`.
       image_size: side in pixels that the position table is made for.
-      mean, std: of the run's inputs on [0, 1]; `section`: where in the config they are, for the message.
 
     Raises:
       CheckpointError: the config describes another network, head count, padding or input; with the settings to change.
@@ -53,9 +49,9 @@ def fit(
     if model["backbone"] != kind:
         raise CheckpointError(f"{name} is a {kind}: set config.model.backbone={kind}")
     problems = _differences(theirs, model, kind, _MUST_AGREE[kind])
-    for value, have in (("mean", mean), ("std", std)):
-        if not np.allclose(have, normalization[value], atol=1e-3):
-            problems.append(f"config.{section}.{value}={tuple(normalization[value])} (is {tuple(have)})")
+    for value in ("mean", "std"):
+        if not np.allclose(model[value], normalization[value], atol=1e-3):
+            problems.append(f"config.model.{value}={tuple(normalization[value])} (is {tuple(model[value])})")
     if problems:
         raise CheckpointError(f"{name} needs other settings: {'; '.join(problems)}")
     notes = _differences(theirs, model, kind, _MAY_DIFFER[kind])
@@ -75,7 +71,7 @@ def _stated(meta: Mapping) -> tuple[str, Mapping, Mapping] | None:
     config = meta.get("config")
     if not config:
         return None
-    return f"the {meta['kind']} run", config["model"], config["augment" if "augment" in config else "data"]
+    return f"the {meta['kind']} run", config["model"], config["model"]
 
 
 def _differences(theirs: Mapping, ours: Mapping, section: str, keys: Sequence[str]) -> list[str]:

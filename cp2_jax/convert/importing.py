@@ -216,7 +216,7 @@ def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads
     settings["input"] = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
     if (tuple(mean), tuple(std)) != formats.IMAGENET:
         notes.append(
-            f"set config.augment.mean to {tuple(settings['input']['mean'])} and std to {tuple(settings['input']['std'])}"
+            f"set config.model.mean to {tuple(settings['input']['mean'])} and std to {tuple(settings['input']['std'])}"
         )
     if backbone["backbone"] == "resnet":
         backbone["resnet"]["padding"] = form.padding

@@ -31,11 +31,7 @@ def start(config: ConfigDict, initial: Mapping) -> tuple[dict, str]:
     """
     path = config.init.checkpoint
     loaded, meta = read_variables(path)
-    section = "augment" if "augment" in config else "data"
-    loaded, notes = fit(
-        loaded, meta, config.model, image_size=config.image_size, mean=config[section].mean, std=config[section].std,
-        section=section,
-    )  # fmt: skip
+    loaded, notes = fit(loaded, meta, config.model, image_size=config.image_size)
     variables, table = merge(initial, loaded, config.init.head, config.init.get("projection", "random"))
     return variables, "\n".join([f"{path}:", table, *(f"mind: {note}" for note in notes)])
 

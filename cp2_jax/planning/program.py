@@ -55,19 +55,14 @@ class Program:
         return None if self.memory is None else self.peak <= self.memory
 
 
-def kind_of(config: ConfigDict) -> str:
-    """Return "pretrain" or "finetune"."""
-    return "pretrain" if "augment" in config else "finetune"
-
-
 def decoded_per_sample(config: ConfigDict) -> int:
     """Return how many images are decoded for one sample: the foreground and two backgrounds, or one."""
-    return 3 if kind_of(config) == "pretrain" and config.data.backgrounds == "independent" else 1
+    return 3 if config.kind == "pretrain" and config.data.backgrounds == "independent" else 1
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a global batch as the step takes it."""
-    if kind_of(config) == "pretrain":
+    if config.kind == "pretrain":
         return pretrain_step.abstract_batch(config)
     count, (height, width) = config.batch_size, config.data.crop_size
     return {
@@ -84,7 +79,7 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
       config: validated for the topology's number of devices.
       images: of an epoch, for the schedule.
     """
-    kind, device_mesh = kind_of(config), mesh.make_mesh(topology.devices)
+    kind, device_mesh = config.kind, mesh.make_mesh(topology.devices)
     length = settings.total_steps(config, images), settings.steps_per_epoch(images, config.batch_size)
     task = {"pretrain": pretrain_step, "finetune": finetune_step}[kind]
     initial_state, step = task.make_step(config, *length, device_mesh)

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cp2_jax.augment import color
 from cp2_jax.data.images import decoding
 from cp2_jax.data.images.sources import TfdsSource
+from cp2_jax.models import inputs
 from cp2_jax.models.vit import ViT
 from cp2_jax.options import ConfigError
 
@@ -113,7 +113,7 @@ def _decode(source, index):
 
 def make_attend(model: ViT, variables: dict, mean: Any, std: Any) -> Callable[[np.ndarray], Array]:
     """Return the compiled function that `make_maps` takes."""
-    return jax.jit(lambda images: class_attention(model, variables, color.normalize(images, mean, std)))
+    return jax.jit(lambda images: class_attention(model, variables, inputs.normalize(images, mean, std)))
 
 
 def fingerprint(source: Any, samples: int = 64) -> str:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax import pictures
 from cp2_jax.augment import compose
+from cp2_jax.models.inputs import denormalize
 from cp2_jax.pretraining import probes
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import mesh, rngs
@@ -28,11 +29,9 @@ def pretrain_pictures(
         its foreground, and the heat map shows the cosine similarity of its feature to every pixel of the key.
       device_mesh: of the state. All processes call the hook; the first draws, on a device of its own.
     """
-    options = compose.AugmentOptions.from_config(config.augment)
+    options = compose.AugmentOptions.from_config(config)
     pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)
-    query, key = (
-        pictures.denormalize(np.asarray(x), options.mean, options.std) for x in (pair.image_query, pair.image_key)
-    )
+    query, key = (denormalize(np.asarray(x), options.mean, options.std) for x in (pair.image_query, pair.image_key))
     points = [_centre(mask) for mask in np.asarray(pair.mask_query)]
     model, _ = pretrain_step.build_models(config)
 
@@ -60,7 +59,7 @@ def pretrain_pictures(
 
 def probe_pairs(config: ConfigDict, crops: dict[str, np.ndarray]) -> compose.Pair:
     """Return the pairs that probes look at: of rectangles, whatever the run's own masks, so that runs compare."""
-    options = dataclasses.replace(compose.AugmentOptions.from_config(config.augment), mask="rectangle")
+    options = dataclasses.replace(compose.AugmentOptions.from_config(config), mask="rectangle")
     return jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(0, "probe"), crops, options)
 
 

@@ -213,7 +213,7 @@ def make_train(
     `seed` (int, may be traced) is what augmentation and shuffling draw from: one compiled program serves many seeds.
     """
     update = make_update(config, optimizer, schedule, device_mesh)
-    options = AugmentOptions.from_config(config.augment)
+    options = AugmentOptions.from_config(config)
 
     def train(state: State, batch: dict[str, Array], seed: int | Int[Array, ""]):
         key = rngs.key(seed, "augment", state.step)

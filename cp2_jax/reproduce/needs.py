@@ -20,7 +20,7 @@ class Checkpoint:
 
 
 _SAME = {"model.resnet.padding": "same"}
-_UNIT = {"data.mean": (0.0, 0.0, 0.0), "data.std": (1.0, 1.0, 1.0)}
+_UNIT = {"model.mean": (0.0, 0.0, 0.0), "model.std": (1.0, 1.0, 1.0)}
 
 CHECKPOINTS = {
     "supervised": Checkpoint(

@@ -20,12 +20,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cp2_jax import validation
-from cp2_jax.augment import color, compose
+from cp2_jax.augment import compose
 from cp2_jax.convert import warm_start
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.labelled import examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
+from cp2_jax.models import inputs
 from cp2_jax.options import ConfigError, flatten
 from cp2_jax.pretraining import hooks, probes
 from cp2_jax.pretraining import step as pretrain_step
@@ -272,11 +273,11 @@ class Study:
         return float(confusion.scores(np.asarray(matrices, np.int64).sum(axis=0)).mean_iou)
 
     def _maps(self, examples, features, variables):
-        data = self.config.finetune.data
+        model = self.config.finetune.model
         images, labels = (np.stack(x) for x in zip(*(examples.load(i) for i in range(len(examples))), strict=True))
         size = self.config.finetune.evaluation.batch_size
         chunks = (jnp.asarray(images[i : i + size]) for i in range(0, len(images), size))
-        chunks = [color.normalize(chunk, data.mean, data.std) for chunk in chunks]
+        chunks = [inputs.normalize(chunk, model.mean, model.std) for chunk in chunks]
         return jnp.concatenate([features(variables, chunk) for chunk in chunks]), jnp.asarray(labels)
 
     @functools.cached_property

@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from cp2_jax.runs import settings
+
 _CHECKSUMS = "checksums.json"
 
 
@@ -189,7 +191,8 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
             abstract = handler.metadata(step / "state").tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
             tree = handler.restore(step / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-            return tree, json.loads((step / "meta" / "metadata").read_text())
+            meta = json.loads((step / "meta" / "metadata").read_text())
+            return tree, meta | ({"config": settings.upgrade(meta["config"])} if "config" in meta else {})
         except Exception as error:
             problems.append(f"{step}: {_first_line(error)}")
             logging.warning("checkpoint %s cannot be read", problems[-1])

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
 from absl import logging
@@ -18,6 +19,43 @@ _HARMLESS = (
 )  # fmt: skip
 
 
+# Keys of older configs, and what they are called now.
+RENAMED = {f"{section}.{key}": f"model.{key}" for section in ("augment", "data") for key in ("mean", "std")}
+
+
+def upgrade(config: Mapping) -> dict:
+    """Return a saved config, plain values, as this version reads it: `kind` and the keys of `RENAMED` in their place.
+
+    Args:
+      config: of a checkpoint or of `config.json`, written by this version or an older one.
+    """
+    config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    if "model" not in config:  # no training's config
+        return config
+    config.setdefault("kind", "pretrain" if "augment" in config else "finetune")
+    for old, new in RENAMED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in config.get(section, {}):
+            config[new_section].setdefault(new_key, config[section].pop(key))
+    return config
+
+
+def check_kind(config: ConfigDict, kind: str) -> None:
+    """Refuse a config that is of another job.
+
+    Args:
+      kind: "pretrain" or "finetune".
+
+    Raises:
+      ConfigError: saying which job the config is for.
+    """
+    found = config.get("kind", None)
+    known = {"pretrain": "pretraining", "finetune": "finetuning"}
+    if found != kind:
+        what = f"a config of {known[found]}" if found in known else f"kind={found}"
+        raise ConfigError(f"this is {what}, where one of {known[kind]} is needed (configs/{kind}_*.py)")
+
+
 def check_override(config: ConfigDict, name: str) -> None:
     """Refuse an override of a key that the config does not have.
 
@@ -28,6 +66,8 @@ def check_override(config: ConfigDict, name: str) -> None:
       ConfigError: with the nearest key.
     """
     known = flatten(config)
+    if name in RENAMED and name not in known:
+        raise ConfigError(f"--config.{name} is now --config.{RENAMED[name]}")
     sections = {key.rpartition(".")[0] for key in known}
     if name not in known and name not in sections:
         raise ConfigError(f"--config.{name}: there is no such key{nearest(name, known)}")
@@ -61,7 +101,7 @@ def save_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
     started = any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
     if path.exists() and started:
         try:
-            old_flat, new_flat = flatten(json.loads(path.read_text())), flatten(new)
+            old_flat, new_flat = flatten(upgrade(json.loads(path.read_text()))), flatten(new)
         except ValueError as error:
             raise ConfigError(f"{path} is no JSON ({error}); put it right, or use another --workdir") from error
         changed = {

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from cp2_jax.augment import color
+from cp2_jax.models import inputs
 from cp2_jax.models.conv import Conv
 from cp2_jax.models.heads import ASPPHead
 from cp2_jax.models.resnet import ResNet
@@ -35,7 +35,7 @@ def normalize(
 
     MMSegmentation pads after it has normalised; here images are padded in uint8 and normalised on the device.
     """
-    return jnp.where(inside(size, images.shape[1:3]), color.normalize(images, mean, std), 0)
+    return jnp.where(inside(size, images.shape[1:3]), inputs.normalize(images, mean, std), 0)
 
 
 def masking(size: Size, canvas: tuple[int, int]):

@@ -15,9 +15,8 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from cp2_jax.augment import color
 from cp2_jax.data.labelled import transforms
-from cp2_jax.models import resize, segmenter
+from cp2_jax.models import inputs, resize, segmenter
 from cp2_jax.options import ConfigError
 from cp2_jax.segmentation import padded
 
@@ -117,7 +116,7 @@ class Predictor:
 
         def network(variables, images):
             self.compilations += 1  # runs when traced, that is once a compilation
-            images = color.normalize(images, mean, std)
+            images = inputs.normalize(images, mean, std)
             below, right = (-side % multiple for side in images.shape[1:3])
             images = jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)))
             return model.apply(variables, images, train=False)
@@ -286,8 +285,8 @@ def make_predictor(config: ConfigDict) -> Predictor:
     maskable = not vit and model.backbone.padding == "torch"
     return Predictor(
         model,
-        config.data.mean,
-        config.data.std,
+        config.model.mean,
+        config.model.std,
         Options.from_config(config.evaluation),
         multiple=config.model.vit.patch if vit else 1,
         canvas=config.model.resnet.output_stride if maskable else 0,

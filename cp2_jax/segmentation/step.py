@@ -115,7 +115,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
 
     def step(state: State, batch: dict[str, Array]):
-        images = normalize(batch["image"], batch["size"], config.data.mean, config.data.std)
+        images = normalize(batch["image"], batch["size"], config.model.mean, config.model.std)
         dropout = {"dropout": rngs.key(config.seed, "dropout", state.step)}
 
         def loss_of(params):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from cp2_jax.augment import color
+from cp2_jax.models import inputs
 
 
 def planes(images):
@@ -158,15 +159,15 @@ def test_grayscale_matches_pillow():
 def test_normalize_by_hand():
     mean, std = (0.5, 0.25, 0.0), (0.5, 0.25, 2.0)
     image = np.array([[[0, 255, 51]]], np.uint8)
-    got = color.normalize(jnp.asarray(image), mean, std)
+    got = inputs.normalize(jnp.asarray(image), mean, std)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, [[[-1.0, 3.0, 0.1]]], rtol=1e-6)
-    np.testing.assert_allclose(color.normalize(jnp.asarray(image / 255, jnp.float32), mean, std), got, rtol=1e-6)
+    np.testing.assert_allclose(inputs.normalize(jnp.asarray(image / 255, jnp.float32), mean, std), got, rtol=1e-6)
 
 
 def test_normalize_keeps_float64(x64):
     image = jnp.asarray(np.random.default_rng(0).random((2, 3, 4, 3)))
-    got = color.normalize(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    got = inputs.normalize(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert got.dtype == jnp.float64
     want = (np.asarray(image) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(got, want, rtol=1e-12)

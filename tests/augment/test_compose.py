@@ -14,6 +14,7 @@ from scipy import stats
 from cp2_jax.augment import blur, color, compose
 from cp2_jax.augment.compose import AugmentOptions
 from cp2_jax.augment.masks import MASKS
+from cp2_jax.models import inputs
 from cp2_jax.options import ConfigError
 
 USUAL = AugmentOptions()
@@ -180,11 +181,11 @@ def test_documented_shapes_and_dtypes_hold():
     planes = jnp.transpose(pair.image_query, (0, 3, 1, 2))
     checked(compose.normalize)(planes, options)
     checked(color.jitter)(planes, draw.factors, draw.order)
-    checked(color.to_float)(foreground)
+    checked(inputs.to_float)(foreground)
     checked(color.shift_hue)(tuple(planes.swapaxes(0, 1)), draw.sigma)
     checked(color.grayscale)(planes)
     checked(blur.gaussian_blur)(planes, draw.sigma, 2.0)
-    checked(color.normalize)(foreground, options.mean, options.std)
+    checked(inputs.normalize)(foreground, options.mean, options.std)
     for kind in MASKS.values():
         checked(kind)(jax.random.key(0), 32, 48, options.mask_law)
     with pytest.raises(jaxtyping.TypeCheckError):
@@ -216,7 +217,9 @@ def test_bad_images():
 
 
 def as_config(options=None, **changes):
-    return ml_collections.ConfigDict({**dataclasses.asdict(options or AugmentOptions()), **changes})
+    values = dataclasses.asdict(options or AugmentOptions()) | changes
+    model = {name: values.pop(name) for name in ("mean", "std")}
+    return ml_collections.ConfigDict({"augment": values, "model": model})
 
 
 def test_from_config():
@@ -227,7 +230,8 @@ def test_from_config():
 
 
 def test_from_config_names_missing_and_unknown_fields():
-    config = {k: v for k, v in as_config(blurr=0.5).items() if k != "flip"}
+    config = as_config(blurr=0.5)
+    del config.augment["flip"]
     with pytest.raises(ConfigError, match=r"missing \['flip'\], unknown \['blurr'\]"):
         AugmentOptions.from_config(config)
 

@@ -11,8 +11,6 @@ from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.models import segmenter
 from cp2_jax.runs.checkpoints import CheckpointError
 
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
@@ -41,7 +39,7 @@ def model_config(**changes):
 
 def test_what_fits_passes_unchanged(imported):
     moco = imported["moco"]
-    variables, changes = fit(moco.variables, moco.meta, model_config(), image_size=64, **IMAGENET)
+    variables, changes = fit(moco.variables, moco.meta, model_config(), image_size=64)
     assert changes == [] and variables["params"] is moco.variables["params"]
     # The names are those of the model's own variables.
     model = segmenter.build(model_config(), top="projection", image_size=64)
@@ -49,18 +47,18 @@ def test_what_fits_passes_unchanged(imported):
     assert jax.tree.map(np.shape, variables["params"]["backbone"]) == jax.tree.map(
         lambda x: x.shape, initial["params"]["backbone"]
     )
-    ours, changes = fit({"params": 1}, {"kind": "pretrain"}, model_config(backbone="vit"), image_size=64, **IMAGENET)
+    ours, changes = fit({"params": 1}, {"kind": "pretrain"}, model_config(backbone="vit"), image_size=64)
     assert ours == {"params": 1} and changes == []
 
 
 def test_vits_lose_the_final_norm_and_their_table_is_resized(imported):
     timm = imported["timm"]
     model = model_config(backbone="vit")
-    variables, changes = fit(timm.variables, timm.meta, model, image_size=12, **IMAGENET)
+    variables, changes = fit(timm.variables, timm.meta, model, image_size=12)
     assert "norm" not in variables["params"]["backbone"] and len(changes) == 1 and "final_norm" in changes[0]
     assert "norm" in timm.variables["params"]["backbone"]  # the original is left alone
     model = model_config(backbone="vit", vit__final_norm=True)
-    variables, changes = fit(timm.variables, timm.meta, model, image_size=24, **IMAGENET)
+    variables, changes = fit(timm.variables, timm.meta, model, image_size=24)
     table = variables["params"]["backbone"]["pos_embed"]
     assert table.shape == (1, 37, 64) and "3 x 3 to 6 x 6" in changes[0] and "norm" in variables["params"]["backbone"]
     np.testing.assert_array_equal(table[:, 0], timm.variables["params"]["backbone"]["pos_embed"][:, 0])
@@ -74,12 +72,12 @@ def test_vits_lose_the_final_norm_and_their_table_is_resized(imported):
         ("moco", {"resnet__depth": 101}, "config.model.resnet.depth=50 (is 101)"),
         ("moco", {"resnet__width": 64, "resnet__stem_width": 64}, "config.model.resnet.width=2 (is 64)"),
         ("byol", {}, "config.model.resnet.padding='same' (is 'torch')"),
-        ("simclr", {}, "config.augment.mean=(0.0, 0.0, 0.0)"),
+        ("simclr", {}, "config.model.mean=(0.0, 0.0, 0.0)"),
     ],
 )
 def test_settings_that_would_compute_nonsense_are_errors(imported, name, changes, message):
     with pytest.raises(CheckpointError) as caught:
-        fit(imported[name].variables, imported[name].meta, model_config(**changes), image_size=12, **IMAGENET)
+        fit(imported[name].variables, imported[name].meta, model_config(**changes), image_size=12)
     assert message in str(caught.value)
 
 
@@ -87,4 +85,4 @@ def test_a_final_norm_that_is_not_there_cannot_be_had(tmp_path):
     make.save_torch(tmp_path / "x.pth", make.vit(norm=False))
     bare = import_checkpoint(tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="no final norm"):
-        fit(bare.variables, bare.meta, model_config(backbone="vit", vit__final_norm=True), image_size=12, **IMAGENET)
+        fit(bare.variables, bare.meta, model_config(backbone="vit", vit__final_norm=True), image_size=12)

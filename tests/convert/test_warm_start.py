@@ -156,7 +156,7 @@ def test_head_and_projection_come_from_the_checkpoint_if_wanted(converted, fresh
         ("cp2", {"init.projection": "checkpoint"}, r"projection/conv2/bias: checkpoint \(8,\), model \(128,\)"),
         ("moco", {"model.resnet.width": 4}, r"moco.pth.tar \(moco_v2\) needs .*config.model.resnet.width=2 \(is 4\)"),
         ("moco", {"model.resnet.padding": "same"}, r"config.model.resnet.padding='torch' \(is 'same'\)"),
-        ("moco", {"augment.mean": (0.0, 0.0, 0.0)}, r"config.augment.mean=\(0.485, 0.456, 0.406\) \(is \(0.0"),
+        ("moco", {"model.mean": (0.0, 0.0, 0.0)}, r"config.model.mean=\(0.485, 0.456, 0.406\) \(is \(0.0"),
         ("moco", {"model.backbone": "vit"}, "is a resnet: set config.model.backbone=resnet"),
         ("nowhere", {}, "no checkpoint at .*nowhere"),
         ("moco.pth.tar", {}, "moco.pth.tar is a file; .*scripts/convert_checkpoint.py .*moco.pth.tar OUTPUT"),
@@ -173,11 +173,11 @@ def test_finetuning_compares_with_the_pretraining_run_and_its_input(tmp_path, co
     config.model.resnet.update(width=2, stem_width=2)
     config.init.checkpoint = str(tmp_path)
     loaded, _ = checkpoints.read_variables(converted / "moco")
-    run = quick_config("", **{"augment.std": (0.5, 0.5, 0.5)}).to_dict()
+    run = quick_config("", **{"model.std": (0.5, 0.5, 0.5)}).to_dict()
     checkpoints.write_variables(tmp_path, loaded, {"kind": "pretrain", "config": run})
-    with pytest.raises(CheckpointError, match=r"pretrain run needs .*config.data.std=\(0.5, 0.5, 0.5\) \(is \(0.229,"):
+    with pytest.raises(CheckpointError, match=r"pretrain run needs .*config.model.std=\(0.5, 0.5, 0.5\) \(is \(0.229,"):
         warm_start.start(config, finetune_step.init_variables(config))
-    config.data.std = (0.5, 0.5, 0.5)
+    config.model.std = (0.5, 0.5, 0.5)
     variables, _ = warm_start.start(config, finetune_step.init_variables(config))
     assert not differs(variables["params"]["backbone"], loaded["params"]["backbone"])
 

@@ -14,8 +14,8 @@ READER = """
 import sys, time
 from absl import flags
 from helpers.paths import ROOT
-from cp2_jax.data.pretrain import pretrain_dataset
-from cp2_jax.data.sources import ImageFolder
+from cp2_jax.data.images.stream import pretrain_dataset
+from cp2_jax.data.images.sources import ImageFolder
 
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()

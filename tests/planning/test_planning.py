@@ -184,8 +184,8 @@ def test_the_batch_is_what_the_step_takes():
 
 
 def test_kinds_of_configs():
-    assert program.kind_of(pretrain_r50_aspp.get_config()) == "pretrain"
+    assert pretrain_r50_aspp.get_config().kind == "pretrain"
     config = finetune_demo.get_config()
-    assert program.kind_of(config) == "finetune"
+    assert config.kind == "finetune"
     shapes = program.abstract_batch(config)
     assert shapes["image"].shape == (16, 48, 48, 3) and shapes["label"].shape == (16, 48, 48)

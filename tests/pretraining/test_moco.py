@@ -62,7 +62,7 @@ def test_the_network_is_backbone_pooling_and_a_two_layer_mlp(trained):
 def test_the_steps_loss_is_info_nce_over_the_queue(trained):
     """Written out: -log of the positive's share among itself and the queue at temperature 0.2; nothing dense."""
     config, state, crops, after, metrics = trained
-    options = compose.AugmentOptions.from_config(config.augment)
+    options = compose.AugmentOptions.from_config(config)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
     pair = compose.compose_pairs(key, crops, crops[::-1], options)
     query_model, key_model = pretrain_step.build_models(config)

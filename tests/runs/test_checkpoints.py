@@ -295,7 +295,7 @@ _SAVER = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
 import jax.numpy as jnp
-from cp2_jax.checkpoints import Checkpoints
+from cp2_jax.runs.checkpoints import Checkpoints
 saver = Checkpoints(sys.argv[1], keep=2)
 like = {{"step": jnp.int32(0), "x": jnp.zeros((64, 1024))}}
 restored = saver.restore(like)

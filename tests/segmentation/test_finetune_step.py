@@ -194,7 +194,7 @@ def test_auxiliary_head_adds_its_loss_and_serves_training_alone(tmp_path):
     assert not differs(plain["params"]["backbone"], variables["params"]["backbone"])
 
     model, batch = finetune_step.build_model(config), halves(0)
-    images = finetune_step.normalize(batch["image"], jnp.asarray(batch["size"]), config.data.mean, config.data.std)
+    images = finetune_step.normalize(batch["image"], jnp.asarray(batch["size"]), config.model.mean, config.model.std)
     (main, auxiliary), _ = jax.jit(
         lambda v: model.apply(v, images, train=True, mutable=["batch_stats"], method=model.with_auxiliary)
     )(variables)

@@ -13,8 +13,7 @@ from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cp2_jax.augment import color
-from cp2_jax.models import resize
+from cp2_jax.models import inputs, resize
 from cp2_jax.runs import mesh
 from cp2_jax.segmentation import padded
 from cp2_jax.segmentation import step as finetune_step
@@ -52,7 +51,7 @@ def images_of(sizes, seed=0):
 def alone(network):
     """Each image's logits by itself."""
     model, variables = network
-    run = jax.jit(lambda image: model.apply(variables, color.normalize(image[None], MEAN, STD), train=False)[0])
+    run = jax.jit(lambda image: model.apply(variables, inputs.normalize(image[None], MEAN, STD), train=False)[0])
     return [np.asarray(run(image)) for image in images_of(SIZES)]
 
 
@@ -163,7 +162,7 @@ def test_vit_takes_images_of_any_size():
     (image,) = images_of([(19, 30)])
     predictor.options = Options()
     ours = predictor.probabilities(variables, [jnp.asarray(image[None])], (19, 30))
-    whole = jnp.zeros((1, 24, 32, 3)).at[:, :19, :30].set(color.normalize(image, config.data.mean, config.data.std))
+    whole = jnp.zeros((1, 24, 32, 3)).at[:, :19, :30].set(inputs.normalize(image, config.model.mean, config.model.std))
     logits = resize.bilinear(model.apply(variables, whole, train=False), (24, 32))[:, :19, :30]
     np.testing.assert_allclose(ours, jax.nn.softmax(logits), atol=1e-5)
 
