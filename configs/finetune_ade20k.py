@@ -8,7 +8,7 @@ annotations (training, validation) of ADEChallengeData2016 as downloaded, where 
 1-150 become labels 0-149.
 """
 
-from configs import finetune_voc
+from cp2_jax.configs import finetune_voc
 
 CLASSES = tuple(
     " ".join(name.split())

@@ -8,7 +8,7 @@ Reads images/{train,val} and labels/{train,val}, where value 11 is void (SegNet'
 70 mIoU is usual. From scratch leave out init.checkpoint and use --config.optimizer.learning_rate=0.01.
 """
 
-from configs import finetune_voc
+from cp2_jax.configs import finetune_voc
 
 CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",

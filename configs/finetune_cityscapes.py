@@ -7,7 +7,7 @@ Expected: 77.3 mIoU on the validation set after 200 epochs of pretraining (Table
 gtFine/{train,val} as downloaded: the 34 label ids become 19 training labels here, no file has to be converted.
 """
 
-from configs import finetune_voc
+from cp2_jax.configs import finetune_voc
 
 CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",

@@ -6,7 +6,7 @@
 Without init.checkpoint the same model starts from scratch, at the same settings.
 """
 
-from configs import finetune_voc, pretrain_demo
+from cp2_jax.configs import finetune_voc, pretrain_demo
 from cp2_jax.data.demo import CLASSES
 
 

@@ -9,7 +9,7 @@ ignored) and classes.txt, a class a line: `name` or `name red green blue`. Split
 --config.data.split=train.txt --config.data.eval_split=val.txt. See docs/data.md.
 """
 
-from configs import finetune_voc
+from cp2_jax.configs import finetune_voc
 
 
 def get_config(variants=""):

@@ -12,7 +12,7 @@ them, for each starts from this one and changes what its first line says. See VA
 
 from ml_collections import ConfigDict
 
-from configs import pretrain_r50_aspp
+from cp2_jax.configs import pretrain_r50_aspp
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

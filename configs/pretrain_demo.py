@@ -8,7 +8,7 @@ minutes wants a short queue, a somewhat faster key encoder and AdamW. Background
 third of the images; what little colour the scenes have says nothing about their classes and is varied more.
 """
 
-from configs import pretrain_r50_aspp
+from cp2_jax.configs import pretrain_r50_aspp
 
 
 def get_config():

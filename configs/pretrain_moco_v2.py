@@ -10,7 +10,7 @@ Expected: 67.5 % top-1 of a linear classifier on ImageNet (MoCo v2, Table 1); af
 --config.init.head=random 74.9 mIoU (Table 1, row MoCo v2, 200). --config.epochs=800 is the 77.2 row.
 """
 
-from configs import pretrain_r50_aspp
+from cp2_jax.configs import pretrain_r50_aspp
 
 
 def get_config():

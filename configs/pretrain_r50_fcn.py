@@ -6,7 +6,7 @@
 After finetuning on PASCAL VOC the paper reports 75.4 mIoU (Table 2, row CP2, 200).
 """
 
-from configs import pretrain_r50_aspp
+from cp2_jax.configs import pretrain_r50_aspp
 
 
 def get_config(preset: str = "paper"):

@@ -7,7 +7,7 @@ The paper trains its ViT by Quick Tuning alone (Table 2, row CP2 QT v.300: 78.6 
 for a ViT from scratch.
 """
 
-from configs import pretrain_r50_aspp
+from cp2_jax.configs import pretrain_r50_aspp
 
 
 def get_config(preset: str = "paper"):

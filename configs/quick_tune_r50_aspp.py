@@ -11,7 +11,7 @@ Any other ResNet-50 of docs/checkpoints.md goes the same way. Only real keys are
 vectors would for the first 256 steps reward a fresh projection for making all images alike.
 """
 
-from configs import pretrain_r50_aspp
+from cp2_jax.configs import pretrain_r50_aspp
 
 
 def get_config(preset: str = "paper"):

@@ -12,7 +12,7 @@ Any other ViT-S/16 of docs/checkpoints.md goes the same way. Only real keys are 
 vectors would for the first 256 steps reward a fresh projection for making all images alike.
 """
 
-from configs import pretrain_vit_fcn
+from cp2_jax.configs import pretrain_vit_fcn
 
 
 def get_config(preset: str = "paper"):

@@ -10,7 +10,7 @@ pretrainings fit; 40 labels, drawn anew for each seed.
 
 from ml_collections import ConfigDict
 
-from configs import finetune_demo, pretrain_demo
+from cp2_jax.configs import finetune_demo, pretrain_demo
 from cp2_jax.reproduce.study import METHODS
 
 
