@@ -4,4 +4,5 @@
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 "$python" -m ruff check .
+"$python" -m ruff format --check .
 "$python" -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "$@"

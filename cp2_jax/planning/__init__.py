@@ -1,1 +1,4 @@
-"""What a run will need, read from the compiled step: memory, work, communication, time at best."""
+"""What a run will need, read from the compiled step: memory, work, communication, time at best.
+
+Nothing trains here. May import `options`, `models`, `runs`, `pretraining` and `segmentation`.
+"""
