@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes .venv, installs requirements.txt into it, and sets $python. Safe to run twice: an
+# Sourced by the other scripts: makes .venv, installs requirements.txt and this project into it (editable:
+# changes of the code count at once), and sets $python. Safe to run twice: an
 # installation that was broken off is done again, one that is complete is left alone.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,9 +13,10 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
 fi
 python=$PWD/.venv/bin/python
 
-installed=.venv/installed-$(cksum < requirements.txt | tr ' ' '-')
+installed=.venv/installed-$(cat requirements.txt pyproject.toml | cksum | tr ' ' '-')
 if [ ! -e "$installed" ]; then
   echo "installing requirements.txt into .venv (a few minutes the first time)"
   "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
   touch "$installed"
 fi

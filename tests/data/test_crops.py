@@ -12,6 +12,16 @@ from PIL import Image
 from cp2_jax.data.images import crops, decoding, turbojpeg
 from cp2_jax.data.images.decoding import UnreadableImage
 
+
+@pytest.fixture(params=["vectors", "pillow"], autouse=True)
+def resizer(request, monkeypatch):
+    """Every test holds with `cykooz.resizer`, which is an extra, and with Pillow in its place."""
+    if request.param == "vectors":
+        pytest.importorskip("cykooz_resizer")
+    else:
+        monkeypatch.setattr(crops, "cykooz_resizer", None)
+
+
 needs_turbojpeg = pytest.mark.skipif(not turbojpeg.available(), reason="libturbojpeg 3 is not installed")
 
 
