@@ -79,6 +79,8 @@ def fit(
         look(log_every=1)  # only a state whose loss was seen to be finite is worth keeping
         checkpoints.save(number, state, meta | {"iterator": {"next_batch": number}})
 
+    if number < total_steps:
+        writer.compiling(len(jax.tree.leaves(getattr(state, "params", {}))))
     with stop_requests() as stop_requested:
         while number < total_steps and not stop_requested(number):
             begin = time.monotonic()

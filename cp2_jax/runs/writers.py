@@ -15,11 +15,9 @@ import rich.progress
 from PIL import Image
 from tensorboardX import SummaryWriter
 
-# What a plain line and the progress bar show of all the metrics, in this order.
-_SHOWN = ("loss", "loss_instance", "loss_dense", "accuracy_instance", "accuracy_dense", "pixel_accuracy", "feature_std",
-          "learning_rate", "miou", "probe/output_auc", "probe/backbone_auc", "probe/output_retrieval",
-          "probe/backbone_effective_rank")  # fmt: skip
+from cp2_jax.runs import progress_line
 
+_BAR = 8  # columns of the progress bar, beside which its line stands
 
 # Keys of `metrics.jsonl` with these prefixes differ between two runs that compute the same.
 VARYING = ("time/", "host/")
@@ -45,7 +43,7 @@ class Writer:
         # (time, step) at the start and at the last lines of the log, for the rate.
         self._start, self._marks = (time.monotonic(), start_step), collections.deque(maxlen=10)
         self._first = jax.process_index() == 0
-        self._bar = None
+        self._bar, self._latest = None, {}
         if not self._first:
             return
         self.pictures.mkdir(parents=True, exist_ok=True)
@@ -56,21 +54,24 @@ class Writer:
         self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge_step, flush_secs=10)
         console = rich.console.Console()
         if console.is_terminal:
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn(title),
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TimeElapsedColumn(),
-                rich.progress.TextColumn("{task.fields[shown]}"),
-                console=console,
-            )
+            columns = rich.progress.BarColumn(_BAR), rich.progress.TextColumn("{task.fields[shown]}", markup=False)
+            self._bar = rich.progress.Progress(*columns, console=console)
             self._bar.start()
-            self._task = self._bar.add_task(title, total=total_steps, completed=start_step, shown="")
+            self._task = self._bar.add_task("", total=total_steps, completed=start_step, shown=title)
+
+    def compiling(self, arrays: int) -> None:
+        """Say that the first step is being compiled, and about how long that takes for so many arrays of parameters."""
+        if self._bar is not None:
+            self._bar.update(self._task, shown=progress_line.compiling(arrays))
+        else:
+            self.text(progress_line.compiling(arrays))
 
     def progress(self, step: int) -> None:
         """Move the progress bar; cheap enough for every step."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+            room = self._bar.console.width - _BAR - 1
+            shown = progress_line.line(step, self._total, self._latest, self.eta(step), room)
+            self._bar.update(self._task, completed=step, shown=shown)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write one line of metrics, floats exact to the last bit (NaN and infinities, which JSON lacks, as null).
@@ -89,16 +90,11 @@ class Writer:
         self._lines.flush()
         for name, value in plain.items():
             self._board.add_scalar(name, value, step)
-        shown = " ".join(f"{name} {plain[name]:.4g}" for name in _SHOWN if name in plain)
-        if "time/images_per_second" in plain:
-            shown += f" {plain['time/images_per_second']:.1f} images/s"
-        if plain.get("time/input_wait_share", 0.0) > 0.05:
-            shown += f" ({plain['time/input_wait_share']:.0%} waiting for input)"
-        shown += f" eta {_clock(self.eta(step))}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, shown=shown)
+            self._latest = self._latest | plain  # a probe's or an evaluation's values stay until the next
+            self.progress(step)
         else:
-            print(f"step {step}/{self._total} {shown}", flush=True)
+            print(progress_line.line(step, self._total, plain, self.eta(step)), flush=True)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> pathlib.Path:
         """Write a picture (uint8 [height, width, 3]) as `pictures/<name>_<step>.png` and to TensorBoard."""
@@ -174,11 +170,3 @@ def _truncate(path: pathlib.Path, start_step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)
-
-
-def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -3,6 +3,7 @@
 import io
 import json
 import mmap
+import re
 import struct
 import time
 
@@ -115,8 +116,8 @@ def test_plain_lines(tmp_path, capsys):
         )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "three [bold] words"
-    assert lines[1].startswith("step 1/200 loss 7.5 eta 0:00:")
-    assert lines[2] == "step 2/200 loss 7.123 12.3 images/s (26% waiting for input) eta 0:33:00"  # 198 steps, 10 s each
+    assert lines[1].startswith("step 1/200  eta 0:00:") and lines[1].endswith("  loss 7.5")
+    assert lines[2] == "step 2/200  eta 0:33:00  loss 7.12  12.3 img/s  waits for input 26%"  # 198 steps, 10 s each
 
 
 def test_eta_leaves_out_the_first_steps(tmp_path):
@@ -135,14 +136,23 @@ def test_a_progress_bar_on_a_terminal(tmp_path, monkeypatch):
     screen = io.StringIO()
     console = rich.console.Console
     monkeypatch.setattr(
-        writers.rich.console, "Console", lambda: console(file=screen, force_terminal=True, width=120, color_system=None)
+        writers.rich.console, "Console", lambda: console(file=screen, force_terminal=True, width=80, color_system=None)
     )
     with Writer(tmp_path, 8, start_step=2, title="pretraining") as writer:
+        writer._bar.refresh()
+        writer.compiling(60)
+        writer._bar.refresh()
         writer.progress(3)
-        writer.scalars(4, {"loss": 7.123456})
+        writer.scalars(
+            4,
+            {"loss": 7.123456, "loss_instance": 6.5, "loss_dense": 3.1}
+            | dict.fromkeys(["probe/output_auc", "learning_rate"], 0.5),
+        )
         writer.text("a [red] message")
     shown = screen.getvalue()
-    assert "pretraining" in shown and "4/8" in shown and "loss 7.123 eta" in shown and "a [red] message" in shown
+    assert "pretraining" in shown and "compiling (about 19 s" in shown and "a [red] message" in shown
+    assert "step 4/8  eta 0:00:00  loss 7.12 (instance 6.5, dense 3.1)" in shown
+    assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n").splitlines())) <= 80
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
