@@ -28,7 +28,8 @@ light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, show
 )
 
 
-def get_config(variants=""):
+def get_config(variants: str = ""):
+    """Return the config; see `finetune_voc.with_variants`."""
     config = finetune_voc.get_config()
     config.steps = 80_000
     config.data.images = "images"

@@ -10,16 +10,26 @@ Reads images/{train,val} and labels/{train,val}, where value 11 is void (SegNet'
 
 from cp2_jax.configs import finetune_voc
 
-CLASSES = (
-    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
-COLORS = (
-    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
-    (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-)  # fmt: skip
+# name → RGB
+PALETTE = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+CLASSES = tuple(PALETTE)
+COLORS = tuple(PALETTE.values())
 
 
-def get_config(variants=""):
+def get_config(variants: str = ""):
+    """Return the config; see `finetune_voc.with_variants`."""
     config = finetune_voc.get_config()
     config.batch_size = 8
     config.steps = 4000
@@ -32,10 +42,13 @@ def get_config(variants=""):
     config.data.class_colors = COLORS
     config.data.label_map = ((11, 255),)
     config.data.resize = ()
-    config.data.crop_size = (352 if "vit" in variants else 360, 480)  # a ViT needs multiples of its patch
+    config.data.crop_size = (360, 480)
     config.model.num_classes = len(CLASSES)
     config.evaluation.batch_size = 1
     config.evaluation.resize = ()
     config.save_every = 500
     config.eval_every = 1000
-    return finetune_voc.with_variants(config, variants)
+    config = finetune_voc.with_variants(config, variants)
+    if config.model.backbone == "vit":
+        config.data.crop_size = (352, 480)  # multiples of its patch
+    return config

@@ -12,7 +12,8 @@ ignored) and classes.txt, a class a line: `name` or `name red green blue`. Split
 from cp2_jax.configs import finetune_voc
 
 
-def get_config(variants=""):
+def get_config(variants: str = ""):
+    """Return the config; see `finetune_voc.with_variants`."""
     config = finetune_voc.get_config()
     config.steps = 20_000
     config.data.images = "images"

@@ -4,13 +4,13 @@
     python scripts/study.py --config configs/study_demo.py --workdir runs/study --config.data=data/study
     python scripts/reproduce.py collect runs/study --output docs/study
 
-Data and model are the demo's (configs/pretrain_demo.py, finetune_demo.py), with a narrower head and fewer steps, so that 30
-pretrainings fit; 40 labels, drawn anew for each seed.
+Data and model are the demo's (configs/pretrain.py:demo, configs/finetune_demo.py), with a narrower head and fewer steps, so
+that 30 pretrainings fit; 40 labels, drawn anew for each seed.
 """
 
 from ml_collections import ConfigDict
 
-from cp2_jax.configs import finetune_demo, pretrain_demo
+from cp2_jax.configs import finetune_demo, pretrain
 from cp2_jax.reproduce.study import METHODS
 
 
@@ -20,7 +20,7 @@ def get_config():
     config.seeds = (0, 1, 2)
     config.methods = tuple(METHODS)
 
-    config.pretrain = pretrain_demo.get_config()
+    config.pretrain = pretrain.get_config("demo")
     config.pretrain.steps = 1200
     config.pretrain.augment.blur = 0.0
     config.pretrain.model.aspp.channels = 32
