@@ -1,7 +1,10 @@
 """Shared test set-up: CPU, the persistent compilation cache, and reference arrays."""
 
+import ctypes
+import gc
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
@@ -12,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from helpers import watching
 from helpers.paths import DATA
 
 # How long an example takes says how busy the machine is, not whether the code is right.
@@ -41,6 +45,7 @@ class _Workers:
 
 
 def pytest_configure(config):
+    watching.register(config)
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_Workers())
 
@@ -53,6 +58,16 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("worst deviation from the recorded original, relative to each array's largest value")
         for kind, (deviation, tolerance, where) in sorted(parity.WORST.items()):
             terminalreporter.write_line(f"{kind:45} {deviation:.1e}  (allowed {tolerance:.0e})  {where}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgetting():
+    """After each file give back the memory of its compiled programs and arrays: kept, they add up to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
