@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
-from ml_collections import ConfigDict
 
 from cp2_jax.models import inputs, segmenter
+from cp2_jax.models.network import Network
 from cp2_jax.pretraining.losses import l2_normalize
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 
@@ -50,8 +50,8 @@ class FeatureExtractor:
         """
         images = inputs.normalize(images, self.mean, self.std)
         if self.features in ("stages", "backbone"):
-            wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731
-            stages = tuple(map(wide, self.network.apply(variables, images, False, method="stages")))
+            stages = self.network.apply(variables, images, False, method="stages")
+            stages = tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in stages)
             return stages if self.features == "stages" else stages[-1]
         if self.features == "head":
             return self.network.apply(variables, images, False, method="features")
@@ -76,6 +76,7 @@ def load(
 
     Raises:
       CheckpointError: there is no checkpoint, or it has no such features.
+      ConfigError: the backbone has no such output stride, or no such dtype.
       ValueError: no such kind of features.
     """
     if features is not None and features not in FEATURES:
@@ -86,41 +87,24 @@ def load(
     part = _READ_FROM.get(features, features)
     if part not in parts:
         raise CheckpointError(f"{path} has no {part}, only {', '.join(parts)}: choose other features")
-    model, (mean, std), image_size = _describe(path, meta)
-    model.dtype = dtype
-    if output_stride is not None:
-        model.resnet.output_stride = output_stride
-    network = segmenter.build(model, top="classifier" if features == "logits" else "projection", image_size=image_size)
+    network, image_size = _describe(path, meta, dtype)
+    network = network if output_stride is None else network.with_stride(output_stride)
+    module = segmenter.build(network, top="classifier" if features == "logits" else "projection", image_size=image_size)
     used = {"backbone", part} | ({"head"} if features in ("projection", "logits") else set())
     variables = {
         collection: {name: jax.tree.map(jnp.asarray, tree) for name, tree in members.items() if name in used}
         for collection, members in variables.items()
     }
-    stride = model.vit.patch if model.backbone == "vit" else model.resnet.output_stride
-    return FeatureExtractor(features, stride, tuple(mean), tuple(std), network), variables
+    return FeatureExtractor(features, network.stride, network.mean, network.std, module), variables
 
 
-def _describe(path, meta) -> tuple[ConfigDict, tuple, int]:
-    """Return (`config.model`, (mean, std), image size) from what lies beside the weights."""
+def _describe(path, meta, dtype: str) -> tuple[Network, int]:
+    """Return (the network, image size) from what lies beside the weights."""
     if meta.get("kind") == "converted":
-        theirs, image_size = meta["model"], meta["model"].get("image_size", 224)
-        model = ConfigDict(
-            {
-                "backbone": theirs["backbone"],
-                "head": theirs.get("head", "aspp"),  # unused without one
-                "projection_dim": theirs.get("projection_dim", 128),
-                "num_classes": theirs.get("num_classes", 2),
-                "dropout": 0.0,
-                # What a converted checkpoint does not state is as CP2 and MMSegmentation have it.
-                "resnet": {"output_stride": 16} | dict(theirs.get("resnet", {})),
-                "vit": dict(theirs.get("vit", {})),
-                "aspp": {"channels": 512, "dilations": (1, 6, 12, 18)} | dict(theirs.get("aspp", {})),
-                "fcn": {"dilation": 6} | dict(theirs.get("fcn", {"channels": 256})),
-            },
-            type_safe=False,
-        )
-        return model, (meta["input"]["mean"], meta["input"]["std"]), image_size
+        # What a converted checkpoint does not state is as CP2 and MMSegmentation have it: the options' defaults.
+        model = dict(meta["model"]) | {"mean": meta["input"]["mean"], "std": meta["input"]["std"]}
+        return Network.from_config(model | {"dtype": dtype}), model.get("image_size", 224)
     if "config" not in meta:
         raise CheckpointError(f"{path} does not say what model it is: it was not written by a run or the converter")
-    config = ConfigDict(meta["config"], type_safe=False)
-    return config.model, (config.model.mean, config.model.std), config.image_size
+    config = meta["config"]
+    return Network.from_config(dict(config["model"]) | {"dtype": dtype}), config["image_size"]

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from cp2_jax.models.heads import HEADS
+from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError, flatten, nearest
 from cp2_jax.runs.settings import check_kind
 
@@ -69,7 +71,8 @@ def _nearest_divisors(value: int, of: int) -> str:
     return " or ".join(str(d) for d in sorted({below, above}))
 
 
-def _check_common(config: ConfigDict, devices: int) -> None:
+def _check_common(config: ConfigDict, devices: int) -> Network:
+    network = Network.from_config(config.model)
     _whole(config, "seed", "batch_size", "image_size", "bn_groups", "steps", "log_every", "save_every", "keep")
     _whole(config, "data.workers", "data.prefetch", "optimizer.warmup_steps")
     _positive(config, "batch_size", "image_size", "bn_groups", "log_every", "save_every", "keep", "data.prefetch")
@@ -78,9 +81,10 @@ def _check_common(config: ConfigDict, devices: int) -> None:
     _require(bool(config.data.path), "data.path", "''", "say where the images are: --config.data.path=/folder/of/images")
     _one_of(config, "data.source", ("folder", "tfds"))
     _true_or_false(config, "remat", "shard_state")
-    _check_batch(config, devices)
+    _check_batch(config, devices, network)
     _check_optimizer(config)
-    _check_model(config)
+    network.check_sides("image_size", [config.image_size])
+    return network
 
 
 def _true_or_false(config: ConfigDict, *keys: str) -> None:
@@ -89,17 +93,18 @@ def _true_or_false(config: ConfigDict, *keys: str) -> None:
         _require(isinstance(flat[key], bool), key, flat[key], "must be True or False")
 
 
-def _check_batch(config: ConfigDict, devices: int) -> None:
+def _check_batch(config: ConfigDict, devices: int, network: Network) -> None:
     batch, groups = config.batch_size, config.bn_groups
     both = _nearest_multiples(batch, math.lcm(groups, devices))
     fix = f"must be divisible by bn_groups={groups}; use {both}, or bn_groups={_nearest_divisors(groups, batch)}"
     _require(batch % groups == 0, "batch_size", batch, fix)
     fix = f"must be divisible by the number of devices, {devices}; use {both}"
     _require(batch % devices == 0, "batch_size", batch, fix)
-    # ASPP pools each image to one value per channel: normalised over a single image, that is zero.
-    fix = f"leaves one image per group, too few for the ASPP head's batch norm; use {batch // 2} at most"
-    fix = fix if batch > 1 else "the ASPP head's batch norm needs two images per step"
-    _require(config.model.head != "aspp" or batch // groups > 1, "bn_groups", groups, fix)
+    least, name, share = network.head.least_images, network.head_name, batch // groups
+    have, want = ("one image" if n == 1 else "two images" if n == 2 else f"{n} images" for n in (share, least))
+    fix = f"leaves {have} per group, too few for the batch norm of the {name} head; use {batch // least} at most"
+    fix = fix if batch >= least else f"the batch norm of the {name} head needs {want} per step"
+    _require(share >= least, "bn_groups", groups, fix)
 
 
 def _check_microbatches(config: ConfigDict, devices: int) -> None:
@@ -122,49 +127,6 @@ def _check_optimizer(config: ConfigDict) -> None:
     _require(config.optimizer.schedule != "poly" or lowest <= peak, "optimizer.min_learning_rate", lowest, fix)
 
 
-def _check_model(config: ConfigDict) -> None:
-    _one_of(config, "model.backbone", ("resnet", "vit"))
-    _one_of(config, "model.head", ("aspp", "fcn", "pool"))
-    _one_of(config, "model.dtype", ("float32", "bfloat16", "float64"))
-    if config.model.backbone == "resnet":
-        _positive(config, "model.resnet.width")
-        depth, stages = config.model.resnet.depth, tuple(config.model.resnet.stage_sizes)
-        _require(depth in (18, 34, 50, 101, 152), "model.resnet.depth", depth, "must be 18, 34, 50, 101 or 152")
-        _require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
-        stride = config.model.resnet.output_stride
-        _require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
-        _one_of(config, "model.resnet.padding", ("torch", "same", "same_pool"))
-    else:
-        _positive(config, *(f"model.vit.{key}" for key in ("patch", "width", "depth", "heads", "mlp_ratio")))
-        width, heads = config.model.vit.width, config.model.vit.heads
-        fix = f"must divide model.vit.width={width}; use {_nearest_divisors(heads, width)}"
-        _require(width % heads == 0, "model.vit.heads", heads, fix)
-        _one_of(config, "model.vit.attention", ("xla", "cudnn"))
-        fused, fix = config.model.vit.attention == "cudnn", "needs model.dtype=bfloat16; use it, or 'xla'"
-        _require(not fused or config.model.dtype == "bfloat16", "model.vit.attention", "cudnn", fix)
-        _check_multiples(config, "image_size", [config.image_size])
-    if config.model.head == "aspp":
-        _positive(config, "model.aspp.channels")
-        rates = tuple(config.model.aspp.dilations)
-        good = len(rates) > 0 and all(isinstance(r, int) and r > 0 for r in rates)
-        _require(good, "model.aspp.dilations", rates, "give one whole number above 0 for each branch, e.g. (1, 6, 12, 18)")
-    elif config.model.head == "fcn":
-        _positive(config, "model.fcn.channels", "model.fcn.num_convs", "model.fcn.dilation")
-
-
-def _check_multiples(config: ConfigDict, key: str, sides: Iterable[int]) -> None:
-    stride = output_stride(config)
-    what = "the ViT's patch" if config.model.backbone == "vit" else "the output stride"
-    for side in sides:
-        fix = f"must be a multiple of {what}, {stride}; use {_nearest_multiples(side, stride)}"
-        _require(isinstance(side, int) and side > 0 and side % stride == 0, key, side, fix)
-
-
-def output_stride(config: ConfigDict) -> int:
-    """Return the number of image pixels per feature pixel."""
-    return config.model.vit.patch if config.model.backbone == "vit" else config.model.resnet.output_stride
-
-
 def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     """Check a pretraining config.
 
@@ -175,13 +137,13 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
     """
     check_kind(config, "pretrain")
-    _check_common(config, devices)
+    network = _check_common(config, devices)
     _whole(config, "loss.queue_size", "model.projection_dim", "accumulate", "picture_every", "probe_every", "probe_images")
     _positive(config, "accumulate")
     _check_microbatches(config, devices)
     _positive(config, "loss.queue_size", "loss.temperature_instance", "loss.temperature_dense", "model.projection_dim")
-    if config.model.head != "pool":  # masks are read at each feature's centre
-        _check_multiples(config, "image_size", [config.image_size])
+    if network.head.dense:  # masks are read at each feature's centre
+        network.check_sides("image_size", [config.image_size], dense=True)
     queue, batch = config.loss.queue_size, config.batch_size
     fix = f"must be a multiple of batch_size={batch}; use {_nearest_multiples(queue, batch)}"
     _require(queue % batch == 0, "loss.queue_size", queue, fix)
@@ -196,8 +158,8 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     _range(config, "data.crop_scale", 1.0, "two shares of the image")
     maps = "augment.mask=attention needs data.attention, the folder that scripts/attention_maps.py wrote"
     _require(config.augment.mask != "attention" or config.data.attention, "data.attention", "''", maps)
-    if config.model.head == "pool":
-        fix = "one pooled feature has no background: MoCo v2's mode (model.head=pool) needs "
+    if not network.head.dense:
+        fix = f"one pooled feature has no background: MoCo v2's mode (model.head={network.head_name}) needs "
         _require(config.augment.mask == "full", "augment.mask", config.augment.mask, f"{fix}augment.mask=full")
         _require(config.loss.alpha == 0, "loss.alpha", config.loss.alpha, f"{fix}loss.alpha=0")
     weights = config.loss.alpha + config.loss.alpha_instance
@@ -217,9 +179,10 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: as `validate_pretrain`.
     """
     check_kind(config, "finetune")
-    _check_common(config, devices)
-    fix = "a pooled feature cannot be segmented; use aspp or fcn (with init.head=random after a MoCo v2 pretraining)"
-    _require(config.model.head != "pool", "model.head", "pool", fix)
+    network = _check_common(config, devices)
+    dense = " or ".join(name for name, head in HEADS.items() if head.dense)
+    fix = f"a pooled feature cannot be segmented; use {dense} (with init.head=random after a MoCo v2 pretraining)"
+    _require(network.head.dense, "model.head", network.head_name, fix)
     _whole(config, "model.num_classes", "data.num_classes", "data.ignore_label", "eval_every")
     _at_least_0(config, "eval_every", "data.limit", "evaluation.limit")
     classes = config.data.num_classes
@@ -232,7 +195,7 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
     _require(len(names) == classes, "data.class_names", names, f"give data.num_classes={classes} names, not {len(names)}")
     _check_colors(config.data.class_colors, classes)
     _check_evaluation(config)
-    _check_auxiliary(config)
+    _check_auxiliary(config, network.backbone.stages)
     _share(config, "model.dropout", "data.flip", "data.crop_max_ratio")
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "loss.average", ("all", "labelled"))
@@ -240,8 +203,7 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
     crop = tuple(config.data.crop_size)
     good = len(crop) == 2 and all(isinstance(side, int) and side > 0 for side in crop)
     _require(good, "data.crop_size", crop, "give height and width in pixels, e.g. (512, 512)")
-    if config.model.backbone == "vit":
-        _check_multiples(config, "data.crop_size", crop)
+    network.check_sides("data.crop_size", crop)
 
 
 def _check_colors(colors, classes: int) -> None:
@@ -271,11 +233,10 @@ def _check_evaluation(config: ConfigDict) -> None:
     _require(good, "evaluation.ratios", ratios, "give one factor above 0 or more, e.g. (1.0,)")
 
 
-def _check_auxiliary(config: ConfigDict) -> None:
+def _check_auxiliary(config: ConfigDict, stages: int) -> None:
     _whole(config, "auxiliary.stage", "auxiliary.channels", "auxiliary.num_convs")
     _at_least_0(config, "auxiliary.weight")
     _positive(config, "auxiliary.channels", "auxiliary.num_convs")
-    stages = 4 if config.model.backbone == "resnet" else 1
     fix = f"the backbone has {stages} stages: use 0 to {stages - 1}, or auxiliary.weight=0"
     weight, stage = config.auxiliary.weight, config.auxiliary.stage
     _require(weight == 0 or 0 <= stage < stages, "auxiliary.stage", stage, fix)

@@ -32,12 +32,10 @@ from cp2_jax.runs import checkpoints  # noqa: E402
 def main(_):
     is_folder = SOURCE.value == "folder"
     source = sources.ImageFolder(IMAGES.value) if is_folder else sources.TfdsSource(IMAGES.value, SPLIT.value)
-    model, variables, mean, std = attention_maps.vit_of(*checkpoints.read_variables(CHECKPOINT.value))
+    attend = attention_maps.attention_of(*checkpoints.read_variables(CHECKPOINT.value))
     import tensorflow_datasets as tfds  # here, because it takes a second
 
-    maps = attention_maps.make_maps(
-        source, attention_maps.make_attend(model, variables, mean, std), SIDE.value, BATCH.value
-    )
+    maps = attention_maps.make_maps(source, attend, SIDE.value, BATCH.value)
     features = {"image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg")}
     settings = f"{attention_maps.fingerprint(source)}, side {SIDE.value}, {CHECKPOINT.value}"
     path = writing.write_dataset(

@@ -5,11 +5,15 @@ on the form. `benchmarks/convs.py` measures them; `choose` holds what was measur
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from cp2_jax.models.norm import BatchNorm
 
 # kaiming_normal_(mode="fan_out", nonlinearity="relu"): the original's law for every convolution followed by a norm.
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -197,3 +201,18 @@ class Conv(nn.Module):
             dilation=self.dilation,
             padding=self.padding,
         )
+
+
+class ConvBnRelu(nn.Module):
+    """Convolution without bias, batch norm, ReLU: MMSegmentation's ConvModule."""
+
+    features: int
+    size: int = 3
+    dilation: int = 1
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = Conv(self.features, self.size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
+        return nn.relu(self.norm(dtype=self.dtype, name="bn")(x, train))

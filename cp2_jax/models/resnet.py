@@ -1,6 +1,7 @@
 """ResNet as torchvision lays it out (7x7 stem, stride in the 3x3 convolution), dilated to keep the output stride."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,10 +9,66 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cp2_jax.models.conv import Conv
+from cp2_jax.models.interface import Backbone, Masking, read
 from cp2_jax.models.norm import BatchNorm
+from cp2_jax.options import one_of, positive, require, true_or_false
 
 STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _BASIC = (18, 34)
+PADDINGS = ("torch", "same", "same_pool")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetOptions:
+    """`config.model.resnet`.
+
+    Attributes:
+      depth: which network; 18 and 34 have two 3x3 convolutions in a block, the others a bottleneck.
+      width: channels of the first stage's 3x3 convolutions.
+      stem_width: channels of the first convolution.
+      stage_sizes: blocks of each stage, if not those of `depth`.
+      output_stride: 8, 16 or 32; stages that would go beyond it keep the resolution and dilate instead.
+      contract_dilation: the first block of a dilated stage keeps the rate before it (the released code's 1, 2, 2), where
+        the paper dilates every 3x3 convolution of the stage.
+      zero_init_residual: the last norm scale of each block starts at zero (the released code).
+      padding: "torch"; "same": TensorFlow's everywhere (see `conv.convolve`), as in BYOL and DetCon; "same_pool":
+        TensorFlow's in the max-pool alone, as in SimCLR.
+    """
+
+    depth: int = 50
+    width: int = 64
+    stem_width: int = 64
+    stage_sizes: tuple[int, ...] = ()
+    output_stride: int = 16
+    contract_dilation: bool = False
+    zero_init_residual: bool = False
+    padding: str = "torch"
+
+    @classmethod
+    def from_config(cls, section: Mapping, dtype: str = "float32") -> "ResNetOptions":
+        """Read and check the section; any dtype will do. Raises `ConfigError`."""
+        options = read(cls, "resnet", section)
+        positive("model.resnet.width", options.width)
+        positive("model.resnet.stem_width", options.stem_width)
+        require(options.depth in STAGE_SIZES, "model.resnet.depth", options.depth, "must be 18, 34, 50, 101 or 152")
+        stages = options.stage_sizes
+        require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
+        stride = options.output_stride
+        require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
+        one_of("model.resnet.padding", options.padding, PADDINGS)
+        for key in ("contract_dilation", "zero_init_residual"):
+            true_or_false(f"model.resnet.{key}", getattr(options, key))
+        return options
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of blocks of each stage."""
+        return self.stage_sizes or STAGE_SIZES[self.depth]
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether blocks are 1x1, 3x3, 1x1 rather than 3x3, 3x3."""
+        return self.depth not in _BASIC
 
 
 class Block(nn.Module):
@@ -50,67 +107,81 @@ class ResNet(nn.Module):
     """ResNet-18/34/50/101/152, or any `stage_sizes`.
 
     Attributes:
-      depth: which network; 18 and 34 have two 3x3 convolutions in a block, the others a bottleneck.
-      width: channels of the first stage's 3x3 convolutions.
-      stem_width: channels of the first convolution.
-      stage_sizes: blocks of each stage, if not those of `depth`.
-      output_stride: 8, 16 or 32; stages that would go beyond it keep the resolution and dilate instead.
-      contract_dilation: the first block of a dilated stage keeps the rate before it (the released code's 1, 2, 2), where
-        the paper dilates every 3x3 convolution of the stage.
-      zero_init_residual: the last norm scale of each block starts at zero (the released code).
       norm: makes a batch norm.
-      padding: "torch"; "same": TensorFlow's everywhere (see `conv.convolve`), as in BYOL and DetCon; "same_pool":
-        TensorFlow's in the max-pool alone, as in SimCLR.
       remat: compute each block again in the backward pass instead of keeping what is inside it.
     """
 
-    depth: int = 50
-    width: int = 64
-    stem_width: int = 64
-    stage_sizes: tuple[int, ...] = ()
-    output_stride: int = 16
-    contract_dilation: bool = False
-    zero_init_residual: bool = False
+    options: ResNetOptions = ResNetOptions()
     norm: Callable[..., nn.Module] = BatchNorm
-    padding: str = "torch"
     dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width 3"], train: bool) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """Return the outputs of the four stages, at strides 4, 8, 16, 32 but no more than `output_stride`."""
+        options = self.options
 
-        def conv(features, size, **options):
-            padding = "same" if self.padding == "same" else "torch"
-            return Conv(features, size, padding=padding, dtype=self.dtype, **options)
+        def conv(features, size, **spatial):
+            padding = "same" if options.padding == "same" else "torch"
+            return Conv(features, size, padding=padding, dtype=self.dtype, **spatial)
 
-        def norm(**options):
-            return self.norm(dtype=self.dtype, **options)
+        def norm(**initial):
+            return self.norm(dtype=self.dtype, **initial)
 
         # `train` is the second argument after self, and no array.
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        x = nn.relu(norm(name="bn1")(conv(self.stem_width, 7, stride=2, name="conv1")(x), train))
+        x = nn.relu(norm(name="bn1")(conv(options.stem_width, 7, stride=2, name="conv1")(x), train))
         x = self.pool(x)
         outputs, reached, dilation = [], 4, 1
-        for stage, blocks in enumerate(self.stage_sizes or STAGE_SIZES[self.depth], 1):
+        for stage, blocks in enumerate(options.sizes, 1):
             stride, before = (1, dilation) if stage == 1 else (2, dilation)
-            if stride == 2 and reached >= self.output_stride:
+            if stride == 2 and reached >= options.output_stride:
                 stride, dilation = 1, dilation * 2
             reached *= stride
             for index in range(blocks):
                 x = block(
-                    width=self.width * 2 ** (stage - 1),
+                    width=options.width * 2 ** (stage - 1),
                     stride=stride if index == 0 else 1,
-                    dilation=before if index == 0 and self.contract_dilation else dilation,
-                    bottleneck=self.depth not in _BASIC,
+                    dilation=before if index == 0 and options.contract_dilation else dilation,
+                    bottleneck=options.bottleneck,
                     norm=norm,
                     conv=conv,
-                    zero_init_residual=self.zero_init_residual,
+                    zero_init_residual=options.zero_init_residual,
                     name=f"layer{stage}_{index}",
                 )(x, train)
             outputs.append(x)
         return tuple(outputs)
 
     def pool(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:
-        """Return the stem's output, max-pooled; a method of its own for `padded.masking`."""
-        return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)] if self.padding == "torch" else "SAME")
+        """Return the stem's output, max-pooled; a method of its own for `Masking.zeroed`."""
+        return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)] if self.options.padding == "torch" else "SAME")
+
+
+def _build(options: ResNetOptions, *, image_size: int, norm: Callable[..., nn.Module], dtype: Any, remat: bool) -> ResNet:
+    return ResNet(options, norm=norm, dtype=dtype, remat=remat)
+
+
+def _stride(options: ResNetOptions) -> int:
+    return options.output_stride
+
+
+def _with_stride(options: ResNetOptions, stride: int) -> ResNetOptions:
+    return ResNetOptions.from_config(dataclasses.asdict(options) | {"output_stride": stride})
+
+
+def _masking(options: ResNetOptions) -> Masking | None:
+    # TensorFlow's padding depends on whether a side is even, which a canvas hides.
+    return Masking(zeroed=((ResNet, "pool"),)) if options.padding == "torch" else None
+
+
+BACKBONE = Backbone(
+    options=ResNetOptions,
+    build=_build,
+    stages=4,
+    stride=_stride,
+    masking=_masking,
+    with_stride=_with_stride,
+    must_agree=("depth", "width", "stem_width", "stage_sizes", "padding"),
+    # Another network of the same weights, which may be meant: finetuning at a smaller stride, say.
+    may_differ=("output_stride", "contract_dilation"),
+)

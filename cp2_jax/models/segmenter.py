@@ -7,10 +7,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from cp2_jax.models.heads import ASPPHead, Classifier, FCNHead, PoolHead, Projection
+from cp2_jax.models.fcn import FCNHead, FCNOptions
+from cp2_jax.models.network import Network
 from cp2_jax.models.norm import BatchNorm
-from cp2_jax.models.resnet import ResNet
-from cp2_jax.models.vit import ViT
+from cp2_jax.models.tops import Classifier, Projection
 
 
 class Segmenter(nn.Module):
@@ -63,7 +63,7 @@ def _widen(x):
 
 
 def build(
-    model: ConfigDict,
+    model: ConfigDict | Network,
     *,
     top: str,
     bn_groups: int = 1,
@@ -75,8 +75,8 @@ def build(
     """Make the model that a config describes.
 
     Args:
-      model: `config.model` of a pretraining or finetuning config (see `configs/`).
-      top: "projection" (`model.projection_dim` outputs) or "classifier" (`model.num_classes`, `model.dropout`).
+      model: `config.model` of a pretraining or finetuning config, or what `Network.from_config` made of it.
+      top: "projection" (`projection_dim` outputs) or "classifier" (`num_classes`, `dropout`).
       bn_groups, bn_strided: see `BatchNorm`.
       image_size: side in pixels for which a ViT's position table is made.
       auxiliary: `config.auxiliary` (stage, channels, num_convs) for an auxiliary FCN head, as MMSegmentation's.
@@ -84,33 +84,28 @@ def build(
         numbers in less memory, for about a third more work.
 
     Raises:
-      KeyError: for an unknown backbone, head or top.
+      ConfigError: for an unknown backbone or head, or impossible values of theirs.
+      KeyError: for an unknown top.
     """
-    dtype = jnp.dtype(model.dtype)
+    network = model if isinstance(model, Network) else Network.from_config(model)
+    dtype = network.dtype
     norm = functools.partial(BatchNorm, groups=bn_groups, strided=bn_strided)
-    backbone = {
-        "resnet": lambda: ResNet(**_fields(model.resnet), norm=norm, dtype=dtype, remat=remat),
-        "vit": lambda: ViT(image_size=image_size, **_fields(model.vit), dtype=dtype, remat=remat),
-    }[model.backbone]()
-    head = {
-        "aspp": lambda: ASPPHead(**_fields(model.aspp), norm=norm, dtype=dtype),
-        "fcn": lambda: FCNHead(**_fields(model.fcn), norm=norm, dtype=dtype),
-        "pool": PoolHead,
-    }[model.head]()
-    make_top = {
-        "projection": lambda: {"projection": Projection(model.projection_dim, dtype=dtype)},
-        "classifier": lambda: {"classifier": Classifier(model.num_classes, model.dropout, dtype=dtype)},
-    }[top]
-    extra = {}
+    tops = {
+        "projection": Projection(network.projection_dim, dtype=dtype),
+        "classifier": Classifier(network.num_classes, network.dropout, dtype=dtype),
+    }
+    extra = {top: tops[top]}
     if auxiliary is not None:
-        convs = {"channels": auxiliary.channels, "num_convs": auxiliary.num_convs, "dilation": 1}
-        extra = {
-            "auxiliary_head": FCNHead(**convs, norm=norm, dtype=dtype),
-            "auxiliary_classifier": Classifier(model.num_classes, model.dropout, dtype=dtype),
+        options = FCNOptions(channels=auxiliary.channels, num_convs=auxiliary.num_convs, dilation=1)
+        extra |= {
+            "auxiliary_head": FCNHead(options, norm=norm, dtype=dtype),
+            "auxiliary_classifier": Classifier(network.num_classes, network.dropout, dtype=dtype),
             "auxiliary_stage": auxiliary.stage,
         }
-    return Segmenter(backbone=backbone, head=head, **make_top(), **extra)
-
-
-def _fields(section):
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+    return Segmenter(
+        backbone=network.backbone.build(
+            network.backbone_options, image_size=image_size, norm=norm, dtype=dtype, remat=remat
+        ),
+        head=network.head.build(network.head_options, norm=norm, dtype=dtype),
+        **extra,
+    )

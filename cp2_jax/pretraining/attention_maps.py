@@ -10,43 +10,22 @@ from typing import Any
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
 from cp2_jax.data.images import decoding
 from cp2_jax.data.images.sources import TfdsSource
-from cp2_jax.models import inputs
-from cp2_jax.models.vit import ViT
+from cp2_jax.models import inputs, segmenter
+from cp2_jax.models.backbones import BACKBONES
+from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
 
 NAME = "attention"
 # Deviation of the blur as a share of the image's shorter side: about a patch of ViT-B/16 at 224 pixels.
 BLUR = 1 / 14
-
-
-def class_attention(
-    model: ViT, variables: dict, images: Float[Array, "batch height width 3"]
-) -> Float[Array, "batch rows columns"]:
-    """Return the last block's attention of the class token to the patches, averaged over the heads.
-
-    Args:
-      model: of depth >= 1. variables: {'params': …} of the backbone alone. images: normalised.
-
-    The token's attention to itself is left out: rows do not sum to 1.
-    """
-    _, state = model.apply(
-        variables, images, False, capture_intermediates=lambda module, _: module.name == "qkv", mutable=["intermediates"]
-    )
-    (qkv,) = state["intermediates"][f"blocks_{model.depth - 1}"]["attn"]["qkv"]["__call__"]
-    batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    query, key, _ = jnp.moveaxis(qkv.reshape(batch, tokens, 3, model.heads, width // model.heads), 2, 0)
-    logits = jnp.einsum("bhd,bkhd->bhk", query[:, 0], key) / (width // model.heads) ** 0.5
-    weights = jnp.mean(jax.nn.softmax(logits.astype(jnp.float32)), axis=1)
-    grid = images.shape[1] // model.patch, images.shape[2] // model.patch
-    return weights[:, 1:].reshape(batch, *grid)
 
 
 def attention_map(
@@ -63,21 +42,20 @@ def attention_map(
     return np.round(rank * (255 / max(1, field.size - 1))).astype(np.uint8)
 
 
-def vit_of(variables: dict, meta: dict) -> tuple[ViT, dict, Any, Any]:
-    """Return a converted checkpoint's ViT, its variables, and the mean and std of its input.
+def attention_of(variables: dict, meta: dict) -> Callable[[UInt8[np.ndarray, "batch side side 3"]], Array]:
+    """Return what `make_maps` takes, of a converted checkpoint whose backbone has a class token.
 
     Raises:
       ConfigError: if the checkpoint is of another network, or not a converted one.
     """
-    settings = meta.get("model", {})
-    if settings.get("backbone") != "vit" or "vit" not in settings:
+    model = dict(meta.get("model", {}))
+    backbone = BACKBONES.get(model.get("backbone"))
+    if backbone is None or backbone.class_attention is None:
         raise ConfigError("attention maps need a converted ViT (see docs/checkpoints.md), such as DINO's ViT-B/16")
-    fields = {k: settings["vit"][k] for k in ("patch", "width", "depth", "heads", "mlp_ratio")}
-    backbone = {kind: parts["backbone"] for kind, parts in variables.items() if "backbone" in parts}
-    positions = backbone["params"]["pos_embed"].shape[1] - 1
-    backbone["params"] = {k: v for k, v in backbone["params"].items() if k != "norm"}
-    model = ViT(image_size=round(positions**0.5) * fields["patch"], **fields)
-    return model, backbone, meta["input"]["mean"], meta["input"]["std"]
+    network = Network.from_config(model | dict(meta["input"]))
+    parts = {kind: parts["backbone"] for kind, parts in variables.items() if "backbone" in parts}
+    module = segmenter.build(network, top="projection", image_size=model["image_size"]).backbone
+    return make_attend(backbone.class_attention, module, parts, network.mean, network.std)
 
 
 def make_maps(
@@ -111,9 +89,20 @@ def _decode(source, index):
         return np.zeros((1, 1, 3), np.uint8)  # never asked for: training replaces the image
 
 
-def make_attend(model: ViT, variables: dict, mean: Any, std: Any) -> Callable[[np.ndarray], Array]:
-    """Return the compiled function that `make_maps` takes."""
-    return jax.jit(lambda images: class_attention(model, variables, inputs.normalize(images, mean, std)))
+def make_attend(
+    class_attention: Callable[..., Array], module: nn.Module, variables: dict, mean: Any, std: Any
+) -> Callable[[UInt8[np.ndarray, "batch side side 3"]], Array]:
+    """Return the compiled function that `make_maps` takes.
+
+    Args:
+      class_attention: of the backbone, see `models.interface.Backbone`.
+      module, variables: the backbone and its {'params', …}. mean, std: of its inputs.
+    """
+
+    def attend(images):
+        return class_attention(module, variables, inputs.normalize(images, mean, std))
+
+    return jax.jit(attend)
 
 
 def fingerprint(source: Any, samples: int = 64) -> str:

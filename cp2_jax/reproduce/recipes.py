@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.reproduce.needs import CHECKPOINTS, DATA_SETS
 from cp2_jax.reproduce.paper import Cell, cells
 
@@ -61,6 +62,8 @@ def all_recipes() -> dict[Cell, Recipe]:
 
 
 _BACKBONES = {"r.200": ("r50", "moco_v2_200"), "r.800": ("r50", "moco_v2_800"), "v.300": ("vit", "moco_v2_vit_300")}
+# The configs' name of a network: the name of its backbone.
+_NAMES = {"r50": "resnet", "vit": "vit"}
 _OTHERS = {
     "supervised": "supervised", "MoCo": "moco_200", "SimCLR": "simclr_1000", "BYOL": "byol_300", "InfoMin": "infomin_800",
     "InsLoc": "insloc_400", "DetCon": "detcon_1000", "PixPro": "pixpro_400",
@@ -69,15 +72,14 @@ _OTHERS = {
 
 def _finetune(data: str, backbone: str, head: str, pretrained_head: bool, extra: Mapping[str, Any] | None = None) -> Run:
     """Section 4.1: weight decay only where the head starts at random."""
-    decay = {"r50": 5e-4, "vit": 0.01}[backbone]
+    described = BACKBONES[_NAMES[backbone]]
+    decay = described.random_head_decay
     overrides = {} if pretrained_head else {"init.head": "random", "optimizer.weight_decay": decay}
     if head != "aspp":
         overrides["model.head"] = head
-    if backbone == "vit":
-        overrides |= {
-            "model.backbone": "vit", "optimizer.name": "adamw", "optimizer.learning_rate": 5e-5,
-            "optimizer.min_learning_rate": 0.0,
-        }  # fmt: skip
+    if _NAMES[backbone] != "resnet":  # the configs' own
+        overrides["model.backbone"] = _NAMES[backbone]
+    overrides |= {f"optimizer.{key}": value for key, value in described.finetune_optimizer.items()}
     return Run(DATA_SETS[data].finetune, overrides | dict(extra or {}))
 
 

@@ -289,7 +289,7 @@ class Study:
     def _probes(self, method: Method, variables: dict) -> dict[str, float]:
         config = self.pretrain_config(method, 0)
         # The same weights at the output stride that finetuning has (parameters do not depend on it).
-        config.model.resnet.output_stride = self.config.pretrain.model.resnet.output_stride
+        config.model[config.model.backbone] = self.config.pretrain.model[config.model.backbone]
         return probes.scalars(_probe(config.to_json())(variables, self._pair))
 
 

@@ -7,8 +7,9 @@ padding. The mean over an image counts the pixels inside alone. Strides count fr
 stays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -16,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cp2_jax.models import inputs
 from cp2_jax.models.conv import Conv
-from cp2_jax.models.heads import ASPPHead
-from cp2_jax.models.resnet import ResNet
+from cp2_jax.models.interface import Masking
+from cp2_jax.options import ConfigError
 
 Size = Int[Array, "batch 2"]
 
@@ -38,11 +39,13 @@ def normalize(
     return jnp.where(inside(size, images.shape[1:3]), inputs.normalize(images, mean, std), 0)
 
 
-def masking(size: Size, canvas: tuple[int, int]):
+def masking(size: Size, canvas: tuple[int, int], methods: Masking):
     """Return an interceptor for `nn.intercept_methods` under which a segmenter ignores what lies outside `size`.
 
-    For `ResNet` with PyTorch's padding and both heads, in inference. `canvas`, the images' (height, width), must be a
-    multiple of the output stride.
+    Args:
+      size: (height, width) of each image.
+      canvas: the images' (height, width), a multiple of the output stride.
+      methods: which ones mix the pixels of an image, `Network.masking`; `check_masking` says whether these are all.
     """
 
     def mask_of(x):
@@ -51,21 +54,92 @@ def masking(size: Size, canvas: tuple[int, int]):
 
     def intercept(call, args, kwargs, context):
         called = (type(context.module), context.method_name)
-        if called in ((Conv, "__call__"), (ResNet, "pool")):
+        if called == (Conv, "__call__") or called in methods.zeroed:
             x, *rest = args
-            return call(jnp.where(mask_of(x), x, 0), *rest, **kwargs)
-        if called == (ASPPHead, "pool"):
-            (x,), mask = args, mask_of(args[0])
-            return jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True) / jnp.sum(mask, axis=(1, 2), keepdims=True)
+            with jax.named_scope(_MASKED):
+                return call(jnp.where(mask_of(x), x, 0), *rest, **kwargs)
+        if called in methods.averaged:
+            (x,) = args
+            with jax.named_scope(_MASKED):
+                return _mean(x, mask_of(x))
         return call(*args, **kwargs)
 
     return intercept
 
 
-def apply(model: nn.Module, variables, images: Float[Array, "batch height width 3"], size: Size):
+def _mean(x, mask):
+    total = jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True)
+    return total / jnp.sum(mask, axis=(1, 2), keepdims=True)
+
+
+def apply(model: nn.Module, variables, images: Float[Array, "batch height width 3"], size: Size, methods: Masking):
     """Return the model's output; what belongs to an image is what it alone would give, the rest is of no meaning."""
-    with nn.intercept_methods(masking(size, images.shape[1:3])):
+    with nn.intercept_methods(masking(size, images.shape[1:3], methods)):
         return model.apply(variables, images, train=False)
+
+
+def check_masking(model: nn.Module, methods: Masking, canvas: tuple[int, int]) -> None:
+    """Refuse a model that mixes pixels anywhere but in its convolutions and in the methods that it names.
+
+    The model is traced, not run: a head that pools in a method that it does not name would take padding for image.
+
+    Args:
+      model: a segmenter. methods: as `masking`. canvas: any (height, width) that the model takes.
+
+    Raises:
+      ConfigError: naming the operation and where it stands.
+    """
+    images, size = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+
+    def init(images):
+        return model.init(jax.random.key(0), images, train=False)
+
+    def run(variables, images, size):
+        return apply(model, variables, images, size, methods)
+
+    traced = jax.make_jaxpr(run)(jax.eval_shape(init, images), images, size)
+    for operation, scope in _mixing(traced.jaxpr):
+        raise ConfigError(
+            f"padded evaluation cannot mask {scope or 'the model'}, where {operation} mixes an image's pixels: give the "
+            "method that does it in `masking` of its backbone or head, or leave `masking` out (docs/extending.md)"
+        )
+
+
+_MASKED = "masked"
+
+
+def _mixing(jaxpr) -> Iterator[tuple[str, str]]:
+    """Yield (operation, scope) of what mixes rows or columns of [batch, h, w, c] outside the masked methods."""
+    for equation in jaxpr.eqns:
+        scope = str(equation.source_info.name_stack)
+        if _MASKED in scope.split("/"):
+            continue
+        inner = [v for value in equation.params.values() for v in (value if isinstance(value, tuple) else (value,))]
+        for value in inner:
+            value = getattr(value, "jaxpr", value)
+            if hasattr(value, "eqns"):
+                yield from ((operation, f"{scope}/{place}".strip("/")) for operation, place in _mixing(value))
+        maps = [v.aval.shape for v in equation.invars if v.aval.ndim == 4 and v.aval.shape[1:3] != (1, 1)]
+        if maps and _mixes(equation):
+            yield equation.primitive.name, scope
+
+
+def _mixes(equation) -> bool:
+    """Say whether an operation on a map [batch, h, w, c] reads other rows or columns than it writes."""
+    name, params = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":  # a 1x1 convolution works on each pixel by itself
+        spatial = params["dimension_numbers"].rhs_spec[2:]
+        return any(equation.invars[1].aval.shape[axis] > 1 for axis in spatial)
+    if name == "dot_general":
+        contracted = params["dimension_numbers"][0]
+        return any(v.aval.ndim == 4 and {1, 2} & set(axes) for v, axes in zip(equation.invars, contracted, strict=True))
+    if name == "reshape":
+        return tuple(params["new_sizes"][1:3]) != tuple(equation.invars[0].aval.shape[1:3])
+    axes = params.get("axes", params.get("dimensions", params.get("dimension", params.get("axis", ()))))
+    if name.startswith(("reduce_window", "select_and", "cum", "sort", "fft", "gather", "pad", "conv")):
+        return True
+    reading = name.startswith(("reduce_", "arg")) and name != "reduce_precision" or name in ("rev", "concatenate")
+    return reading and bool({1, 2} & set(axes if isinstance(axes, tuple | list) else (axes,)))
 
 
 def bilinear(

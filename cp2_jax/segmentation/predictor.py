@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data.labelled import transforms
 from cp2_jax.models import inputs, resize, segmenter
+from cp2_jax.models.interface import Masking
+from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
 from cp2_jax.segmentation import padded
 
@@ -97,9 +99,13 @@ class Predictor:
       multiple: the network's sides must be multiples of it (a ViT's patch): images are padded with 0, the mean, below and
         right, and the logits there are cut off.
       canvas: output stride of a network that `padded` can mask; 0 for any other.
+      masking: how it is masked, `Network.masking`.
 
     Attributes:
       compilations: number of compiled network programs so far.
+
+    Raises:
+      ConfigError: with `canvas`, if the model mixes pixels in a way that `masking` does not name.
     """
 
     def __init__(
@@ -110,8 +116,11 @@ class Predictor:
         options: Options,
         multiple: int = 1,
         canvas: int = 0,
+        masking: Masking | None = None,
     ):
         self.options, self.canvas, self._multiple = options, canvas, multiple
+        if canvas:
+            padded.check_masking(model, masking, (4 * canvas, 4 * canvas))
         self.compilations = 0
 
         def network(variables, images):
@@ -123,7 +132,7 @@ class Predictor:
 
         def masked_network(variables, images, size):
             self.compilations += 1
-            return padded.apply(model, variables, padded.normalize(images, size, mean, std), size)
+            return padded.apply(model, variables, padded.normalize(images, size, mean, std), size, masking)
 
         def cut(images, corner, size):
             return jax.lax.dynamic_slice(images, (0, *corner, 0), (images.shape[0], *size, 3))
@@ -279,17 +288,15 @@ class Predictor:
 
 def make_predictor(config: ConfigDict) -> Predictor:
     """Return the predictor that a finetuning config describes."""
-    model = segmenter.build(config.model, top="classifier", image_size=config.image_size)
-    vit = config.model.backbone == "vit"
-    # TensorFlow's padding depends on a side's parity, which a canvas hides.
-    maskable = not vit and model.backbone.padding == "torch"
+    network = Network.from_config(config.model)
     return Predictor(
-        model,
-        config.model.mean,
-        config.model.std,
+        segmenter.build(network, top="classifier", image_size=config.image_size),
+        network.mean,
+        network.std,
         Options.from_config(config.evaluation),
-        multiple=config.model.vit.patch if vit else 1,
-        canvas=config.model.resnet.output_stride if maskable else 0,
+        multiple=network.multiple,
+        canvas=network.stride if network.masking else 0,
+        masking=network.masking,
     )
 
 

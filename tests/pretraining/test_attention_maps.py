@@ -16,11 +16,11 @@ from cp2_jax.augment.masks import MaskLaw, from_attention
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.prepare import writing
-from cp2_jax.models.vit import ViT
+from cp2_jax.models.vit import ViT, ViTOptions, class_attention
 from cp2_jax.options import ConfigError
 from cp2_jax.pretraining import attention_maps
 
-VIT = ViT(image_size=16, patch=4, width=12, depth=2, heads=3, mlp_ratio=2)
+VIT = ViT(ViTOptions(patch=4, width=12, depth=2, heads=3, mlp_ratio=2), image_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_class_attention_equals_a_transformer_written_out(variables):
         hidden = dense(layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
         x = x + dense(hidden * (1 + np.asarray(erf(hidden / np.sqrt(2)))) / 2, block["mlp"]["fc2"])
     expected = weights[:, 0, 1:].mean(0).reshape(4, 4)
-    found = np.asarray(attention_maps.class_attention(VIT, variables, image[None]))[0]
+    found = np.asarray(class_attention(VIT, variables, image[None]))[0]
     assert expected.max() > 3 * expected.min()
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_maps_are_cropped_with_their_images_even_when_one_is_replaced(images):
 def test_maps_of_a_data_set_are_written_in_order_and_recognised(images, variables, tmp_path):
     import tensorflow_datasets as tfds
 
-    attend_ = attention_maps.make_attend(VIT, variables, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    attend_ = attention_maps.make_attend(class_attention, VIT, variables, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     found = list(attention_maps.make_maps(images, attend_, 16, 2))
     assert len(found) == 5
     sizes = [Image.open(io.BytesIO(one["image"])).size[::-1] for one in found]
@@ -180,11 +180,13 @@ def test_maps_of_a_data_set_are_written_in_order_and_recognised(images, variable
 
 
 def test_only_a_converted_vit_makes_maps(variables):
-    model = {"backbone": "vit", "vit": dict(patch=4, width=12, depth=2, heads=3, mlp_ratio=2)}
-    meta = {"model": model, "input": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    params = dict(variables["params"], norm={"scale": np.ones(12)})
-    found, backbone, mean, _ = attention_maps.vit_of({"params": {"backbone": params}, "batch_stats": {}}, meta)
-    assert found == VIT and set(backbone["params"]) == set(variables["params"]) and mean == [0.5] * 3
+    model = {"backbone": "vit", "vit": dict(patch=4, width=12, depth=2, heads=3, mlp_ratio=2, final_norm=True)}
+    meta = {"model": model | {"image_size": 16}, "input": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    params = dict(variables["params"], norm={"scale": np.ones(12), "bias": np.zeros(12)})
+    attend = attention_maps.attention_of({"params": {"backbone": params}, "batch_stats": {}}, meta)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    expected = class_attention(VIT, variables, (images / 255 - 0.5).astype(np.float32) / 0.25)
+    np.testing.assert_allclose(attend(images), expected, rtol=1e-4, atol=1e-6)
     for wrong in ({}, {"model": {"backbone": "resnet", "resnet": {}}}):
         with pytest.raises(ConfigError, match="converted ViT"):
-            attention_maps.vit_of({"params": {"backbone": {}}}, wrong)
+            attention_maps.attention_of({"params": {"backbone": {}}}, wrong)

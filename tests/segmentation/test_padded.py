@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cp2_jax.models import inputs, resize
+from cp2_jax.models.network import Network
 from cp2_jax.runs import mesh
 from cp2_jax.segmentation import padded
 from cp2_jax.segmentation import step as finetune_step
@@ -22,6 +23,7 @@ from cp2_jax.segmentation.predictor import Options, Predictor, make_predictor
 
 SIZES = [(40, 48), (33, 47), (21, 30), (48, 17), (9, 40)]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+MASKING = Network.from_config(tiny_config().model).masking
 
 
 def variables_of(config):
@@ -62,7 +64,8 @@ def test_network_gives_what_it_gives_without_padding(network, alone, canvas):
     images = np.full((len(SIZES), *canvas, 3), 77, np.uint8)  # what lies outside must not matter
     for row, image in zip(images, images_of(SIZES), strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    logits = jax.jit(lambda x, s: padded.apply(model, variables, padded.normalize(x, s, MEAN, STD), s))(images, sizes)
+    run = jax.jit(lambda x, s: padded.apply(model, variables, padded.normalize(x, s, MEAN, STD), s, MASKING))
+    logits = run(images, sizes)
     spread = max(np.ptp(one) for one in alone)
     assert all(one.std(axis=(0, 1)).max() > 1e-3 for one in alone)  # the images do say something
     for ours, one in zip(logits, alone, strict=True):
@@ -132,7 +135,7 @@ def test_evaluation_of_many_sizes_takes_few_programs_and_gives_the_same(network,
     examples, one_device = Memory(sizes), mesh.make_mesh(jax.devices()[:1])
     kept, results = {}, {}
     for programs in (0, 2):
-        predictor = Predictor(model, MEAN, STD, options, canvas=8)
+        predictor = Predictor(model, MEAN, STD, options, canvas=8, masking=MASKING)
         maps = {}
         results[programs] = evaluate(
             examples, predictor, variables, num_classes=3, batch_size=2, device_mesh=one_device, programs=programs,
@@ -147,7 +150,7 @@ def test_evaluation_of_many_sizes_takes_few_programs_and_gives_the_same(network,
     assert len(np.unique(np.concatenate([kept[2][i].ravel() for i in range(5)]))) > 1
     assert np.abs(results[0].matrix - results[2].matrix).sum() <= 2
     assert results[2].matrix.sum() == sum((label < 3).sum() for label in examples.labels)
-    alone = Predictor(model, MEAN, STD, options, canvas=8).predict_image(variables, examples.images[2])
+    alone = Predictor(model, MEAN, STD, options, canvas=8, masking=MASKING).predict_image(variables, examples.images[2])
     assert (alone != kept[2][2]).sum() <= 1
 
 
@@ -178,7 +181,8 @@ results, maps = [], []
 for count in (1, 2):
     maps.append({})
     results.append(evaluate.evaluate(
-        examples, t.Predictor(model, t.MEAN, t.STD, t.Options(), canvas=8), variables, num_classes=3, batch_size=2,
+        examples, t.Predictor(model, t.MEAN, t.STD, t.Options(), canvas=8, masking=t.MASKING), variables,
+        num_classes=3, batch_size=2,
         device_mesh=mesh.make_mesh(jax.devices()[:count]), programs=1, keep=maps[-1].__setitem__))
 assert len(jax.devices()) == 2 and sorted(maps[1]) == list(range(5))
 np.testing.assert_array_equal(results[0].matrix, results[1].matrix)

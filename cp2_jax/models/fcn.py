@@ -1,0 +1,65 @@
+"""The fully convolutional head (FCN)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cp2_jax.models.conv import ConvBnRelu
+from cp2_jax.models.interface import Head, Masking, read
+from cp2_jax.models.norm import BatchNorm
+from cp2_jax.models.tops import Features
+from cp2_jax.options import positive
+
+
+@dataclasses.dataclass(frozen=True)
+class FCNOptions:
+    """`config.model.fcn`; the defaults are the paper's.
+
+    channels: of each convolution. num_convs: 3x3 convolutions. dilation: their rate. concat_input: add MMSegmentation's
+    last convolution over input and output joined (`conv_cat`).
+    """
+
+    channels: int = 256
+    num_convs: int = 2
+    dilation: int = 6
+    concat_input: bool = False
+
+    @classmethod
+    def from_config(cls, section: Mapping) -> "FCNOptions":
+        """Read and check the section; raises `ConfigError`."""
+        options = read(cls, "fcn", section)
+        for key in ("channels", "num_convs", "dilation"):
+            positive(f"model.fcn.{key}", getattr(options, key))
+        return options
+
+
+class FCNHead(nn.Module):
+    """Dilated 3x3 convolutions, each with batch norm and ReLU."""
+
+    options: FCNOptions = FCNOptions()
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Features, train: bool) -> Features:
+        options, layer = self.options, dict(norm=self.norm, dtype=self.dtype)
+        y = x
+        for index in range(options.num_convs):
+            y = ConvBnRelu(options.channels, dilation=options.dilation, name=f"convs_{index}", **layer)(y, train)
+        if options.concat_input:
+            y = ConvBnRelu(options.channels, name="conv_cat", **layer)(jnp.concatenate([x, y], axis=-1), train)
+        return y
+
+
+def _masking(options: FCNOptions) -> Masking:
+    return Masking()
+
+
+def _build(options: FCNOptions, *, norm: Callable[..., nn.Module], dtype: Any) -> FCNHead:
+    return FCNHead(options, norm=norm, dtype=dtype)
+
+
+HEAD = Head(options=FCNOptions, build=_build, masking=_masking, may_differ=("dilation",))

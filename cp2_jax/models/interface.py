@@ -1,0 +1,127 @@
+"""How a backbone and a head describe themselves: everything that the rest of the package asks of one.
+
+A new backbone or head is one file with its options, its module and one of these descriptions, and one line in the table of
+`backbones` or `heads` (docs/extending.md; tests/models/test_new_network.py does it).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from cp2_jax.options import ConfigError, fields, nearest
+
+# A method of a Flax module: (class, the method's name).
+Method = tuple[type, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """How padding is kept out of a network, so that images of several sizes can share a canvas (`segmentation.padded`).
+
+    Convolutions of `models.conv.Conv` and what works on each pixel by itself need no mention. Anything else that mixes the
+    pixels of an image must be in a method named here.
+
+    Attributes:
+      zeroed: methods whose first argument is set to 0 outside the image, such as a max-pool after a ReLU.
+      averaged: methods that return the mean of their argument over height and width: [batch, h, w, c] → [batch, 1, 1, c].
+        The mean is taken over the image alone.
+    """
+
+    zeroed: tuple[Method, ...] = ()
+    averaged: tuple[Method, ...] = ()
+
+
+def never(options: Any) -> None:
+    """Say that a network cannot be masked: each size of image is then predicted by a program of its own."""
+
+
+def anything(options: Any) -> int:
+    """Say that images may have any sides."""
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A backbone.
+
+    Attributes:
+      options: frozen dataclass of its section of the config, `config.model.<name>`, with a class method
+        `from_config(section, dtype)` that checks the values; `dtype` is the name of the computation's. The dataclass's
+        defaults stand for keys that a config does not have. `options` below is an instance.
+      build: `(options, *, image_size, norm, dtype, remat)` → the Flax module, which is called as `(images, train)` with
+        normalised images [batch, height, width, 3] and returns a tuple of `stages` maps [batch, h, w, channels]. `norm`
+        makes a batch norm (`models.norm.BatchNorm`), `remat` asks for less memory in the backward pass.
+      stages: number of maps; the head reads the last.
+      stride: `(options)` → image pixels per pixel of the last map, along each side.
+      multiple: `(options)` → the number that the sides of every image must be multiples of.
+      masking: `(options)` → how padding is kept out of it, or None if it cannot be.
+      stride_is: what sets the stride, for messages.
+      with_stride: `(options, stride)` → options of the same weights at another output stride, or None if it has but one.
+      must_agree: keys of its section whose value must be the checkpoint's, for the weights compute nonsense with another.
+      may_differ: keys that may be another than the checkpoint's; this is then reported.
+      fit: `(params, options, image_size)` → (the backbone's parameters changed to fit, what was changed, a line each).
+        Raises ValueError if they cannot.
+      class_attention: `(module, variables, images)` → attention of the class token to the patches, [batch, rows, columns],
+        or None if it has no such thing.
+      pretrain_optimizer, finetune_optimizer: settings of `config.optimizer` with which it is trained, where they are not
+        those of the configs' SGD.
+      random_head_decay: weight decay of finetuning with a head that starts at random.
+    """
+
+    options: type
+    build: Callable[..., nn.Module]
+    stages: int
+    stride: Callable[[Any], int]
+    multiple: Callable[[Any], int] = anything
+    masking: Callable[[Any], Masking | None] = never
+    stride_is: str = "the output stride"
+    with_stride: Callable[[Any, int], Any] | None = None
+    must_agree: tuple[str, ...] = ()
+    may_differ: tuple[str, ...] = ()
+    fit: Callable[[Mapping, Any, int], tuple[dict, list[str]]] | None = None
+    class_attention: Callable[..., Any] | None = None
+    pretrain_optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    finetune_optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    random_head_decay: float = 5e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A head between backbone and projection or classifier.
+
+    Attributes:
+      options: as `Backbone.options`, but for `from_config(section)`.
+      build: `(options, *, norm, dtype)` → the Flax module, called as `(map, train)`; map and result are [batch, h, w,
+        channels], the result one pixel where the head is not dense.
+      dense: whether there is one feature for each feature of the backbone. Only such heads segment.
+      least_images: fewest images of a batch-norm group that it can be trained with.
+      masking: as `Backbone.masking`.
+      may_differ: as `Backbone.may_differ`.
+    """
+
+    options: type
+    build: Callable[..., nn.Module]
+    dense: bool = True
+    least_images: int = 1
+    masking: Callable[[Any], Masking | None] = never
+    may_differ: tuple[str, ...] = ()
+
+
+def read(options: type, name: str, section: Mapping) -> Any:
+    """Return the options that a section of `config.model` holds, lists as tuples; values are not checked.
+
+    Args:
+      options: the dataclass.
+      name: of the section.
+      section: its values; what is absent keeps the dataclass's default.
+
+    Raises:
+      ConfigError: for a key that the dataclass does not have.
+    """
+    known = {field.name for field in dataclasses.fields(options)}
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"model.{name}.{key}: there is no such key{nearest(key, known)}")
+    return options(**fields(section))
