@@ -42,7 +42,9 @@ def attention_map(
     return np.round(rank * (255 / max(1, field.size - 1))).astype(np.uint8)
 
 
-def attention_of(variables: dict, meta: dict) -> Callable[[UInt8[np.ndarray, "batch side side 3"]], Array]:
+def attention_of(
+    variables: dict, meta: dict
+) -> Callable[[UInt8[np.ndarray, "batch side side 3"]], Float[Array, "batch rows columns"]]:
     """Return what `make_maps` takes, of a converted checkpoint whose backbone has a class token.
 
     Raises:
@@ -59,7 +61,10 @@ def attention_of(variables: dict, meta: dict) -> Callable[[UInt8[np.ndarray, "ba
 
 
 def make_maps(
-    source: Any, attend: Callable[[UInt8[np.ndarray, "batch side side 3"]], Array], side: int, batch_size: int
+    source: Any,
+    attend: Callable[[UInt8[np.ndarray, "batch side side 3"]], Float[Array, "batch rows columns"]],
+    side: int,
+    batch_size: int,
 ) -> Iterator[dict[str, bytes]]:
     """Yield {'image': JPEG bytes} of the map of each image of a source, in its order, at the image's own size.
 
@@ -90,8 +95,12 @@ def _decode(source, index):
 
 
 def make_attend(
-    class_attention: Callable[..., Array], module: nn.Module, variables: dict, mean: Any, std: Any
-) -> Callable[[UInt8[np.ndarray, "batch side side 3"]], Array]:
+    class_attention: Callable[..., Float[Array, "batch rows columns"]],
+    module: nn.Module,
+    variables: dict,
+    mean: Any,
+    std: Any,
+) -> Callable[[UInt8[np.ndarray, "batch side side 3"]], Float[Array, "batch rows columns"]]:
     """Return the compiled function that `make_maps` takes.
 
     Args:
