@@ -9,7 +9,7 @@ import io
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from cp2_jax.data.images.decoding import crop_box
+from cp2_jax.data.images.crops import crop_box
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 _STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]

@@ -46,7 +46,7 @@ def main():
         data, rng = folder[int(index)], np.random.default_rng(number)
         original_bytes += len(data)
         width, height = Image.open(io.BytesIO(data)).size
-        top, left, rows_, columns = decoding.crop_box(height, width, rng, (0.2, 1.0), (3 / 4, 4 / 3))
+        top, left, rows_, columns = crops.crop_box(height, width, rng, (0.2, 1.0), (3 / 4, 4 / 3))
         box = (left / width, top / height, (left + columns) / width, (top + rows_) / height)
         before = crop(data, box)
         for (side, quality), row in rows.items():

@@ -6,6 +6,8 @@ import time
 
 import grain.python as grain
 
+from cp2_jax.data import notices
+
 
 def with_workers(dataset: grain.IterDataset, workers: int, buffer: int) -> grain.IterDataset:
     """Return the data set read by `workers` processes, each with `buffer` elements ready."""
@@ -15,7 +17,9 @@ def with_workers(dataset: grain.IterDataset, workers: int, buffer: int) -> grain
 
 def _follow_parent(index: int, count: int) -> None:
     """End this worker once its parent is gone: a parent that is killed has no time to tell it."""
-    del index, count
+    del count
+    if index:
+        notices.be_quiet()
     parent = os.getppid()
 
     def watch():

@@ -40,7 +40,7 @@ def encode(image, kind="JPEG", **options) -> bytes:
 
 def plainly(data, rng, size, views):
     image = decoding.decode(data, "plain")
-    return np.stack([decoding.random_resized_crop(image, rng, size) for _ in range(views)])
+    return np.stack([crops.random_resized_crop(image, rng, size) for _ in range(views)])
 
 
 def differences(one, other):

@@ -77,7 +77,7 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
 
 
 def test_folder_missing_or_empty_says_where_it_looked(tmp_path):
-    with pytest.raises(sources.SourceError, match=f"{tmp_path}/absent"):
+    with pytest.raises(sources.SourceError, match=f"{tmp_path}/absent does not exist"):
         sources.ImageFolder(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(sources.SourceError, match=f"no image found in {tmp_path}.*\\.jpeg"):
@@ -142,9 +142,9 @@ def test_tfds_in_another_format_says_how_to_prepare(tiny, tmp_path):
 def test_tensorflow_stays_out(tiny):
     code = (
         "import sys\n"
-        "from cp2_jax.data import sources, decode, pretrain\n"
+        "from cp2_jax.data.images import sources, stream\n"
         f"source = sources.TfdsSource({str(tiny)!r})\n"
-        "batches = pretrain.pretrain_dataset(source, batch_size=2, image_size=4, seed=0)\n"
+        "batches = stream.pretrain_dataset(source, batch_size=2, image_size=4, seed=0)\n"
         "assert next(batches)['foreground'].shape == (2, 2, 4, 4, 3)\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
@@ -160,7 +160,7 @@ def test_open_source(tiny, tmp_path):
     source = sources.open_source(config)
     assert isinstance(source, sources.TfdsSource) and source.split == "validation"
     config.source = "lmdb"
-    with pytest.raises(sources.SourceError, match="'lmdb'.*'folder' or 'tfds'"):
+    with pytest.raises(sources.SourceError, match="'lmdb'; it must be one of folder, tfds"):
         sources.open_source(config)
     config.path = ""
     with pytest.raises(sources.SourceError, match="data.path is empty"):

@@ -1,199 +1,116 @@
-"""Encoded bytes to pixels, on the host, and the random crop that precedes every augmentation."""
+"""Encoded bytes to pixels, on the host."""
 
 from __future__ import annotations
 
-import io
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
+from cp2_jax.data.errors import UnreadableImage
+from cp2_jax.data.images import formats
+from cp2_jax.data.images.pixels import to_rgb
+
+__all__ = ["UnreadableImage", "decode", "exif_orientation", "may_be_turned", "orientation", "upright", "upright_size"]
+
 _ORIENTATION = 0x0112  # the EXIF tag
+_START_OF_SCAN = 0xDA
 
 
-class UnreadableImage(Exception):
-    """An image that cannot be decoded. Attributes: name (a path or the like) and reason, both text."""
+def decode(
+    data: bytes, name: str, value_range: Sequence[float] = (), turn: bool = True
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode an image to RGB.
 
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both, so that it can cross process borders
-        self.name = name
-        self.reason = reason
+    JPEG in RGB or gray goes through libjpeg-turbo, the rest through Pillow and OpenCV: CMYK and palettes are converted,
+    more bits are scaled, transparency is laid over white (the original's `convert("RGB")` shows whatever colour is stored
+    below transparent pixels). Of animations, the first frame.
 
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+    Args:
+      data: the encoded image, in a format of `formats.FORMATS`.
+      name: for messages.
+      value_range: the values that become 0 and 255 in images of more than 8 bits; empty: see `pixels.to_rgb`.
+      turn: apply the orientation that EXIF asks for.
+
+    Raises:
+      UnreadableImage: for empty, truncated, damaged or foreign data, pixels whose range cannot be known, and images beyond
+        Pillow's limit against decompression bombs.
+    """
+    if data[:2] == b"\xff\xd8":
+        pixels = _fast_jpeg(data)
+        if pixels is not None:
+            turned = turn and may_be_turned(data)
+            return np.ascontiguousarray(upright(pixels, orientation(data)) if turned else pixels)
+    image = formats.open_image(data, name)
+    pixels = to_rgb(image, data, name, value_range)
+    return np.ascontiguousarray(upright(pixels, exif_orientation(image)) if turn else pixels)
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    """The loaded Pillow image, or UnreadableImage."""
-    if not data:
-        raise UnreadableImage(name, "the file is empty")
+def _fast_jpeg(data: bytes) -> np.ndarray | None:
+    """Decode a plain RGB or gray JPEG by libjpeg-turbo; None where Pillow has to look: other colours, damage, size."""
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(name, "not an image of a known format") from error
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, EOFError, bombs and more
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
-    return image
-
-
-def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Pixels [H, W, ...] turned and mirrored as the image's EXIF orientation asks. A damaged tag counts as none."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a good picture with bad metadata is still a good picture
-        orientation = 1
-    if orientation == 2:
-        return pixels[:, ::-1]
-    if orientation == 3:
-        return pixels[::-1, ::-1]
-    if orientation == 4:
-        return pixels[::-1]
-    if orientation == 5:
-        return pixels.swapaxes(0, 1)
-    if orientation == 6:
-        return np.rot90(pixels, -1)
-    if orientation == 7:
-        return pixels[::-1, ::-1].swapaxes(0, 1)
-    if orientation == 8:
-        return np.rot90(pixels)
-    return pixels
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        limit = min(Image.MAX_IMAGE_PIXELS, formats.most_pixels(data, "JPEG"))
+        if colors not in ("YCbCr", "RGB", "Gray") or height * width > limit:
+            return None
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except Exception:  # ValueError for damage, KeyError for a kind of colours that the binding does not know
+        return None
 
 
 def may_be_turned(data: bytes) -> bool:
-    """Whether a JPEG may ask to be shown turned or mirrored (EXIF orientation)."""
+    """Say whether a JPEG may ask to be shown turned or mirrored (EXIF orientation), from a look at its header."""
     position = 2
-    while data[position : position + 1] == b"\xff" and data[position + 1] != 0xDA:  # up to the first scan
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != bytes([_START_OF_SCAN]):
         position += 2 + int.from_bytes(data[position + 2 : position + 4])
     header = data[:position]
     return b"Exif\0\0" in header or b"tiff:Orientation" in header
 
 
-def _fast_jpeg(data: bytes) -> np.ndarray | None:
-    """Plain RGB or gray JPEG by libjpeg-turbo; None where Pillow has to look: other colours, damage, sheer size."""
+def exif_orientation(image: Image.Image) -> int:
+    """Return an opened image's EXIF orientation, 1 to 8. A damaged tag counts as none: the picture may still be good."""
     try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-        if colors not in ("YCbCr", "RGB", "Gray") or height * width > Image.MAX_IMAGE_PIXELS:
-            return None
-        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError:
-        return None
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return found if found in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode == "F":
-        raise UnreadableImage(name, "floating-point pixels, whose range is unknown; convert the image to 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImage(name, "pixels of more than 16 bits; convert the image to 8 or 16 bits")
-        gray = ((values + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257, to the nearest
-        return np.repeat(gray[..., None], 3, axis=-1)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
-
-
-def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
-    """Encoded image -> uint8 RGB [H, W, 3], upright (EXIF orientation applied).
-
-    JPEG in RGB or gray goes through libjpeg-turbo, the rest through Pillow: CMYK and palettes are converted, 16-bit
-    gray is scaled to 8 bits, transparency is laid over white (the original's convert('RGB') shows whatever colour
-    is stored below transparent pixels). Of animations, the first frame.
-
-    Raises UnreadableImage(name, reason) for empty, truncated or foreign data and for images beyond Pillow's limit
-    against decompression bombs.
-    """
-    if data[:2] == b"\xff\xd8":
-        pixels = _fast_jpeg(data)
-        if pixels is not None:
-            if may_be_turned(data):
-                pixels = _upright(pixels, Image.open(io.BytesIO(data)))  # reads headers only
-            return np.ascontiguousarray(pixels)
-    image = _open(data, name)
+def orientation(data: bytes) -> int:
+    """Return the EXIF orientation of an encoded image, 1 (upright) to 8; 1 for what cannot be read."""
     try:
-        pixels = _to_rgb(image, name)
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
-    return np.ascontiguousarray(_upright(pixels, image))
+        return _orientation(formats.open_image(data, ""))
+    except UnreadableImage:
+        return 1
+
+
+def upright(pixels: np.ndarray, turned: int) -> np.ndarray:
+    """Return a view of pixels [height, width, ...], turned and mirrored as an EXIF orientation (1 to 8) asks."""
+    if turned == 2:
+        return pixels[:, ::-1]
+    if turned == 3:
+        return pixels[::-1, ::-1]
+    if turned == 4:
+        return pixels[::-1]
+    if turned == 5:
+        return pixels.swapaxes(0, 1)
+    if turned == 6:
+        return np.rot90(pixels, -1)
+    if turned == 7:
+        return pixels[::-1, ::-1].swapaxes(0, 1)
+    if turned == 8:
+        return np.rot90(pixels)
+    return pixels
 
 
 def upright_size(data: bytes, name: str) -> tuple[int, int]:
-    """(height, width) that `decode` will give, from the headers alone.
+    """Return (height, width) that `decode` will give, from the headers alone.
 
-    Raises UnreadableImage(name, reason) if even they cannot be read.
+    Raises:
+      UnreadableImage: if even they cannot be read.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception as error:
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
-    return (width, height) if turned else (height, width)
-
-
-def decode_mask(data: bytes, name: str) -> Int32[np.ndarray, "height width"]:
-    """Encoded label map -> int32 class numbers [H, W], as stored: palette indices, or gray values of 1 to 16 bits.
-
-    Raises ValueError, naming the file, for colour images (their classes are unknown), and UnreadableImage.
-    """
-    image = _open(data, name)
-    if image.mode == "1":
-        labels = np.asarray(image).astype(np.int32)
-    elif image.mode in ("P", "L", "I") or image.mode.startswith("I;16"):
-        labels = np.asarray(image).astype(np.int32)
-    else:
-        raise ValueError(
-            f"{name}: a label map must be a palette or gray image whose values are class numbers, "
-            f"but this one is {image.mode}; convert its colours to class numbers"
-        )
-    # Pillow spreads gray PNG of 2 and 4 bits over 0 to 255; the stored numbers are wanted.
-    if image.format == "PNG" and data[25] == 0 and data[24] in (2, 4):
-        labels //= 85 if data[24] == 2 else 17
-    return np.ascontiguousarray(_upright(labels, image))
-
-
-def crop_box(
-    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) in pixels by the law of torchvision's RandomResizedCrop.get_params.
-
-    The area is uniform in `scale` (a share of the image), the aspect width / height log-uniform in `ratio`; ten
-    tries to fit them in, then the largest central box whose aspect lies in `ratio`.
-    """
-    # What Generator.uniform computes, to the bit, at a quarter of a call's cost.
-    (least_area, most_area), (least, most) = scale, map(math.log, ratio)
-    for _ in range(10):
-        area = height * width * (least_area + (most_area - least_area) * rng.random())
-        aspect = math.exp(least + (most - least) * rng.random())
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(rng.integers(height - box_height + 1))
-            left = int(rng.integers(width - box_width + 1))
-            return top, left, box_height, box_width
-    box_width, box_height = width, height
-    if width / height < ratio[0]:
-        box_height = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        box_width = round(height * ratio[1])
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-def random_resized_crop(
-    image: UInt8[np.ndarray, "height width 3"],
-    rng: np.random.Generator,
-    size: int,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> UInt8[np.ndarray, "size size 3"]:
-    """A random box of the image (see `crop_box`), resized to `size` pixels square by Pillow's bilinear filter.
-
-    As torchvision does it to Pillow images: cut first, then resize, so that no pixel outside the box has a say.
-    """
-    top, left, height, width = crop_box(*image.shape[:2], rng, scale, ratio)
-    box = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
-    return np.asarray(box.resize((size, size), Image.Resampling.BILINEAR))
+    image = formats.open_image(data, name)
+    width, height = image.size
+    return (width, height) if exif_orientation(image) >= 5 else (height, width)

@@ -11,9 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cp2_jax.data.ahead import ahead
-from cp2_jax.data.images.decoding import UnreadableImage
+from cp2_jax.data.errors import SegmentationError, UnreadableImage
+from cp2_jax.data.labelled import survey
 from cp2_jax.data.labelled.examples import Examples, layout, open_examples
-from cp2_jax.data.labelled.pairs import SegmentationError, match_pairs
+from cp2_jax.data.labelled.pairs import match_pairs
 from cp2_jax.runs import progress
 
 
@@ -21,8 +22,13 @@ from cp2_jax.runs import progress
 class Check:
     """What is in a split.
 
-    split: its name. images: number of good pairs. sizes: (height, width) → number of images. pixels: int64 [256], of each
-    label after mapping. present: int64 [256], images in which it occurs. problems: a line each.
+    Attributes:
+      split: its name.
+      images: number of good pairs.
+      sizes: (height, width) → number of images.
+      pixels: int64 [256], of each label after mapping.
+      present: int64 [256], images in which it occurs.
+      problems: a line each.
     """
 
     split: str
@@ -48,24 +54,35 @@ def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
     else:
         whole, problems = open_examples(data, split), []
     sizes, pixels, present = collections.Counter(), np.zeros(256, np.int64), np.zeros(256, np.int64)
+    palettes = survey.Palettes()
     with ThreadPoolExecutor(threads) as pool:
         work = ((_look, whole, index) for index in range(len(whole)))
-        for problem, size, count in progress.track(ahead(pool, work, 2 * threads), f"checking {split}", len(whole)):
-            if problem:
+        looked = progress.track(ahead(pool, work, 2 * threads), f"checking {split}", len(whole))
+        for index, (problem, size, count, colors) in enumerate(looked):
+            place = whole.places(index)[1]
+            if problem := problem or palettes.conflict(colors, place):
                 problems.append(problem)
                 continue
+            palettes.add(colors, place)
             sizes[size] += 1
             pixels += count
             present += count > 0
+    which = f"all {sizes.total()} masks"
+    if alone := survey.only_one_class(pixels, data.class_names, data.ignore_label, split, which):
+        problems.append(alone)
     return Check(split, sizes.total(), sizes, pixels, present, problems)
 
 
 def _look(examples: Examples, index: int):
+    """Return a problem or "", size, number of pixels of each label, and the mask's colours."""
     try:
-        _, label = examples.load(index)
-    except (SegmentationError, UnreadableImage, OSError) as error:
-        return str(error), None, None
-    return "", label.shape, np.bincount(label.ravel(), minlength=256)
+        _, mask, values = examples.read(index)
+    except (SegmentationError, UnreadableImage) as error:
+        return str(error), None, None, {}
+    labels = np.zeros(256, np.int64)
+    known = examples.table >= 0
+    np.add.at(labels, examples.table[known], values[known])
+    return "", mask.values.shape, labels, survey.used_colors(mask, np.flatnonzero(values))
 
 
 def report(checks: Sequence[Check], names: Sequence[str], ignore_label: int = 255, limit: int = 20) -> str:

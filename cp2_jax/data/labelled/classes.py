@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cp2_jax.data.labelled.pairs import SegmentationError
+from cp2_jax.data import files, text
+from cp2_jax.data.errors import SegmentationError
 
 
 def read_classes(path: str | Path) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
@@ -24,12 +25,8 @@ def read_classes(path: str | Path) -> tuple[tuple[str, ...], tuple[tuple[int, in
         where others have one; or for a file that cannot be read or has fewer than two names.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SegmentationError(f"class file {path} cannot be read: {error}") from error
     names, colors, numbers = [], [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.read_lines(path, SegmentationError), 1):
         words = [word for word in re.split(r"[,\s]+", line) if word]
         if not words or words[0].startswith("#"):
             continue
@@ -64,7 +61,7 @@ def resolve(config: ConfigDict) -> None:
     data = config.data
     if not data.classes:
         return
-    places = [Path(data.classes).expanduser(), Path(data.path).expanduser() / data.classes]
+    places = [files.place(data.classes), files.place(data.path) / data.classes]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise SegmentationError(f"no class file {places[0]} or {places[1]}; data.classes names it, one class a line")

@@ -7,42 +7,31 @@ names the file, for a model trained or scored on fewer images is another model o
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int, Int16
 from ml_collections import ConfigDict
-from PIL import Image
 
+from cp2_jax.data import notices
+from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import decoding
-from cp2_jax.data.images.sources import TfdsSource
-from cp2_jax.data.labelled import transforms
-from cp2_jax.data.labelled.pairs import FolderPairs, SegmentationError, TfdsPairs, find_pairs
+from cp2_jax.data.labelled import survey, transforms
+from cp2_jax.data.labelled.masks import Mask, decode_mask, read_mask
+from cp2_jax.data.labelled.options import limited
+from cp2_jax.data.labelled.pairs import find_pairs
+from cp2_jax.data.labelled.sources import layout, open_pairs
 
-
-def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
-    """Return a mask file's values: the indices of a palette PNG, the levels of a grey one.
-
-    Raises:
-      SegmentationError: if the file cannot be read, has colours, has 16 bits, or is a JPEG; the message names it.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as header:
-            mode, kind = header.mode, header.format
-        if kind == "JPEG":
-            raise SegmentationError(f"mask {name} is a JPEG, which changes labels; store it as PNG")
-        if mode.startswith("I") or mode == "F":
-            raise SegmentationError(f"mask {name} has 16 or 32 bits a pixel; labels are 8-bit: convert it")
-        if mode not in ("P", "L", "1"):
-            raise SegmentationError(
-                f"mask {name} is an image of mode {mode}, not of labels; store class indices (grey or palette PNG)"
-            )
-        return decoding.decode_mask(data, name).astype(np.uint8)
-    except SegmentationError:
-        raise
-    except Exception as error:
-        raise SegmentationError(f"mask {name} cannot be read: {error}") from error
+__all__ = [
+    "Examples",
+    "SegmentationError",
+    "decode_mask",
+    "find_pairs",
+    "label_table",
+    "layout",
+    "open_examples",
+]
 
 
 def label_table(
@@ -75,14 +64,22 @@ def label_table(
 class Examples:
     """Decoded pairs with training labels.
 
-    pairs: where they come from. table: see `label_table`. indices: those of `pairs` that are used, in order. advice: what
-    to do about a value that `table` does not know.
+    Attributes:
+      pairs: where they come from, see `sources`.
+      table: see `label_table`.
+      indices: those of `pairs` that are used, in order.
+      advice: what to do about a value that `table` does not know.
+      value_range, exif: see `LabelledOptions`.
+      palettes: those of some masks of the split; None: palettes are not compared.
     """
 
-    pairs: FolderPairs | TfdsPairs
+    pairs: Any
     table: np.ndarray
     indices: np.ndarray
     advice: str = "set data.num_classes or data.label_map"
+    value_range: tuple[float, ...] = ()
+    exif: bool = True
+    palettes: survey.Palettes | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -96,74 +93,123 @@ class Examples:
         return self.pairs.stem(int(self.indices[index]))
 
     def encoded(self, index: int) -> tuple[bytes, bytes]:
-        """Return image and mask as they are stored."""
+        """Return image and mask as they are stored.
+
+        Raises:
+          UnreadableImage: naming an image that cannot be read.
+          SegmentationError: naming a mask that cannot be read.
+        """
         return self.pairs[int(self.indices[index])]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone."""
+        """Return (height, width) from the mask's header alone.
+
+        Raises:
+          SegmentationError: naming a mask that cannot be read.
+        """
         return self.pairs.size(int(self.indices[index]))
 
     def load(self, index: int) -> tuple[transforms.Image, transforms.Mask]:
-        """Return image, uint8 [height, width, 3] RGB, and training labels, uint8 [height, width].
+        """Return an image and its labels; errors as `read`.
+
+        Returns:
+          The image, uint8 [height, width, 3] RGB, and training labels, uint8 [height, width].
+        """
+        image, mask, _ = self.read(index)
+        return image, self.table.astype(np.uint8)[mask.values]
+
+    def read(self, index: int) -> tuple[transforms.Image, Mask, Int[np.ndarray, "256"]]:
+        """Return an image, its mask as stored, and the number of pixels of each of the mask's values.
 
         Raises:
-          decode.UnreadableImage: naming the image.
-          SegmentationError: naming the mask, for what `decode_mask` refuses, another size than the image's, or a value
-            that `table` does not know.
+          UnreadableImage: naming the image.
+          SegmentationError: naming the mask, for what `decode_mask` refuses, another size than the image's, a value that
+            `table` does not know, or a palette of another order than those of the other masks.
         """
         image_data, mask_data = self.encoded(index)
         image_name, mask_name = self.places(index)
-        image, mask = decoding.decode(image_data, image_name), decode_mask(mask_data, mask_name)
-        if image.shape[:2] != mask.shape:
+        image = decoding.decode(image_data, image_name, self.value_range, self.exif)
+        mask = read_mask(mask_data, mask_name, self.exif)
+        if image.shape[:2] != mask.values.shape:
             raise SegmentationError(
-                f"mask {mask_name} is {mask.shape[1]}x{mask.shape[0]} but image {image_name} is "
-                f"{image.shape[1]}x{image.shape[0]}"
+                f"mask {mask_name} is {mask.values.shape[1]}x{mask.values.shape[0]} but image {image_name} is "
+                f"{image.shape[1]}x{image.shape[0]}{self._turned(image_data, image.shape[:2] == mask.values.shape[::-1])}"
             )
-        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        self._remark_on_orientation(image_data, image_name, mask_data)
+        pixels = np.bincount(mask.values.ravel(), minlength=256)
+        present = np.flatnonzero(pixels)
         if (unknown := present[self.table[present] < 0]).size:
-            raise SegmentationError(
-                f"mask {mask_name} has value {', '.join(map(str, unknown))}, which is neither a class nor ignored; "
-                f"{self.advice}"
+            raise SegmentationError(f"mask {mask_name} has value {_listed(unknown)}; {self.advice}")
+        if self.palettes is not None:
+            if problem := self.palettes.conflict(survey.used_colors(mask, present), mask_name):
+                raise SegmentationError(problem)
+        return image, mask, pixels
+
+    def _turned(self, image_data: bytes, swapped: bool) -> str:
+        """Return what to do where the sizes differ because EXIF turns the image alone."""
+        turned = decoding.orientation(image_data) if self.exif and swapped else 1
+        if turned < 5:
+            return ""
+        return (
+            f": the photo is turned by its EXIF orientation ({turned}), its mask is not; set data.exif=False if all masks "
+            "are drawn on the photos as stored"
+        )
+
+    def _remark_on_orientation(self, image_data: bytes, image_name: str, mask_data: bytes) -> None:
+        """Say once where EXIF turns the image alone, and the sizes cannot tell whether that is right."""
+        if not self.exif or image_data[:2] == b"\xff\xd8" and not decoding.may_be_turned(image_data):
+            return
+        turned = decoding.orientation(image_data)
+        if turned == 1 or decoding.orientation(mask_data) != 1:
+            return
+        height, width = decoding.upright_size(image_data, image_name)
+        if turned < 5 or height == width:
+            notices.say_once(
+                f"{image_name} is turned by its EXIF orientation ({turned}), and the size of its mask does not say "
+                "whether the mask is for the photo as it is shown or as stored; in the second case set data.exif=False",
+                "turned photo",
             )
-        return image, self.table.astype(np.uint8)[mask]
 
 
-def open_examples(
-    data: ConfigDict, split: str, limit: float = 0, seed: int = 0, pairs: FolderPairs | None = None
-) -> Examples:
-    """Open one split of `config.data`.
+def _listed(unknown: np.ndarray) -> str:
+    shown = ", ".join(map(str, unknown[:8]))
+    if len(unknown) <= 8:
+        return f"{shown}, which is neither a class nor ignored"
+    return (
+        f"{shown} and {len(unknown) - 8} more, which are neither classes nor ignored (so many values show that "
+        "the mask was resized with smoothing, stored as JPEG once, or is a picture)"
+    )
+
+
+def open_examples(data: ConfigDict, split: str, limit: float = 0, seed: int = 0, pairs: Any = None) -> Examples:
+    """Open one split of `config.data`, and look at some of its masks.
 
     Args:
-      data: source ("folder" or "tfds"), path, images, labels, image_suffix, label_suffix, classes, num_classes, label_map,
-        ignore_label.
-      split: see `find_pairs`, or a TFDS split.
-      limit: 0 takes all images, below 1 that share of them (at least one), else that many: chosen at random by `seed`,
+      data: source, path and what that source needs (see `sources`), classes, num_classes, class_names, label_map,
+        ignore_label, value_range, exif.
+      split: see `pairs.match_pairs`, or a TFDS split.
+      limit: 0 takes all images, up to 1 that share of them (at least one), else that many: chosen at random by `seed`,
         the smaller choice always part of the larger, whatever else the run's seed is.
-      pairs: the split's, if they are matched already.
+      pairs: the split's, if they are matched already; their masks are not looked at then.
 
     Raises:
-      SegmentationError, SourceError: if the data is not there, or `limit` asks for more images than there are.
-      KeyError: for an unknown source.
+      SegmentationError, SourceError: if the data is not there, `limit` asks for more images than there are, or the masks
+        cannot mean what the config says (see `survey.look`).
     """
-    if not data.path:
-        raise SegmentationError("data.path is empty; set it to the data set's folder")
-    pairs = {
-        "folder": lambda: find_pairs(data.path, split, **layout(data)) if pairs is None else pairs,
-        "tfds": lambda: TfdsPairs(TfdsSource(data.path, split, ("image", "segmentation_mask"))),
-    }[data.source]()
+    given = pairs is not None
+    pairs = pairs if given else open_pairs(data, split)
     indices = np.arange(len(pairs))
     if limit:
-        count = max(1, round(limit * len(pairs))) if limit < 1 else int(limit)
-        if count > len(pairs):
-            raise SegmentationError(f"data.limit asks for {count} images, but {split} has {len(pairs)}")
+        count = limited(limit, len(pairs), split)
         indices = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:count])
     table = label_table(data.num_classes, data.label_map, data.ignore_label)
     advice = "set data.num_classes or data.label_map"
     if data.classes:
         advice = f"{data.classes} names {data.num_classes} classes: add the missing ones, or set data.label_map"
-    return Examples(pairs, table, indices, advice)
-
-
-def layout(data: ConfigDict) -> dict[str, str]:
-    """Return the arguments of `match_pairs` that say where things are, from `config.data`."""
-    return {key: data[key] for key in ("images", "labels", "image_suffix", "label_suffix")}
+    palettes = None
+    if not given:
+        names = tuple(getattr(data, "class_names", ()))
+        confirmed = data.ignore_label in [value for value, _ in data.label_map]
+        palettes = survey.look(pairs, table, names, data.ignore_label, split, confirmed)
+    value_range, exif = tuple(getattr(data, "value_range", ())), getattr(data, "exif", True)
+    return Examples(pairs, table, indices, advice, value_range, exif, palettes)

@@ -1,20 +1,23 @@
-"""Encoded pairs of image and mask: matched by name in folders, or the records of a TFDS data set."""
+"""Pairs of image and mask, matched by name in folders."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import functools
-import io
+import os
 from pathlib import Path
 
-from PIL import Image
+from cp2_jax.data import files, notices, text, walking
+from cp2_jax.data.errors import SegmentationError, UnreadableImage
+from cp2_jax.data.images.formats import SUFFIXES
+from cp2_jax.data.labelled import names
+from cp2_jax.data.labelled.masks import header_size
+from cp2_jax.data.labelled.names import Named
 
-from cp2_jax.data.images.sources import SUFFIXES, SourceError, TfdsSource
-
-
-class SegmentationError(SourceError):
-    """Labelled data that cannot be used; the message names the file and what to do."""
+LIST_SUFFIXES = (".txt", ".lst", ".csv")
+# What photos are stored in, where photos and masks of the same name share a folder.
+_PHOTOS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +32,27 @@ class FolderPairs:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[bytes, bytes]:
-        return self.images[index].read_bytes(), self.masks[index].read_bytes()
+        """Return image and mask as they are stored.
+
+        Raises:
+          UnreadableImage: if the image's file cannot be read.
+          SegmentationError: if the mask's cannot.
+        """
+        try:
+            image = files.read(self.images[index])
+        except OSError as error:
+            raise UnreadableImage(self.places(index)[0], f"cannot be read: {error.strerror or error}") from error
+        return image, self._mask(index)
+
+    def _mask(self, index: int) -> bytes:
+        try:
+            return files.read(self.masks[index])
+        except OSError as error:
+            raise SegmentationError(f"mask {self.places(index)[1]} cannot be read: {error.strerror or error}") from error
 
     def places(self, index: int) -> tuple[str, str]:
         """Return where image and mask lie, for messages."""
-        return str(self.images[index]), str(self.masks[index])
+        return files.as_text(self.images[index]), files.as_text(self.masks[index])
 
     @functools.cached_property
     def _ambiguous(self) -> frozenset[str]:
@@ -43,51 +62,15 @@ class FolderPairs:
     def stem(self, index: int) -> str:
         """Return the name of files made from the image: its own, with its folders where another has the same."""
         name = self.names[index]
-        return name if Path(name).name in self._ambiguous else Path(name).name
+        return files.as_text(name if Path(name).name in self._ambiguous else Path(name).name)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone."""
-        return _header_size(self.masks[index], str(self.masks[index]))
+        """Return (height, width) from the mask's header alone.
 
-
-@dataclasses.dataclass(frozen=True)
-class TfdsPairs:
-    """Encoded pairs from the features `image` and `segmentation_mask` of a TFDS split, and `name` where it has one."""
-
-    source: TfdsSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[bytes, bytes]:
-        record = self.source[index]
-        return record["image"], record["segmentation_mask"]
-
-    def places(self, index: int) -> tuple[str, str]:
-        """Return where image and mask lie, for messages."""
-        place, name = self.source.name(index), self._name(index)
-        place = f"{place} ({name})" if name else place
-        return f"{place}/image", f"{place}/segmentation_mask"
-
-    def stem(self, index: int) -> str:
-        """Return the name of files made from the image: that under which it was prepared, or its number."""
-        return self._name(index) or f"{index:06d}"
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone."""
-        return _header_size(io.BytesIO(self[index][1]), self.places(index)[1])
-
-    def _name(self, index: int) -> str:
-        name = self.source.records[index].get("name", b"")
-        return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _header_size(file, name: str) -> tuple[int, int]:
-    try:
-        with Image.open(file) as mask:
-            return mask.size[::-1]
-    except Exception as error:
-        raise SegmentationError(f"mask {name} cannot be read: {error}") from error
+        Raises:
+          SegmentationError: naming a mask that cannot be read.
+        """
+        return header_size(self._mask(index), self.places(index)[1])
 
 
 def match_pairs(
@@ -103,9 +86,11 @@ def match_pairs(
     Args:
       root: the data set.
       split: a sub-folder of both `images` and `labels` (at any depth below, as Cityscapes' cities), or a text file
-        below `root` with one name a line (VOC's ImageSets/Segmentation/train.txt), relative to both.
-      images, labels: folders below `root`; with "{split}" in them, the split's name goes there (SegNet's CamVid has
-        train and trainannot: "{split}" and "{split}annot").
+        below `root` with one name a line (VOC's ImageSets/Segmentation/train.txt), relative to both. What else a line may
+        hold (paths, pairs): `names.read_entry`.
+      images, labels: folders below `root` ("" is `root` itself); with "{split}" in them, the split's name goes there
+        (SegNet's CamVid has train and trainannot: "{split}" and "{split}annot"). If both are the same folder, masks are the
+        files with `label_suffix`, or those that are no JPEGs where a JPEG has the same name.
       image_suffix, label_suffix: ends of the file names before the extension that are not part of the common name
         (Cityscapes: "_leftImg8bit", "_gtFine_labelIds"); files without them are passed over.
 
@@ -114,31 +99,37 @@ def match_pairs(
       twice.
 
     Raises:
-      SegmentationError: for a missing folder or split file, an empty split, or two files that only differ in their
-        extension; the message names them.
+      SegmentationError: for a missing folder or split file, an empty split, a folder that may not be entered, or two files
+        that only differ in their extension; the message names them.
     """
-    root = Path(root).expanduser().absolute()
-    listed = root / split if split.endswith(".txt") else None
+    root = files.place(root)
+    listed = root / os.path.expanduser(split) if split.lower().endswith(LIST_SUFFIXES) else None
     folders = [root / _folder(part, "" if listed else split) for part in (images, labels)]
-    image_files, mask_files = (_stems(f, s) for f, s in zip(folders, (image_suffix, label_suffix), strict=True))
-    problems = []
+    sorts = _named_files(folders, (image_suffix, label_suffix))
+    image_files, mask_files = (
+        Named(folder, part, suffix, by_name)
+        for folder, part, suffix, by_name in zip(
+            folders, (images, labels), (image_suffix, label_suffix), sorts, strict=True
+        )
+    )
     if listed:
-        names = _listed_names(listed)
-        problems = [f"{listed} names {n} {count} times" for n, count in collections.Counter(names).items() if count > 1]
+        entries, problems = _listed(listed, image_files, mask_files)
     else:
-        names = list(image_files)
-    if not names:
+        entries, problems = [(name, name) for name in image_files.files], []
+        _remark_on_masks_alone(image_files, mask_files)
+    if not entries and not problems:
         raise SegmentationError(f"no image in {listed or folders[0]}")
     paired = []
-    for name in dict.fromkeys(names):
-        if name not in image_files:
-            problems.append(f"{listed} names {name}, but there is no such image in {folders[0]}")
-        elif name not in mask_files:
-            wanted = folders[1] / (name + label_suffix)
-            problems.append(f"image {image_files[name]} has no mask: {wanted}.png is missing")
+    for name, mask in dict.fromkeys(entries):
+        if mask not in mask_files.files:
+            problems.append(_no_mask(image_files.files[name], mask_files, mask))
         else:
-            paired.append(name)
-    pairs = FolderPairs(tuple(image_files[n] for n in paired), tuple(mask_files[n] for n in paired), tuple(paired))
+            paired.append((name, mask))
+    pairs = FolderPairs(
+        tuple(image_files.files[name] for name, _ in paired),
+        tuple(mask_files.files[mask] for _, mask in paired),
+        tuple(name for name, _ in paired),
+    )
     return pairs, problems
 
 
@@ -156,28 +147,100 @@ def find_pairs(root: str | Path, split: str, **layout: str) -> FolderPairs:
 
 
 def _folder(part: str, split: str) -> str:
-    return part.replace("{split}", split) if "{split}" in part else f"{part}/{split}"
+    """Return the folder of a split; an empty `part` or `split` adds nothing, and never a slash of its own."""
+    part = os.path.expanduser(part)
+    if "{split}" in part:
+        return part.replace("{split}", split)
+    return os.path.join(part, split.lstrip("/")) if part else split.lstrip("/")
 
 
-def _listed_names(listed: Path) -> list[str]:
+def _listed(listed: Path, images: Named, masks: Named) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the names of image and mask of each line of a list, and what is wrong with it."""
     if not listed.is_file():
         raise SegmentationError(f"no such split file: {listed}; set data.split or data.eval_split")
-    # Some lists have image and mask, or a leading slash, on each line: the image's name is what counts.
-    lines = [line.split()[0].lstrip("/") for line in listed.read_text().splitlines() if line.strip()]
-    return [str(Path(line).with_suffix("")) if Path(line).suffix.lower() in SUFFIXES else line for line in lines]
+    found, problems = [], []
+    for line in text.read_lines(listed, SegmentationError):
+        line = line.strip()
+        if not line:
+            continue
+        entry = names.read_entry(line, images, masks)
+        if entry.image is None:
+            if not line.startswith("#"):
+                problems.append(f"{listed} names {line}, but there is no such image in {images.folder}")
+        elif entry.mask is None:
+            problems.append(f"{listed} has the line {line}, but there is no such mask in {masks.folder}")
+        else:
+            found.append((entry.image, entry.mask))
+    for (name, _), count in collections.Counter(found).items():
+        if count > 1:
+            problems.append(f"{listed} names {name} {count} times")
+    return found, problems
 
 
-def _stems(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return the images below a folder by relative path without extension and without `suffix`."""
+def _no_mask(image: Path, masks: Named, name: str) -> str:
+    wanted = masks.folder / (name + masks.suffix)
+    other = next((there for there in masks.files if there.casefold() == name.casefold()), None)
+    hint = f" ({masks.files[other]} is there: names have to agree in upper and lower case)" if other else ""
+    return f"image {image} has no mask: {wanted}.png is missing{hint}"
+
+
+def _remark_on_masks_alone(images: Named, masks: Named) -> None:
+    alone = [name for name in masks.files if name not in images.files]
+    if alone and images.files:
+        notices.say_once(f"{len(alone)} masks have no image and are not used, such as {masks.files[alone[0]]}")
+
+
+def _named_files(folders: list[Path], suffixes: tuple[str, str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return images and masks by name."""
+    found = [_walked(folder) for folder in dict.fromkeys(folders)]
+    if len(found) == 2:
+        for remark in filter(None, [found[0].remark(folders[0])]):
+            notices.say_once(remark)
+        return tuple(_by_name(f, w.files, s) for f, w, s in zip(folders, found, suffixes, strict=True))
+    own, masks = _share_folder(found[0].files, *suffixes)
+    return _by_name(folders[0], own, suffixes[0]), _by_name(folders[0], masks, suffixes[1])
+
+
+def _walked(folder: Path) -> walking.Found:
     if not folder.is_dir():
         raise SegmentationError(f"no such folder: {folder}; set data.path, data.images and data.labels")
+    found = walking.walk(folder, SUFFIXES)
+    if found.closed:
+        more = f" (and {len(found.closed) - 1} more)" if found.closed[1:] else ""
+        raise SegmentationError(
+            f"this folder may not be entered: {found.closed[0]}{more}; give yourself the right to read it"
+        )
+    return found
+
+
+def _share_folder(paths: list[str], image_suffix: str, label_suffix: str) -> tuple[list[str], list[str]]:
+    """Tell images from masks that lie in the same folder."""
+    stems = [os.path.splitext(path)[0] for path in paths]
+    if image_suffix or label_suffix:
+        # The longer suffix decides first: an empty one fits every name.
+        longer = max(label_suffix, image_suffix, key=len)
+        first = [path for path, stem in zip(paths, stems, strict=True) if stem.endswith(longer)]
+        rest = [path for path, stem in zip(paths, stems, strict=True) if not stem.endswith(longer)]
+        return (rest, first) if longer == label_suffix else (first, rest)
+    counted = collections.Counter(map(names.key, stems))
+    shared = [counted[names.key(stem)] > 1 for stem in stems]
+    photo = [os.path.splitext(path)[1].lower() in _PHOTOS for path in paths]
+    masks = [path for path, two, is_photo in zip(paths, shared, photo, strict=True) if two and not is_photo]
+    chosen = set(masks)
+    return [path for path in paths if path not in chosen], masks
+
+
+def _by_name(folder: Path, paths: list[str], suffix: str) -> dict[str, Path]:
+    """Return paths by relative path without extension and without `suffix`; those without the suffix are left out."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not stem.endswith(suffix):
+    for path in paths:
+        stem = names.key(os.path.splitext(path)[0])
+        if not stem.endswith(suffix):
             continue
-        stem = stem.removesuffix(suffix)
+        stem, file = stem.removesuffix(suffix), folder / path
         if stem in found:
-            raise SegmentationError(f"{found[stem]} and {path} differ only in their extension; keep one of them")
-        found[stem] = path
+            same = names.key(str(found[stem])) == names.key(str(file))
+            what = "how accented letters are stored (Unicode)" if same else "their extension"
+            raise SegmentationError(f"{found[stem]} and {file} differ only in {what}; keep one of them")
+        found[stem] = file
     return found

@@ -11,7 +11,8 @@ import scipy.io
 from jaxtyping import UInt8
 from PIL import Image
 
-from cp2_jax.data.labelled.pairs import SegmentationError
+from cp2_jax.data import files, text
+from cp2_jax.data.errors import SegmentationError
 from cp2_jax.pictures import class_colors
 from cp2_jax.runs import progress
 
@@ -50,10 +51,10 @@ def augment_voc(voc: str | os.PathLike, sbd: str | os.PathLike) -> int:
     Raises:
       SegmentationError: naming what is missing or broken.
     """
-    voc, sbd = pathlib.Path(voc).expanduser().absolute(), pathlib.Path(sbd).expanduser().absolute()
+    voc, sbd = files.place(voc), files.place(sbd)
     folder, list_path = voc / FOLDER, voc / LIST
     if folder.is_dir() and list_path.is_file():
-        return len(list_path.read_text().split())
+        return len(text.read_lines(list_path, SegmentationError))
     sbd = sbd / "dataset" if (sbd / "dataset").is_dir() else sbd
     own_train, own_val = (_names(voc / f"ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
     boundaries = dict.fromkeys(_names(sbd / "train.txt") + _names(sbd / "val.txt"))
@@ -92,4 +93,4 @@ def _write_masks(voc: pathlib.Path, sbd: pathlib.Path, own: list[str], added: li
 def _names(path: pathlib.Path) -> list[str]:
     if not path.is_file():
         raise SegmentationError(f"{path} is missing")
-    return path.read_text().split()
+    return [line.split()[0] for line in text.read_lines(path, SegmentationError) if line.strip()]

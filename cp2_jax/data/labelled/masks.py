@@ -1,0 +1,121 @@
+"""Mask files to class numbers, exactly as they are stored, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from cp2_jax.data.errors import SegmentationError, UnreadableImage
+from cp2_jax.data.images import decoding, formats
+
+_BITS, _COMPRESSION, _PHOTOMETRIC = 258, 259, 262  # TIFF tags
+_WHITE_IS_ZERO = 0
+# TIFF compressions that keep every value: none, CCITT (for one bit), LZW, deflate (two numbers), PackBits, LZMA, Zstandard.
+_EXACT_TIFF = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
+_EXACT = {"PNG", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA", "WEBP"}
+_STORE = "store masks as PNG"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A decoded mask.
+
+    Attributes:
+      values: uint8 [height, width], as stored: indices of a palette, or levels of grey.
+      palette: uint8 [entries, 3], RGB of each index; None for grey.
+    """
+
+    values: UInt8[np.ndarray, "height width"]
+    palette: UInt8[np.ndarray, "entries 3"] | None
+
+
+def decode_mask(data: bytes, name: str, turn: bool = True) -> UInt8[np.ndarray, "height width"]:
+    """Return a mask file's values: the indices of a palette PNG, the levels of a grey one.
+
+    Args:
+      data: the encoded mask.
+      name: for messages.
+      turn: apply the orientation that EXIF asks for.
+
+    Raises:
+      SegmentationError: naming a mask that cannot be read, has colours or more than 8 bits, or is stored in a way that
+        changes values (JPEG and the like, in whatever container).
+    """
+    return read_mask(data, name, turn).values
+
+
+def read_mask(data: bytes, name: str, turn: bool = True) -> Mask:
+    """Return a mask file's values and palette; arguments and errors as `decode_mask`."""
+    try:
+        image = formats.open_image(data, name)
+        _refuse_inexact(image, data, name)
+        if image.mode.startswith("I") or image.mode == "F":
+            raise SegmentationError(f"mask {name} has 16 or 32 bits a pixel; labels are 8-bit: convert it")
+        if image.mode not in ("P", "L", "1"):
+            raise SegmentationError(
+                f"mask {name} is an image of mode {image.mode}, not of labels; store class indices (grey or palette PNG)"
+            )
+        stored = _stored(formats.load(image, name), data)
+        colors = image.getpalette("RGB") if image.mode == "P" else None
+        palette = np.array(colors, np.uint8).reshape(-1, 3) if colors else None
+    except UnreadableImage as error:
+        raise SegmentationError(f"mask {name} cannot be read: {error.reason}") from error
+    values = decoding.upright(stored, decoding.exif_orientation(image)) if turn else stored
+    return Mask(np.ascontiguousarray(values), palette)
+
+
+def header_size(data: bytes, name: str) -> tuple[int, int]:
+    """Return the (height, width) that `decode_mask` will give, from the headers alone.
+
+    Raises:
+      SegmentationError: naming a mask that cannot be read.
+    """
+    try:
+        return decoding.upright_size(data, name)
+    except UnreadableImage as error:
+        raise SegmentationError(f"mask {name} cannot be read: {error.reason}") from error
+
+
+def _refuse_inexact(image: Image.Image, data: bytes, name: str) -> None:
+    """Refuse a mask whose compression does not keep every value, whatever the container is called."""
+    kind, changed = image.format, f"which changes labels; {_STORE}"
+    if kind in ("JPEG", "MPO"):
+        raise SegmentationError(f"mask {name} is a JPEG, {changed}")
+    if kind == "TIFF":
+        compression = image.tag_v2.get(_COMPRESSION, 1)
+        if compression not in _EXACT_TIFF:
+            raise SegmentationError(
+                f"mask {name} is a TIFF compressed with loss ({image.info.get('compression')}), {changed}"
+            )
+        if image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and image.mode != "1":
+            raise SegmentationError(f"mask {name} is a TIFF whose 0 is white, so that its values are ambiguous; {_STORE}")
+    if kind == "WEBP" and b"VP8L" not in data[:64]:
+        raise SegmentationError(f"mask {name} is a WebP compressed with loss, {changed}")
+    if kind not in _EXACT:
+        raise SegmentationError(f"mask {name} is of the format {kind}, which may change labels; {_STORE}")
+
+
+def _stored(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "height width"]:
+    """Return the stored numbers, where Pillow spreads those of few levels over 0 to 255."""
+    values = np.asarray(image).astype(np.uint8)
+    if image.mode == "1":
+        return 1 - values if image.format == "PPM" else values  # 1 is black in PBM
+    levels = 255 if image.mode == "P" else _levels(image, data)
+    return values if levels == 255 else np.rint(values * (levels / 255)).astype(np.uint8)
+
+
+def _levels(image: Image.Image, data: bytes) -> int:
+    """Return the highest number that a pixel of a grey mask can hold."""
+    if image.format == "PNG":
+        return 2 ** data[24] - 1
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS, 1)
+        return 2 ** (bits[0] if isinstance(bits, tuple) else bits) - 1
+    if image.format == "PPM":
+        header = re.match(rb"P[25]\s+\d+\s+\d+\s+(\d+)", re.sub(rb"#[^\r\n]*", b"", data[:4096]))
+        return int(header[1]) if header else 255
+    return 255

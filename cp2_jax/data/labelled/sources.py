@@ -1,0 +1,49 @@
+"""Where pairs of image and mask come from.
+
+Pairs are any object with `len(pairs)`, `pairs[index]` (encoded image and mask), `places`, `stem` and `size` as those of
+`pairs.FolderPairs`, that pickles. To add a source: write it in a file of its own and give it a line in `SOURCES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cp2_jax.data.errors import SegmentationError
+from cp2_jax.data.images.sources import TfdsSource
+from cp2_jax.data.labelled.pairs import find_pairs
+from cp2_jax.data.labelled.records import TfdsPairs
+
+
+def layout(data: Any) -> dict[str, str]:
+    """Return the arguments of `match_pairs` that say where things are, from `config.data`."""
+    return {key: data[key] for key in ("images", "labels", "image_suffix", "label_suffix")}
+
+
+def _folder(data: Any, split: str) -> Any:
+    return find_pairs(data.path, split, **layout(data))
+
+
+def _tfds(data: Any, split: str) -> Any:
+    return TfdsPairs(TfdsSource(data.path, split, ("image", "segmentation_mask")))
+
+
+# The values of data.source: each opens a split of what `config.data` describes.
+SOURCES: dict[str, Callable[[Any, str], Any]] = {"folder": _folder, "tfds": _tfds}
+
+
+def open_pairs(data: Any, split: str) -> Any:
+    """Open the encoded pairs of a split.
+
+    Args:
+      data: `config.data` of finetuning.
+      split: a folder, a list, or a split's name, according to the source.
+
+    Raises:
+      SegmentationError, SourceError: if the data is not there, or the source is unknown.
+    """
+    if not data.path:
+        raise SegmentationError("data.path is empty; set it to the data set's folder")
+    if data.source not in SOURCES:
+        raise SegmentationError(f"data.source is {data.source!r}; it must be one of {', '.join(SOURCES)}")
+    return SOURCES[data.source](data, split)

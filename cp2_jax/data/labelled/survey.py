@@ -1,0 +1,134 @@
+"""What the masks of a split have in common: signs that their values do not mean what the config says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from cp2_jax.data import notices
+from cp2_jax.data.errors import SegmentationError, UnreadableImage
+from cp2_jax.data.labelled.masks import Mask, read_mask
+
+SAMPLES = 64
+
+Color = tuple[int, int, int]
+
+
+def used_colors(mask: Mask, present: np.ndarray) -> dict[int, Color]:
+    """Return the palette's colour of each value that a mask has, without colours that stand for several of them.
+
+    Args:
+      present: the values that occur.
+    """
+    if mask.palette is None:
+        return {}
+    colors = {int(value): tuple(map(int, mask.palette[value])) for value in present if value < len(mask.palette)}
+    shared = [color for color in set(colors.values()) if list(colors.values()).count(color) > 1]
+    return {value: color for value, color in colors.items() if color not in shared}
+
+
+@dataclasses.dataclass
+class Palettes:
+    """The palettes of the masks seen so far: value and mask in which a colour was met, colour and mask of a value."""
+
+    by_color: dict[Color, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    by_value: dict[int, tuple[Color, str]] = dataclasses.field(default_factory=dict)
+
+    def conflict(self, colors: dict[int, Color], place: str) -> str:
+        """Return what is wrong if a colour stands for another value in this mask than in an earlier one, else ""."""
+        for value, color in colors.items():
+            known, where = self.by_color.get(color, (value, ""))
+            if known != value:
+                return (
+                    f"colour {color} is value {known} in the palette of mask {where} but value {value} in mask {place}: "
+                    "the order of their palettes differs, so that values do not say the class; give all masks one palette"
+                )
+        return ""
+
+    def add(self, colors: dict[int, Color], place: str) -> None:
+        """Remember a mask's colours; say once if a value has changed its colour."""
+        for value, color in colors.items():
+            before, where = self.by_value.setdefault(value, (color, place))
+            self.by_color.setdefault(color, (value, place))
+            if before != color:
+                notices.say_once(
+                    f"value {value} has colour {before} in the palette of mask {where} but {color} in mask {place}; values "
+                    "are taken for the class, not colours: look whether that is right",
+                    "palette colours",
+                )
+
+
+def only_one_class(pixels: np.ndarray, names: Sequence[str], ignore_label: int, split: str, masks: str) -> str:
+    """Return a warning if all labelled pixels are of one class, else "".
+
+    Args:
+      pixels: number of pixels of each label after mapping, [256].
+      names: of the classes.
+      masks: which masks were counted, such as "all 40 masks".
+    """
+    labelled = np.flatnonzero(pixels[: len(names)])
+    ignored = int(pixels[ignore_label])
+    if len(labelled) > 1 or not pixels.sum():
+        return ""
+    have = f"only {names[labelled[0]]} is" if len(labelled) else "nothing is"
+    absent = [name for label, name in enumerate(names) if label not in labelled]
+    text = f"{split}: {have} labelled in {masks}, no pixel is {' or '.join(absent[:5])}"
+    if not ignored:
+        return text
+    share = 100 * ignored / int(pixels.sum())
+    label = list(names).index(absent[0])
+    return (
+        f"{text}, and {ignore_label} (ignored) covers {share:.1f}%: is {ignore_label} the class {absent[0]}? Then set "
+        f"data.label_map=(({ignore_label}, {label}),) with data.ignore_label={ignore_label - 1}; if it is to be ignored, "
+        f"set data.label_map=(({ignore_label}, {ignore_label}),)"
+    )
+
+
+def look(pairs: Any, table: np.ndarray, names: Sequence[str], ignore_label: int, split: str, confirmed: bool) -> Palettes:
+    """Look at some masks of a split before it is used.
+
+    Args:
+      pairs: the split's; up to 64 masks, spread evenly, are read.
+      table: training label of each value, -1 for unknown ones.
+      names: of the classes; empty where they are not known.
+      confirmed: the config says itself what becomes of the ignored value.
+
+    Returns:
+      The palettes seen, for `Examples.load` to hold others against.
+
+    Raises:
+      SegmentationError: if the order of palettes differs, or masks hold one class and ignored pixels alone. Masks that
+        cannot be read are passed over; loading them gives their error.
+    """
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(SAMPLES, len(pairs))).astype(int))
+    palettes, pixels = Palettes(), np.zeros(256, np.int64)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda index: _read(pairs, int(index)), chosen):
+            if found is None:
+                continue
+            count, colors, place = found
+            if problem := palettes.conflict(colors, place):
+                raise SegmentationError(problem)
+            palettes.add(colors, place)
+            known = table >= 0
+            np.add.at(pixels, table[known], count[known])
+    which = f"all {len(pairs)} masks" if len(chosen) == len(pairs) else f"{len(chosen)} of {len(pairs)} masks"
+    if warning := only_one_class(pixels, names, ignore_label, split, which) if names else "":
+        if pixels[ignore_label] and not confirmed:
+            raise SegmentationError(warning)
+        notices.say_once(warning)
+    return palettes
+
+
+def _read(pairs: Any, index: int) -> tuple[np.ndarray, dict[int, Color], str] | None:
+    try:
+        place = pairs.places(index)[1]
+        mask = read_mask(pairs[index][1], place)
+    except (SegmentationError, UnreadableImage):
+        return None
+    count = np.bincount(mask.values.ravel(), minlength=256)
+    return count, used_colors(mask, np.flatnonzero(count)), place
