@@ -144,13 +144,15 @@ def _data() -> ConfigDict:
     data.label_suffix = ""  # likewise
     data.split = "ImageSets/Segmentation/train_aug.txt"  # a list of names, or a folder in both
     data.eval_split = "ImageSets/Segmentation/val.txt"  # likewise, for evaluation
+    data.value_range = ()  # values that become 0 and 255 in images of more than 8 bits, e.g. (0, 3000)
+    data.exif = True  # turn photos as EXIF asks; False: masks were drawn on the photos as they are stored
     data.classes = ""  # a file with a class a line, `name` or `name r g b`, instead of the next three keys
     data.num_classes = len(CLASSES)  # background included
     data.class_names = CLASSES  # in the order of the labels
     data.class_colors = ()  # RGB of each class; empty: VOC's palette
     data.ignore_label = 255  # pixels with this label count nowhere
     data.label_map = ()  # pairs (value in the mask, label), e.g. ((11, 255),) to ignore value 11
-    data.limit = 0.0  # of training images: 0 all, below 1 a share, else a number
+    data.limit = 0.0  # of training images: 0 all, up to 1 a share, else a number
     data.limit_seed = 0  # which ones
     data.resize = (2048, 512)  # long and short edge that scale_range multiplies; empty: the image's own size
     data.scale_range = (0.5, 2.0)  # an image is resized by a factor drawn from this range

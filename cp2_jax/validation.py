@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from cp2_jax.data.images.options import ImageOptions
+from cp2_jax.data.labelled.options import LabelledOptions, check_limit
 from cp2_jax.models.heads import HEADS
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError, flatten, nearest
@@ -52,13 +54,6 @@ def _share(config: ConfigDict, *keys: str) -> None:
         _require(_number(flat[key]) and 0 <= flat[key] <= 1, key, flat[key], "must lie between 0 and 1")
 
 
-def _range(config: ConfigDict, key: str, highest: float, what: str) -> None:
-    value = flatten(config)[key]
-    good = isinstance(value, list | tuple) and len(value) == 2 and all(map(_number, value))
-    bound = "" if highest == math.inf else f" <= {highest:g}"
-    _require(good and 0 < value[0] <= value[1] <= highest, key, value, f"must be {what}, 0 < low <= high{bound}")
-
-
 def _nearest_multiples(value: int, factor: int) -> str:
     below, above = value // factor * factor, -(-value // factor) * factor
     return " or ".join(str(v) for v in sorted({below, above} - {0}))
@@ -74,12 +69,10 @@ def _nearest_divisors(value: int, of: int) -> str:
 def _check_common(config: ConfigDict, devices: int) -> Network:
     network = Network.from_config(config.model)
     _whole(config, "seed", "batch_size", "image_size", "bn_groups", "steps", "log_every", "save_every", "keep")
-    _whole(config, "data.workers", "data.prefetch", "optimizer.warmup_steps")
-    _positive(config, "batch_size", "image_size", "bn_groups", "log_every", "save_every", "keep", "data.prefetch")
-    _at_least_0(config, "seed", "steps", "epochs", "data.workers")
+    _whole(config, "optimizer.warmup_steps")
+    _positive(config, "batch_size", "image_size", "bn_groups", "log_every", "save_every", "keep")
+    _at_least_0(config, "seed", "steps", "epochs")
     _require(config.steps > 0 or config.epochs > 0, "steps", config.steps, "give a length: steps or epochs above 0")
-    _require(bool(config.data.path), "data.path", "''", "say where the images are: --config.data.path=/folder/of/images")
-    _one_of(config, "data.source", ("folder", "tfds"))
     _true_or_false(config, "remat", "shard_state")
     _check_batch(config, devices, network)
     _check_optimizer(config)
@@ -137,6 +130,7 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
     """
     check_kind(config, "pretrain")
+    ImageOptions.from_config(config)
     network = _check_common(config, devices)
     _whole(config, "loss.queue_size", "model.projection_dim", "accumulate", "picture_every", "probe_every", "probe_images")
     _positive(config, "accumulate")
@@ -155,7 +149,6 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
     _one_of(config, "key_shuffle", ("strided", "permutation", "none"))
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "init.projection", ("checkpoint", "random"))
-    _range(config, "data.crop_scale", 1.0, "two shares of the image")
     maps = "augment.mask=attention needs data.attention, the folder that scripts/attention_maps.py wrote"
     _require(config.augment.mask != "attention" or config.data.attention, "data.attention", "''", maps)
     if not network.head.dense:
@@ -164,7 +157,6 @@ def validate_pretrain(config: ConfigDict, devices: int = 1) -> None:
         _require(config.loss.alpha == 0, "loss.alpha", config.loss.alpha, f"{fix}loss.alpha=0")
     weights = config.loss.alpha + config.loss.alpha_instance
     _require(weights > 0, "loss.alpha_instance", 0, "with loss.alpha=0 there is nothing to learn; give one a weight")
-    _one_of(config, "data.backgrounds", ("independent", "in_batch"))
     fix = "is too small for two other samples as backgrounds; use 3 or more, or data.backgrounds='independent'"
     _require(config.data.backgrounds == "independent" or batch > 2, "batch_size", batch, fix)
 
@@ -179,37 +171,23 @@ def validate_finetune(config: ConfigDict, devices: int = 1) -> None:
       ConfigError: as `validate_pretrain`.
     """
     check_kind(config, "finetune")
+    LabelledOptions.from_config(config)
+    check_limit("evaluation.limit", config.evaluation.limit)
     network = _check_common(config, devices)
     dense = " or ".join(name for name, head in HEADS.items() if head.dense)
     fix = f"a pooled feature cannot be segmented; use {dense} (with init.head=random after a MoCo v2 pretraining)"
     _require(network.head.dense, "model.head", network.head_name, fix)
-    _whole(config, "model.num_classes", "data.num_classes", "data.ignore_label", "eval_every")
-    _at_least_0(config, "eval_every", "data.limit", "evaluation.limit")
+    _whole(config, "model.num_classes", "eval_every")
+    _at_least_0(config, "eval_every")
     classes = config.data.num_classes
-    _require(classes <= config.data.ignore_label <= 255, "data.ignore_label", config.data.ignore_label,
-             f"must lie above the {classes} classes, in 8 bits")  # fmt: skip
-    _require(classes > 1, "data.num_classes", classes, "must be 2 or more, background included")
     fix = f"must equal data.num_classes={classes}"
     _require(config.model.num_classes == classes, "model.num_classes", config.model.num_classes, fix)
-    names = tuple(config.data.class_names)
-    _require(len(names) == classes, "data.class_names", names, f"give data.num_classes={classes} names, not {len(names)}")
-    _check_colors(config.data.class_colors, classes)
     _check_evaluation(config)
     _check_auxiliary(config, network.backbone.stages)
-    _share(config, "model.dropout", "data.flip", "data.crop_max_ratio")
+    _share(config, "model.dropout")
     _one_of(config, "init.head", ("checkpoint", "random"))
     _one_of(config, "loss.average", ("all", "labelled"))
-    _range(config, "data.scale_range", math.inf, "two factors")
-    crop = tuple(config.data.crop_size)
-    good = len(crop) == 2 and all(isinstance(side, int) and side > 0 for side in crop)
-    _require(good, "data.crop_size", crop, "give height and width in pixels, e.g. (512, 512)")
-    network.check_sides("data.crop_size", crop)
-
-
-def _check_colors(colors, classes: int) -> None:
-    level = lambda value: isinstance(value, int) and 0 <= value <= 255  # noqa: E731
-    good = all(len(color) == 3 and all(map(level, color)) for color in colors) and len(colors) in (0, classes)
-    _require(good, "data.class_colors", colors, f"give {classes} triples of whole numbers from 0 to 255, or none")
+    network.check_sides("data.crop_size", config.data.crop_size)
 
 
 def _pair(config: ConfigDict, key: str) -> tuple[int, ...]:
@@ -222,7 +200,6 @@ def _pair(config: ConfigDict, key: str) -> tuple[int, ...]:
 def _check_evaluation(config: ConfigDict) -> None:
     _whole(config, "evaluation.batch_size", "evaluation.programs")
     _at_least_0(config, "evaluation.batch_size", "evaluation.programs")
-    _pair(config, "data.resize")
     _pair(config, "evaluation.resize")
     window, stride = _pair(config, "evaluation.window"), _pair(config, "evaluation.stride")
     fix = f"must be between 1 and the window, {window}, in both directions"

@@ -18,7 +18,7 @@ LAYERS = {
     "augment": ("options", "models.inputs", "runs.rngs"),
     "data": ("options", "pictures", "runs.progress"),
     "convert": ("options", "models", "runs.checkpoints"),
-    "validation": ("options", "models", "runs"),
+    "validation": ("options", "models", "runs", "data"),
     "pretraining": ("options", "pictures", "models", "runs", "augment", "data", "convert"),
     "segmentation": ("options", "pictures", "models", "runs", "data", "convert"),
     "features": ("options", "models", "runs", "convert", "pretraining"),

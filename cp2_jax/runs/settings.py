@@ -23,8 +23,15 @@ _HARMLESS = (
 RENAMED = {f"{section}.{key}": f"model.{key}" for section in ("augment", "data") for key in ("mean", "std")}
 
 
+# Keys that older configs do not have, with the value that does what was done then.
+ADDED = {
+    "pretrain": {"data.list": "", "data.value_range": []},
+    "finetune": {"data.value_range": [], "data.exif": True},
+}
+
+
 def upgrade(config: Mapping) -> dict:
-    """Return a saved config, plain values, as this version reads it: `kind` and the keys of `RENAMED` in their place.
+    """Return a saved config, plain values, as this version reads it: `kind`, and the keys of `RENAMED` and `ADDED`.
 
     Args:
       config: of a checkpoint or of `config.json`, written by this version or an older one.
@@ -37,6 +44,10 @@ def upgrade(config: Mapping) -> dict:
         (section, key), (new_section, new_key) = old.split("."), new.split(".")
         if key in config.get(section, {}):
             config[new_section].setdefault(new_key, config[section].pop(key))
+    for new, value in ADDED.get(config["kind"], {}).items():
+        section, key = new.split(".")
+        if isinstance(config.get(section), dict):
+            config[section].setdefault(key, value)
     return config
 
 

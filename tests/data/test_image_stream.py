@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cp2_jax.data.errors import SourceError
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
 
@@ -168,7 +169,7 @@ def test_nothing_readable_is_an_error(flat, through_thread):
     if through_thread:
         batches = Batches(batches, flat)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"\d\.png: the file is empty\. None of 7 images"):
+        with pytest.raises(SourceError, match=r"\d\.png: the file is empty\. None of 7 images"):
             next(batches)
     batches.close()
 

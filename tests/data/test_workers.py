@@ -8,12 +8,12 @@ import sys
 import time
 
 import numpy as np
+from helpers.paths import ROOT
 from PIL import Image
 
 READER = """
 import sys, time
 from absl import flags
-from helpers.paths import ROOT
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.images.sources import ImageFolder
 

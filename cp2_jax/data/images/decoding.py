@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from cp2_jax.data.errors import UnreadableImage
@@ -81,13 +81,13 @@ def exif_orientation(image: Image.Image) -> int:
 def orientation(data: bytes) -> int:
     """Return the EXIF orientation of an encoded image, 1 (upright) to 8; 1 for what cannot be read."""
     try:
-        return _orientation(formats.open_image(data, ""))
+        return exif_orientation(formats.open_image(data, ""))
     except UnreadableImage:
         return 1
 
 
-def upright(pixels: np.ndarray, turned: int) -> np.ndarray:
-    """Return a view of pixels [height, width, ...], turned and mirrored as an EXIF orientation (1 to 8) asks."""
+def upright(pixels: Shaped[np.ndarray, "height width *bands"], turned: int) -> Shaped[np.ndarray, "_ _ *bands"]:
+    """Return a view of pixels, turned and mirrored as an EXIF orientation (1 to 8) asks."""
     if turned == 2:
         return pixels[:, ::-1]
     if turned == 3:

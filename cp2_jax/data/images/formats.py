@@ -11,7 +11,7 @@ from cp2_jax.data.errors import UnreadableImage
 
 # Formats of pixels, by what Pillow calls them. Its other readers stay unused: some start an interpreter (PostScript) or are
 # hardly tested.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .tga".split()
 )

@@ -49,7 +49,11 @@ def decode_mask(data: bytes, name: str, turn: bool = True) -> UInt8[np.ndarray, 
 
 
 def read_mask(data: bytes, name: str, turn: bool = True) -> Mask:
-    """Return a mask file's values and palette; arguments and errors as `decode_mask`."""
+    """Return a mask file's values and palette; the arguments are those of `decode_mask`.
+
+    Raises:
+      SegmentationError: as `decode_mask`.
+    """
     try:
         image = formats.open_image(data, name)
         _refuse_inexact(image, data, name)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
@@ -18,7 +19,7 @@ SAMPLES = 64
 Color = tuple[int, int, int]
 
 
-def used_colors(mask: Mask, present: np.ndarray) -> dict[int, Color]:
+def used_colors(mask: Mask, present: Int[np.ndarray, "values"]) -> dict[int, Color]:
     """Return the palette's colour of each value that a mask has, without colours that stand for several of them.
 
     Args:
@@ -62,7 +63,7 @@ class Palettes:
                 )
 
 
-def only_one_class(pixels: np.ndarray, names: Sequence[str], ignore_label: int, split: str, masks: str) -> str:
+def only_one_class(pixels: Int[np.ndarray, "256"], names: Sequence[str], ignore_label: int, split: str, masks: str) -> str:
     """Return a warning if all labelled pixels are of one class, else "".
 
     Args:
@@ -88,7 +89,9 @@ def only_one_class(pixels: np.ndarray, names: Sequence[str], ignore_label: int, 
     )
 
 
-def look(pairs: Any, table: np.ndarray, names: Sequence[str], ignore_label: int, split: str, confirmed: bool) -> Palettes:
+def look(
+    pairs: Any, table: Int[np.ndarray, "256"], names: Sequence[str], ignore_label: int, split: str, confirmed: bool
+) -> Palettes:
     """Look at some masks of a split before it is used.
 
     Args:
