@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 import pytest
 
-from configs import finetune_voc, pretrain_r50_aspp
+from configs import finetune_voc, pretrain
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import sources
 from cp2_jax.data.images.options import ImageOptions
@@ -15,7 +15,7 @@ from cp2_jax.runs import settings
 
 
 def pretraining(**changes):
-    config = pretrain_r50_aspp.get_config()
+    config = pretrain.get_config()
     config.data.path = "images"
     config.data.update(changes)
     return config
