@@ -1,0 +1,4 @@
+"""The command `cp2`, and the scripts, which are the same commands: arguments in, one call, lines and a status out.
+
+On top of everything; only here do exceptions become lines and exit statuses (`errors`). May import everything.
+"""

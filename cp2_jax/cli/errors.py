@@ -1,0 +1,100 @@
+"""Exceptions become one line and an exit status, here and nowhere else.
+
+| status | meaning |
+|---|---|
+| 0 | done |
+| 1 | something that the command needs is wrong: a file, a disk, memory, the loss |
+| 2 | what was typed is wrong: an option, a config key, a value |
+| 75 | stopped by a signal or by the loss of another process; everything is saved: run the same command again |
+| 130 | interrupted |
+
+Set `CP2_TRACEBACK=1` to see where an error comes from.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+ERROR, USAGE, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
+
+
+class UsageError(Exception):
+    """What was typed cannot be taken; the message says what can."""
+
+
+def guarded(call: Callable[[], None]) -> int:
+    """Call a function and return the exit status; of what it raises, print one message on stderr.
+
+    Exceptions that this package defines, and those of the operating system, are the user's to deal with. Any other is a
+    mistake of ours and keeps its traceback.
+    """
+    try:
+        call()
+        return 0
+    except KeyboardInterrupt:
+        return _end("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `cp2 … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except Exception as error:
+        if os.environ.get("CP2_TRACEBACK"):
+            traceback.print_exc()
+        message, status = explain(error)
+        if message is None:
+            message = traceback.format_exc()
+        return _end(message, status)
+
+
+def explain(error: Exception) -> tuple[str | None, int]:
+    """Return the message for a user and the exit status; the message is None for what only a programmer can mend."""
+    from cp2_jax.options import ConfigError
+
+    name = type(error).__name__
+    if name == "Preempted":
+        return str(error), PREEMPTED
+    if isinstance(error, ConfigError | UsageError):
+        return f"error: {error}", USAGE
+    if type(error).__module__.partition(".")[0] == "cp2_jax":
+        return f"error: {error}", ERROR
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("cp2_jax"):
+        return f"error: {missing(error.name)}", ERROR
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"error: {what}", ERROR
+    if name == "JaxRuntimeError":
+        return _of_the_runtime(error)
+    return None, ERROR
+
+
+def missing(module: str | None) -> str:
+    """Return one line on a module that this Python does not have."""
+    return (
+        f"{sys.executable} has no module {module}: use the Python into which cp2_jax was installed (in a checkout "
+        ".venv/bin/python, which `bash scripts/environment.sh` makes), or `pip install` it"
+    )
+
+
+def _of_the_runtime(error: Exception) -> tuple[str | None, int]:
+    """Explain an error of JAX's runtime or compiler, if it is one that a user can do something about."""
+    from cp2_jax.runs import distributed, out_of_memory
+
+    first = str(error).splitlines()[0][:200] if str(error) else ""
+    if out_of_memory.is_out_of_memory(error):
+        config = getattr(error, "config", None)
+        advice = f"memory is too small ({first}); {out_of_memory.REMEDIES}"
+        return f"error: {out_of_memory.advice(config, error) if config else advice}", ERROR
+    if distributed.several():
+        again = "run again to go on from the last checkpoint"
+        return f"error: another process of this run is gone ({first}); {again}", PREEMPTED
+    return None, ERROR
+
+
+def _end(message: str, status: int) -> int:
+    if "jax" in sys.modules:
+        from cp2_jax.runs import distributed
+
+        if distributed.several():  # an orderly end would wait for the other processes
+            distributed.leave(message.rstrip("\n"), status)
+    print(message.rstrip("\n"), file=sys.stderr, flush=True)
+    return status

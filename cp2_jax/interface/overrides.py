@@ -1,0 +1,152 @@
+"""Values of a config, changed by name: keywords of the Python functions, and what is typed after `--config.`"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cp2_jax.options import ConfigError, flatten
+from cp2_jax.runs.settings import RENAMED
+
+# What other programs call a key, by its last part.
+ALIASES = {
+    "lr": "optimizer.learning_rate",
+    "base_lr": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "optim": "optimizer.name",
+    "lr_schedule": "optimizer.schedule",
+    "scheduler": "optimizer.schedule",
+    "warmup": "optimizer.warmup_steps",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "iterations": "steps",
+    "max_iters": "steps",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "num_workers": "data.workers",
+    "img_size": "image_size",
+    "crop": "data.crop_size",
+    "arch": "model.backbone",
+    "temperature": "loss.temperature_instance",
+    "tau": "loss.temperature_instance",
+    "k": "loss.queue_size",
+    "pretrained": "init.checkpoint",
+    "checkpoint": "init.checkpoint",
+    "classes": "data.classes",
+    "precision": "model.dtype",
+}
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "a text",
+    "tuple": "a tuple, such as (0.2, 1.0)",
+    "list": "a list, such as (0.2, 1.0)",
+    "ConfigDict": "no value itself, but its keys do",
+}
+
+
+def likely(name: str, known: Sequence[str]) -> str | None:
+    """Return the key that somebody who typed `name` most likely means, or None.
+
+    Args:
+      name: such as "lr", "optimizer.lr", "learning_rate".
+      known: the keys of a config, such as "optimizer.learning_rate".
+    """
+    last = name.rpartition(".")[2].replace("-", "_").lower()
+    same = sorted((key for key in known if key.rpartition(".")[2] == last), key=lambda key: key.count("."))
+    if same:
+        return same[0]
+    if ALIASES.get(last) in known:
+        return ALIASES[last]
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+
+
+def check(config: ConfigDict, name: str, prefix: str = "") -> None:
+    """Refuse a key that the config does not have.
+
+    Args:
+      name: such as "optimizer.learning_rate".
+      prefix: what stands before a key where it was typed, such as "--config.".
+
+    Raises:
+      ConfigError: with the key that is probably meant.
+    """
+    known = flatten(config)
+    if name in RENAMED and name not in known:
+        raise ConfigError(f"{prefix}{name} is now {prefix}{RENAMED[name]}")
+    sections = {key[:place.start()] for key in known for place in re.finditer(r"\.", key)}
+    if name in known or name in sections:
+        return
+    meant = likely(name, list(known))
+    hint = f" (did you mean {meant}?)" if meant else f"; `cp2 {config.get('kind', 'pretrain')} --help` lists all keys"
+    raise ConfigError(f"{prefix}{name}: there is no such key{hint}")
+
+
+def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Change values of a config in place.
+
+    Args:
+      config: with the keys to change.
+      changes: by key; sections are mappings or dotted names, and both may be mixed: `{"epochs": 3, "loss": {"alpha": 0.1},
+        "optimizer.learning_rate": 0.01}`.
+
+    Raises:
+      ConfigError: a key that the config does not have, or a value of another type.
+    """
+    for name, value in flatten(changes).items():
+        check(config, name)
+        now = _lookup(config, name)
+        if isinstance(now, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if isinstance(now, str) and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            kind = type(now).__name__
+            raise ConfigError(f"{name}={value!r}: {name} takes {_EXPECTED.get(kind, kind)}") from error
+    expand_user(config)
+
+
+def parse(config: ConfigDict, typed: Sequence[tuple[str, str]]) -> None:
+    """Change values of a config in place to what was typed.
+
+    Args:
+      config: with the keys to change.
+      typed: pairs (key, text), such as ("data.crop_scale", "(0.2, 1.0)").
+
+    Raises:
+      ConfigError: a key that the config does not have, or a text that is no value of its type.
+    """
+    for name, text in typed:
+        check(config, name, "--config.")
+        try:
+            argument = f"--config.{name}={text}"
+            values = flags.FlagValues()
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", argument])
+            values(["", argument])
+        except Exception as error:  # absl's own, and what the conversion raises
+            kind = type(_lookup(config, name)).__name__
+            raise ConfigError(f"--config.{name}={text}: {name} takes {_EXPECTED.get(kind, kind)}") from error
+    expand_user(config)
+
+
+def expand_user(config: ConfigDict) -> None:
+    """Put the home directory in place of a leading `~` in every text of a config: all of them are paths."""
+    for name, value in flatten(config).items():
+        if isinstance(value, str) and value.startswith("~"):
+            config.update_from_flattened_dict({name: os.path.expanduser(value)})
+
+
+def _lookup(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
