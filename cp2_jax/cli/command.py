@@ -68,6 +68,12 @@ def place(made: argparse.ArgumentParser, name: str, help: str, required: bool = 
     made.set_defaults(places=[*(made.get_default("places") or ()), (name, required)])
 
 
+def switch(made: argparse.ArgumentParser, name: str, default: bool, help: str) -> None:
+    """Add an option that is on or off: `--name` and `--no-name` (also `--noname` and `--name=False`, as absl has them)."""
+    on_or_off = "on" if default else "off"
+    made.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=f"{help} ({on_or_off})")
+
+
 def whole(lowest: int) -> Callable[[str], int]:
     """Return the type of an option that is a whole number, at least `lowest`."""
 
@@ -91,9 +97,10 @@ def read(command: Command, program: str, arguments: Sequence[str]) -> argparse.N
       UsageError: an option that there is not, or a value that it does not take; with the nearest option or config key.
       SystemExit: after `--help`.
     """
-    rest, changes = _without_changes(_spelled(arguments))
+    rest, changes = _without_changes(arguments)
     made = parser(prog=program, description=command.text)
     command.options(made)
+    rest = _spelled(rest, made)
     if command.config:
         example = "a path, or a name such as pretrain:vit,fcn" if command.config.startswith("pretrain") else "path or name"
         made.add_argument("--config", metavar="NAME", type=path, help=f"the experiment's settings: {example}")
@@ -108,6 +115,18 @@ def read(command: Command, program: str, arguments: Sequence[str]) -> argparse.N
     _settle_places(found, program)
     found.changes = [(name, _switch(text)) for name, text in changes]
     return found
+
+
+def typed_config(arguments: argparse.Namespace) -> ConfigDict:
+    """Return the config that was typed, changed as typed.
+
+    Raises:
+      UsageError: none was typed.
+      ConfigError: there is no such config or key, or a value does not fit.
+    """
+    if not arguments.config:
+        raise UsageError(f"--config is missing: a path or one of {', '.join(config_files.names())}")
+    return changed(arguments.config, arguments.changes)
 
 
 def changed(name: str, changes: Sequence[tuple[str, str]]) -> ConfigDict:
@@ -136,13 +155,21 @@ def keys(name: str) -> str:
     return "\n".join(lines)
 
 
-def _spelled(arguments: Sequence[str]) -> list[str]:
-    """Return arguments in one spelling: `-flag`, `--some_flag`, `--noflag` and `--flag=True` are known from absl."""
+def _spelled(arguments: Sequence[str], made: argparse.ArgumentParser) -> list[str]:
+    """Return options in one spelling; earlier versions took `-flag`, `--some_flag`, `--noflag` and `--flag=False`."""
+    options = {option for action in made._actions for option in action.option_strings}
+    switches = {option[5:] for option in options if option.startswith("--no-")}
     found = []
     for argument in arguments:
-        match = re.match(r"--?((?:no)?[a-zA-Z][\w-]+)(=.*)?$", argument)
-        if match and not re.match(r"--?config\.", argument):
-            argument = f"--{match[1].replace('_', '-')}{match[2] or ''}"
+        match = re.match(r"--?([a-zA-Z][\w-]+)(=.*)?$", argument, re.DOTALL)
+        if match:
+            name, value = match[1].replace("_", "-"), match[2] or ""
+            if name.removeprefix("no") in switches and name not in switches:
+                name = f"no-{name.removeprefix('no')}"
+            if name in switches and value.lower() in ("=true", "=1", "=false", "=0"):
+                name, value = name if value.lower() in ("=true", "=1") else f"no-{name}", ""
+            known = f"--{name}" in options
+            argument = f"--{name}{value}" if known else argument
         found.append(argument)
     return found
 

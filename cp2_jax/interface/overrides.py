@@ -82,7 +82,7 @@ def check(config: ConfigDict, name: str, prefix: str = "") -> None:
     known = flatten(config)
     if name in RENAMED and name not in known:
         raise ConfigError(f"{prefix}{name} is now {prefix}{RENAMED[name]}")
-    sections = {key[:place.start()] for key in known for place in re.finditer(r"\.", key)}
+    sections = {key[: place.start()] for key in known for place in re.finditer(r"\.", key)}
     if name in known or name in sections:
         return
     meant = likely(name, list(known))

@@ -13,7 +13,7 @@ the file contains is run."""
 
 
 def _options(made):
-    command.place(made, "input", "the checkpoint: a file or a folder")
+    command.place(made, "source", "the checkpoint: a file or a folder")
     command.place(made, "output", "folder to write")
     made.add_argument("--format", metavar="F", help="the source's format, if it is not to be recognised")
     made.add_argument(
@@ -23,7 +23,7 @@ def _options(made):
         "--stage-sizes", metavar="N,N,N,N", type=_numbers, help="allow a ResNet of these numbers of blocks, e.g. 1,1,1,1"
     )
     made.add_argument(
-        "--input-range", choices=["imagenet", "half", "unit"], help="input normalisation, if the format is wrong about it"
+        "--input", choices=["imagenet", "half", "unit"], help="input normalisation, if the format is wrong about it"
     )
 
 
@@ -38,12 +38,12 @@ def _run(arguments):
     from cp2_jax.interface import converting
 
     report = converting.convert(
-        arguments.input,
+        arguments.source,
         arguments.output,
         format=arguments.format,
         heads=arguments.heads,
         stage_sizes=arguments.stage_sizes,
-        input=arguments.input_range,
+        input=arguments.input,
     )
     print(f"{report}\n\nwritten to {arguments.output}")
     print(f"next: cp2 pretrain IMAGES WORKDIR --checkpoint {arguments.output}")

@@ -1,0 +1,43 @@
+"""`cp2 finetune`: train a model further on images with masks."""
+
+from cp2_jax.cli import command, processes
+from cp2_jax.cli.errors import UsageError
+
+TEXT = """\
+Finetune a model for semantic segmentation on images with masks.
+
+  cp2 finetune my_data runs/mine --checkpoint runs/photos
+  cp2 finetune --config finetune_voc --workdir runs/voc \\
+      --config.data.path=/data/VOCdevkit/VOC2012 --checkpoint runs/photos
+
+DATA has images/{train,val}, labels/{train,val} and classes.txt (docs/data.md).
+Without --checkpoint the model starts from scratch. Run again with the same
+WORKDIR, it resumes where it was. Last model: WORKDIR/checkpoints; best:
+WORKDIR/best; scores: WORKDIR/scores.json."""
+
+
+def _options(made):
+    command.place(made, "data", "folder of labelled images (data.path)", required=False)
+    command.place(made, "workdir", "where checkpoints, logs and pictures go")
+    made.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        type=command.path,
+        help="start from this: a run, or somebody's weights (init.checkpoint)",
+    )
+    command.switch(made, "--profile", False, "trace a few steps, print where their time goes, end")
+    processes.add_options(made)
+
+
+def _run(arguments):
+    from cp2_jax.interface import overrides, training
+
+    if not arguments.data and not arguments.config:
+        raise UsageError("say where the data is, `cp2 finetune DATA WORKDIR`, or give a --config")
+    processes.join(arguments)
+    config = training.finetuning_config(arguments.data, arguments.workdir, arguments.checkpoint, config=arguments.config)
+    overrides.parse(config, arguments.changes)
+    training.run_finetuning(config, arguments.workdir, profile=arguments.profile, stall_timeout=arguments.stall_timeout)
+
+
+COMMAND = command.Command(TEXT, _options, _run, config="finetune_folder")

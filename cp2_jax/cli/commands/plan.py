@@ -1,0 +1,65 @@
+"""`cp2 plan`: what a run needs, before it is started."""
+
+import json
+import pathlib
+
+from cp2_jax.cli import command
+
+TEXT = """\
+Say what a run needs before it is started.
+
+  cp2 plan --config pretrain --topology v4-32
+
+Compiles the config's real step for the topology, without having it (for TPUs:
+pip install "cp2_jax[tpu]"), and prints memory, work, communication and bounds
+on time. Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), or
+"local": the devices of this machine."""
+
+
+def _options(made):
+    made.add_argument("--topology", default="local", help="slice, shape of a slice, or local (%(default)s)")
+    made.add_argument(
+        "--images",
+        metavar="N",
+        type=command.whole(1),
+        default=1_281_167,
+        help="images of an epoch (%(default)s: ImageNet's training set)",
+    )
+    made.add_argument(
+        "--efficiencies",
+        metavar="E,E",
+        type=_shares,
+        default=(1.0, 0.5, 0.25),
+        help="shares of the bound's speed to give hours for (1,0.5,0.25)",
+    )
+    made.add_argument("--json", metavar="FILE", type=command.path, help="write the plan to this file as well")
+
+
+def _shares(text):
+    return tuple(float(part) for part in text.split(","))
+
+
+_shares.__name__ = "list of numbers, such as 1,0.5,"
+
+
+def _run(arguments):
+    from cp2_jax import validation
+    from cp2_jax.planning import chips, program, report
+    from cp2_jax.runs import out_of_memory
+
+    config = command.typed_config(arguments)
+    topology = chips.get(arguments.topology)
+    config.data.path = config.data.path or "unread"
+    check = {"pretrain": validation.validate_pretrain, "finetune": validation.validate_finetune}
+    check[config.kind](config, len(topology.devices))
+    compiled = program.compile_step(config, topology, arguments.images)
+    plan = report.plan(config, topology, compiled, arguments.images, list(arguments.efficiencies))
+    print(report.table(compiled, plan))
+    if arguments.json:
+        text = json.dumps({"config": config.to_dict()} | report.as_dict(compiled, plan), indent=1, default=str)
+        pathlib.Path(arguments.json).write_text(text + "\n")
+    if compiled.fits is False:
+        raise chips.PlanError(f"{config.batch_size} images do not fit {arguments.topology}; {out_of_memory.REMEDIES}")
+
+
+COMMAND = command.Command(TEXT, _options, _run, config="pretrain")

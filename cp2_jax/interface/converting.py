@@ -1,0 +1,80 @@
+"""Others' checkpoints, converted when they are met."""
+
+import hashlib
+import os
+import pathlib
+
+import jax
+from jax.experimental import multihost_utils
+
+from cp2_jax.convert.importing import import_checkpoint
+from cp2_jax.runs.checkpoints import CheckpointError, read_variables, write_variables
+
+
+def convert(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    format: str | None = None,
+    heads: int | None = None,
+    stage_sizes: tuple[int, ...] | None = None,
+    input: str | None = None,
+) -> str:
+    """Convert somebody else's checkpoint to one that runs start from; nothing that the file contains is run.
+
+    Example:
+      print(cp2_jax.convert("moco_v2_800ep_pretrain.pth.tar", "converted/moco_v2_800ep"))
+
+    Args:
+      source: a file or folder in one of the formats of docs/checkpoints.md.
+      output: a folder that does not exist, or is empty.
+      format, heads, stage_sizes, input: see `convert.importing.import_checkpoint`.
+
+    Returns:
+      A table: what went where, what was left out and why, what keeps its initial value.
+
+    Raises:
+      CheckpointError: there is something at `output`, or it cannot be written.
+      CheckpointFormatError: the file cannot be read, is of no known format, or lacks a tensor of its network.
+    """
+    source, output = (pathlib.Path(path).expanduser() for path in (source, output))
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"{output} exists: name another output, or remove it")
+    imported = import_checkpoint(source, format=format, heads=heads, stage_sizes=stage_sizes, input=input)
+    write_variables(output, imported.variables, imported.meta)
+    return imported.report
+
+
+def converted(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> str:
+    """Return the path of a checkpoint that runs can start from: `checkpoint` itself, or its conversion into a folder.
+
+    Args:
+      checkpoint: a run, a converted checkpoint, or somebody else's file.
+      folder: where a file is converted to; its conversion of before is taken if it is of the same file.
+
+    Raises:
+      CheckpointError: `folder` holds the conversion of another file.
+      CheckpointFormatError: see `convert`.
+    """
+    checkpoint, folder = (pathlib.Path(path).expanduser() for path in (checkpoint, folder))
+    if not checkpoint.is_file():
+        return str(checkpoint)
+    if jax.process_index() == 0:
+        _convert_once(checkpoint, folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("converted")
+    return str(folder)
+
+
+def _convert_once(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        _, meta = read_variables(folder)
+        with checkpoint.open("rb") as file:
+            if meta.get("sha256") == hashlib.file_digest(file, "sha256").hexdigest():
+                return
+        raise CheckpointError(
+            f"{folder} holds the conversion of {meta.get('file')}: remove it, or use another work directory"
+        )
+    report = convert(checkpoint, folder)
+    (folder / "report.txt").write_text(report + "\n")
+    print(f"converted {checkpoint} into {folder} (report.txt there says what went where)")

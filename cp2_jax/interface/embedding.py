@@ -1,0 +1,155 @@
+"""Features of a folder of images as one file: a table of names and vectors, or of names and dense maps."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from cp2_jax.data.images.decoding import UnreadableImage, decode
+from cp2_jax.data.images.sources import ImageFolder, SourceError
+from cp2_jax.features import FeatureExtractor, load
+from cp2_jax.interface import kinds, processes
+from cp2_jax.options import ConfigError
+from cp2_jax.runs import progress
+
+SUFFIXES = (".npz", ".parquet")
+
+
+def embed(
+    checkpoint: str | os.PathLike,
+    images: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    features: str | None = None,
+    dense: bool = False,
+    size: int = 224,
+    batch: int = 32,
+    dtype: str = "float32",
+) -> pathlib.Path:
+    """Write the features of a folder of images.
+
+    Example:
+      cp2_jax.embed("runs/photos", "photos", "features.npz")
+      table = numpy.load("features.npz")
+      table["names"], table["features"]  # [images], [images, channels]
+
+    Args:
+      checkpoint: a run, one step of it, or a converted checkpoint.
+      images: folder, nested or flat.
+      output: `.npz` with the arrays `names` (relative paths) and `features`, or `.parquet` with the columns `name`,
+        `features` (a list of numbers) and, for dense maps, `height` and `width`. An `.npz` is held in memory as a whole first;
+        Parquet is written batch by batch.
+      features: see `load`.
+      dense: write the whole map of each image, [height, width, channels], instead of its mean over all pixels.
+      size: every image is resized to this many pixels square, without cutting anything off.
+      batch: images that the network sees at once.
+      dtype: of the numbers in the file: "float32" or "float16".
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it has no such features.
+      SourceError: there are no images.
+      ConfigError: another suffix or kind of features, or several maps of each image ("stages").
+    """
+    output = pathlib.Path(output).expanduser()
+    if output.suffix not in SUFFIXES:
+        raise ConfigError(f"{output}: write features to a file that ends in {' or '.join(SUFFIXES)}")
+    if features == "stages":
+        raise ConfigError("features='stages' are several maps of each image; take 'backbone', which is the last of them")
+    if kinds.is_model(images):
+        raise SourceError(f"{images} is {kinds.kind_of(images)}, where a folder of images is wanted")
+    extractor, variables = load(checkpoint, features)
+    source = ImageFolder(images)
+    found = _features(extractor, variables, source, size, batch, dense, np.dtype(dtype))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        count = (_write_npz if output.suffix == ".npz" else _write_parquet)(temporary, found)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"features of {count} images in {processes.relative(output)}")
+    return output
+
+
+def _features(extractor: FeatureExtractor, variables: Mapping, source, size, batch, dense, dtype) -> Iterator[tuple]:
+    """Yield (names, features of shape [images, …]) batch by batch; what cannot be read is left out and named."""
+
+    @jax.jit
+    def compute(variables, images):
+        maps = extractor(variables, images)
+        return maps if dense else maps.mean(axis=(1, 2))
+
+    names, pixels, unreadable = [], [], []
+    for index in progress.track(range(len(source)), "embedding", len(source)):
+        try:
+            image = decode(source[index], source.name(index))
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+        else:
+            names.append(os.path.relpath(source.name(index), source.root))
+            pixels.append(np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR)))
+        if pixels and (len(pixels) == batch or index == len(source) - 1):
+            missing = batch - len(pixels)  # one program for all batches
+            filled = np.stack([*pixels, *[pixels[-1]] * missing])
+            yield names, np.asarray(compute(variables, filled))[: len(pixels)].astype(dtype)
+            names, pixels = [], []
+    if unreadable:
+        print("\n  ".join([f"{len(unreadable)} images left out:", *unreadable[:20]]))
+
+
+def _write_npz(path: pathlib.Path, batches: Iterator[tuple]) -> int:
+    names, features = [], []
+    for some, values in batches:
+        names += some
+        features.append(values)
+    _refuse_nothing(names)
+    with path.open("wb") as file:
+        np.savez(file, names=np.array(names), features=np.concatenate(features))
+    return len(names)
+
+
+def _write_parquet(path: pathlib.Path, batches: Iterator[tuple]) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    writer, count = None, 0
+    try:
+        for names, features in batches:
+            columns = {"name": names, "features": list(features.reshape(len(names), -1))}
+            if features.ndim == 4:
+                columns |= {"height": [features.shape[1]] * len(names), "width": [features.shape[2]] * len(names)}
+            table = pyarrow.table(columns)
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+            count += len(names)
+    finally:
+        if writer is not None:
+            writer.close()
+    _refuse_nothing(count)
+    return count
+
+
+def _refuse_nothing(found: list | int) -> None:
+    if not found:
+        raise SourceError("none of the images could be read, see above")
+
+
+def read(path: str | os.PathLike) -> tuple[list[str], Float[np.ndarray, "images *features"]]:
+    """Return (names, features) of a file that `embed` wrote, of either kind."""
+    if pathlib.Path(path).suffix == ".npz":
+        with np.load(path) as table:
+            return list(table["names"]), table["features"]
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    features = np.stack(table["features"].to_numpy())
+    if "height" in table.column_names:
+        features = features.reshape(len(features), table["height"][0].as_py(), table["width"][0].as_py(), -1)
+    return table["name"].to_pylist(), features

@@ -1,0 +1,42 @@
+"""What a path is: a run, a converted checkpoint, images, labelled data. For messages that say which one was given."""
+
+import json
+import os
+import pathlib
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+
+
+def kind_of(path: str | os.PathLike) -> str:
+    """Return in a few words what a local path is, such as "a pretraining run" or "a folder of images"."""
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        return "a path at which there is nothing"
+    if path.is_file():
+        return "an image" if path.suffix.lower() in _IMAGES else "a file"
+    if (path / "checkpoints").is_dir():
+        return {"pretrain": "a pretraining run", "finetune": "a finetuning run"}.get(_job(path), "a run")
+    if (path / "state").is_dir() or any(child.name.isdecimal() and (child / "state").is_dir() for child in _children(path)):
+        return "a checkpoint"
+    if (path / "images").is_dir() and (path / "labels").is_dir():
+        return "a folder of labelled images"
+    if any(child.suffix.lower() in _IMAGES for child in _children(path)):
+        return "a folder of images"
+    return "a folder"
+
+
+def is_model(path: str | os.PathLike) -> bool:
+    """Say whether a path is a run or a checkpoint of ours."""
+    return kind_of(path).endswith(("run", "checkpoint"))
+
+
+def _children(path: pathlib.Path) -> list[pathlib.Path]:
+    return list(path.iterdir())
+
+
+def _job(path: pathlib.Path) -> str:
+    try:
+        config = json.loads((path / "config.json").read_text())
+        return config.get("kind") or ("pretrain" if "augment" in config else "finetune")
+    except (OSError, ValueError):
+        return ""
