@@ -48,17 +48,17 @@ def guarded(call: Callable[[], None]) -> int:
 
 def explain(error: Exception) -> tuple[str | None, int]:
     """Return the message for a user and the exit status; the message is None for what only a programmer can mend."""
+    name = type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("cp2_jax"):
+        return f"error: {missing(error.name)}", ERROR
     from cp2_jax.options import ConfigError
 
-    name = type(error).__name__
     if name == "Preempted":
         return str(error), PREEMPTED
     if isinstance(error, ConfigError | UsageError):
         return f"error: {error}", USAGE
     if type(error).__module__.partition(".")[0] == "cp2_jax":
         return f"error: {error}", ERROR
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("cp2_jax"):
-        return f"error: {missing(error.name)}", ERROR
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return f"error: {what}", ERROR

@@ -7,6 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import cp2_jax
 from cp2_jax.cli import errors
 
 # Each stands in a module of the same name in `cp2_jax.cli.commands`.
@@ -19,7 +20,7 @@ COMMANDS = {
     "preview": "pictures of what a run will see, or has learned",
     "prepare": "make, check and pack data sets",
     "convert": "read somebody else's checkpoint",
-    "export": "write a model for PyTorch, or as a program that runs without us",
+    "export": "write a model for PyTorch and other programs",
     "plan": "memory and time that a run needs, before it is started",
     "compare": "scores of several runs side by side",
     "reproduce": "the paper's tables, cell by cell",
@@ -47,7 +48,7 @@ def run(name: str, arguments: Sequence[str], program: str) -> int:
         if name in ("-h", "--help", "help"):
             print(_help())
         elif name == "--version":
-            print(_version())
+            print(f"cp2_jax {cp2_jax.__version__}")
         elif name.replace("_", "-") not in COMMANDS:
             raise errors.UsageError(_no_command(name))
         else:
@@ -102,12 +103,6 @@ def _help() -> str:
             "  cp2 predict runs/mine photos predicted",
         ]
     )
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    return f"cp2_jax {metadata.version('cp2_jax')}"
 
 
 def _no_command(name: str) -> str:

@@ -11,7 +11,7 @@ from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables, write_variables
 
 
-def convert(
+def convert_checkpoint(
     source: str | os.PathLike,
     output: str | os.PathLike,
     *,
@@ -23,7 +23,7 @@ def convert(
     """Convert somebody else's checkpoint to one that runs start from; nothing that the file contains is run.
 
     Example:
-      print(cp2_jax.convert("moco_v2_800ep_pretrain.pth.tar", "converted/moco_v2_800ep"))
+      print(cp2_jax.convert_checkpoint("moco_v2_800ep_pretrain.pth.tar", "converted/moco_v2_800ep"))
 
     Args:
       source: a file or folder in one of the formats of docs/checkpoints.md.
@@ -54,7 +54,7 @@ def converted(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> str:
 
     Raises:
       CheckpointError: `folder` holds the conversion of another file.
-      CheckpointFormatError: see `convert`.
+      CheckpointFormatError: see `convert_checkpoint`.
     """
     checkpoint, folder = (pathlib.Path(path).expanduser() for path in (checkpoint, folder))
     if not checkpoint.is_file():
@@ -75,6 +75,6 @@ def _convert_once(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
         raise CheckpointError(
             f"{folder} holds the conversion of {meta.get('file')}: remove it, or use another work directory"
         )
-    report = convert(checkpoint, folder)
+    report = convert_checkpoint(checkpoint, folder)
     (folder / "report.txt").write_text(report + "\n")
     print(f"converted {checkpoint} into {folder} (report.txt there says what went where)")

@@ -41,8 +41,8 @@ def embed(
       checkpoint: a run, one step of it, or a converted checkpoint.
       images: folder, nested or flat.
       output: `.npz` with the arrays `names` (relative paths) and `features`, or `.parquet` with the columns `name`,
-        `features` (a list of numbers) and, for dense maps, `height` and `width`. An `.npz` is held in memory as a whole first;
-        Parquet is written batch by batch.
+        `features` (a list of numbers) and, for dense maps, `height` and `width`. An `.npz` is held in memory as a whole
+        first; Parquet is written batch by batch.
       features: see `load`.
       dense: write the whole map of each image, [height, width, channels], instead of its mean over all pixels.
       size: every image is resized to this many pixels square, without cutting anything off.

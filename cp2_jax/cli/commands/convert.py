@@ -37,7 +37,7 @@ _numbers.__name__ = "list of numbers, such as 3,4,6,3,"
 def _run(arguments):
     from cp2_jax.interface import converting
 
-    report = converting.convert(
+    report = converting.convert_checkpoint(
         arguments.source,
         arguments.output,
         format=arguments.format,

@@ -1,0 +1,68 @@
+"""Exceptions become a line and a status in one place."""
+
+import errno
+
+import jax
+import pytest
+
+from cp2_jax.cli import errors
+from cp2_jax.data.images.decoding import UnreadableImage
+from cp2_jax.data.images.sources import SourceError
+from cp2_jax.options import ConfigError
+from cp2_jax.runs.checkpoints import CheckpointError
+from cp2_jax.runs.loop import NonFiniteLoss, Preempted
+
+
+def end(capsys, error):
+    def call():
+        raise error
+
+    status = errors.guarded(call)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return status, err
+
+
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (ConfigError("seed=-1: no"), 2, "error: seed=-1: no"),
+        (errors.UsageError("--x: no"), 2, "error: --x: no"),
+        (CheckpointError("damaged"), 1, "error: damaged"),
+        (SourceError("no images"), 1, "error: no images"),
+        (NonFiniteLoss("step 7"), 1, "error: step 7"),
+        (UnreadableImage("a.jpg", "empty"), 1, f"error: {UnreadableImage('a.jpg', 'empty')}"),
+        (Preempted("after step 7"), 75, "after step 7"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.EROFS, "Read-only file system", "/runs/a"), 1, "error: /runs/a: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"),
+            1,
+            "error: memory is too small (RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes); try remat=True, "
+            "accumulate=bn_groups, a smaller batch_size, or more devices",
+        ),
+    ],
+)
+def test_a_users_errors_are_one_line(capsys, error, status, line):
+    assert end(capsys, error) == (status, f"{line}\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(capsys):
+    status, err = end(capsys, ZeroDivisionError("a bug"))
+    assert status == 1 and err.startswith("Traceback") and "a bug" in err
+
+
+def test_a_traceback_can_be_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("CP2_TRACEBACK", "1")
+    status, err = end(capsys, ConfigError("no"))
+    assert status == 2 and err.startswith("Traceback") and err.endswith("error: no\n")
+
+
+def test_a_missing_library_is_one_line(capsys):
+    status, err = end(capsys, ModuleNotFoundError("No module named 'libtpu'", name="libtpu"))
+    assert status == 1 and err.count("\n") == 1 and "has no module libtpu" in err
+
+
+def test_what_goes_well_is_0():
+    assert errors.guarded(lambda: None) == 0

@@ -1,0 +1,81 @@
+"""Config values by name: the right key for what people type, and values of the right type."""
+
+import pathlib
+
+import pytest
+
+from cp2_jax import config_files
+from cp2_jax.interface import overrides
+from cp2_jax.options import ConfigError
+
+
+@pytest.fixture
+def config():
+    return config_files.load("pretrain:demo")
+
+
+def test_values_that_are_typed(config):
+    overrides.parse(
+        config,
+        [
+            ("seed", "5"),
+            ("optimizer.learning_rate", "1"),
+            ("data.crop_scale", "(0.2, 1.0)"),
+            ("model.aspp.dilations", "1,2"),
+            ("remat", "true"),
+        ],
+    )
+    assert (config.seed, config.optimizer.learning_rate, config.data.crop_scale) == (5, 1.0, (0.2, 1.0))
+    assert (config.model.aspp.dilations, config.remat) == ((1, 2), True)
+
+
+def test_values_from_python(config):
+    changes = {"epochs": 3, "loss": {"alpha": 1}, "optimizer.learning_rate": 0.5, "data": {"path": pathlib.Path("a/b")}}
+    overrides.update(config, changes | {"data.crop_scale": [0.5, 1.0]})
+    assert (config.epochs, config.loss.alpha, config.optimizer.learning_rate) == (3, 1.0, 0.5)
+    assert (config.data.path, config.data.crop_scale) == ("a/b", (0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lr": 1}, r"^lr: there is no such key \(did you mean optimizer.learning_rate\?\)$"),
+        ({"loss": {"queue": 1}}, r"loss.queue: there is no such key \(did you mean loss.queue_s"),
+        ({"zebra": 1}, "zebra: there is no such key; `cp2 pretrain --help` lists all keys"),
+        ({"seed": "x"}, "seed='x': seed takes a whole number"),
+        ({"seed": 1.5}, "seed=1.5: seed takes a whole number"),
+        ({"loss": 3}, "loss=3: loss takes no value itself, but its keys do"),
+    ],
+)
+def test_what_cannot_be_taken(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        overrides.update(config, changes)
+
+
+@pytest.mark.parametrize(
+    "typed, key",
+    [
+        ("lr", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("momentum", "loss.momentum"),
+        ("num-workers", "data.workers"),
+        ("max_epochs", "epochs"),
+        ("nothing_like_it", None),
+    ],
+)
+def test_the_key_that_is_meant(config, typed, key):
+    assert overrides.likely(typed, list(overrides.flatten(config))) == key
+
+
+def test_every_alias_leads_to_a_key():
+    known = {
+        key.name for name in ("pretrain", "finetune_voc") for key in config_files.keys_with_comments(name)
+    }
+    assert set(overrides.ALIASES.values()) <= known
+
+
+def test_home_directories_are_put_in(config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    overrides.parse(config, [("data.path", "~/pics"), ("init.checkpoint", "~/a~b")])
+    assert (config.data.path, config.init.checkpoint) == ("/home/me/pics", "/home/me/a~b")
