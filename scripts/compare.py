@@ -1,6 +1,6 @@
 """Set scores of several runs side by side: python scripts/compare.py --help; the same as `cp2 compare`."""
 
-import _cli
+import _cp2
 
 if __name__ == "__main__":
-    _cli.run("compare")
+    _cp2.run("compare")

@@ -1,6 +1,6 @@
 """Show what a run will see, or has learned: python scripts/preview.py --help; the same as `cp2 preview`."""
 
-import _cli
+import _cp2
 
 if __name__ == "__main__":
-    _cli.run("preview")
+    _cp2.run("preview")

@@ -7,7 +7,6 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import cp2_jax
 from cp2_jax.cli import errors
 
 # Each stands in a module of the same name in `cp2_jax.cli.commands`.
@@ -48,7 +47,7 @@ def run(name: str, arguments: Sequence[str], program: str) -> int:
         if name in ("-h", "--help", "help"):
             print(_help())
         elif name == "--version":
-            print(f"cp2_jax {cp2_jax.__version__}")
+            print(f"cp2_jax {sys.modules['cp2_jax'].__version__}")
         elif name.replace("_", "-") not in COMMANDS:
             raise errors.UsageError(_no_command(name))
         else:

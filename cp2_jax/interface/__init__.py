@@ -1,5 +1,6 @@
-"""What users call from Python: pretrain, finetune, predict, embed, load. `import cp2_jax` offers them all.
+"""What users call from Python: pretrain, finetune, predict, embed. `import cp2_jax` offers them all.
 
-Each function makes a config, calls one job and says what to do next. The command line calls the same functions. May import
-everything but `cli`; only `cli` imports it.
+Each function makes a config, calls one job and says what to do next; the command line calls the same functions. May import
+`options`, `config_files`, `pictures`, `models`, `runs`, `augment`, `data`, `convert`, `validation`, `pretraining`,
+`segmentation`, `features`, `planning` and `reproduce`.
 """

@@ -62,8 +62,7 @@ def embed(
         raise ConfigError(f"{output}: write features to a file that ends in {' or '.join(SUFFIXES)}")
     if features == "stages":
         raise ConfigError("features='stages' are several maps of each image; take 'backbone', which is the last of them")
-    if kinds.is_model(images):
-        raise SourceError(f"{images} is {kinds.kind_of(images)}, where a folder of images is wanted")
+    kinds.refuse_a_model(images)
     extractor, variables = load(checkpoint, features)
     source = ImageFolder(images)
     found = _features(extractor, variables, source, size, batch, dense, np.dtype(dtype))

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 
+from cp2_jax.data.images.sources import SourceError
+
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
@@ -28,6 +30,16 @@ def kind_of(path: str | os.PathLike) -> str:
 def is_model(path: str | os.PathLike) -> bool:
     """Say whether a path is a run or a checkpoint of ours."""
     return kind_of(path).endswith(("run", "checkpoint"))
+
+
+def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of images") -> None:
+    """Refuse a run or a checkpoint where images are wanted.
+
+    Raises:
+      SourceError: saying which it is.
+    """
+    if path and is_model(path):
+        raise SourceError(f"{path} is {kind_of(path)}, where {wanted} is wanted")
 
 
 def _children(path: pathlib.Path) -> list[pathlib.Path]:

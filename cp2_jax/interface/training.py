@@ -9,7 +9,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cp2_jax import config_files
-from cp2_jax.data.images.sources import SourceError
 from cp2_jax.interface import converting, kinds, overrides, processes
 from cp2_jax.options import ConfigError
 from cp2_jax.runs.checkpoints import read_variables
@@ -119,8 +118,7 @@ def pretraining_config(images, out, checkpoint=None, model=None, config=None) ->
       ConfigError, CheckpointError, CheckpointFormatError: see `pretrain`.
       SourceError: `images` is something else.
     """
-    if images and kinds.is_model(images):
-        raise SourceError(f"{images} is {kinds.kind_of(images)}, where a folder of images is wanted")
+    kinds.refuse_a_model(images)
     settings = _base(config, "quick_tune" if checkpoint else "pretrain", model)
     if checkpoint:
         settings.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))
@@ -135,8 +133,7 @@ def finetuning_config(data, out, checkpoint=None, model=None, config=None) -> Co
       ConfigError, CheckpointError, CheckpointFormatError: see `finetune`.
       SourceError: `data` is something else.
     """
-    if data and kinds.is_model(data):
-        raise SourceError(f"{data} is {kinds.kind_of(data)}, where a folder of labelled images is wanted")
+    kinds.refuse_a_model(data, "a folder of labelled images")
     settings = _base(config, "finetune_folder", model)
     if checkpoint:
         settings.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))

@@ -1,10 +1,12 @@
 """The command line: what is typed becomes one call, and what is typed wrongly one line that says what is right."""
 
+import functools
 import re
 import subprocess
 import sys
 
 import pytest
+from helpers import command_line
 from helpers.paths import ROOT
 
 from cp2_jax.cli import command, main
@@ -12,16 +14,7 @@ from cp2_jax.cli import command, main
 
 @pytest.fixture
 def cp2(capsys):
-    """Run `cp2 …` in this process; return (status, output, errors)."""
-
-    def run(name, *arguments):
-        try:
-            status = main.run(name, [str(argument) for argument in arguments], f"cp2 {name}")
-        except SystemExit as left:  # --help
-            status = left.code
-        return status, *capsys.readouterr()
-
-    return run
+    return functools.partial(command_line.cp2, capsys)
 
 
 def test_the_list_of_commands(cp2):
@@ -81,7 +74,12 @@ WRONG = {
     ("study", "a"): "--config is missing: a path or one of finetune_ade20k",
     ("convert", "a", "b", "--config.seed=1"): "cp2 convert takes no --config.seed: it has no config",
     ("convert", "a"): "OUTPUT is missing",
-    ("convert", "a", "b", "--stage-sizes=a"): "argument --stage-sizes: invalid list of numbers, such as 3,4,6,3, value: 'a'",
+    (
+        "convert",
+        "a",
+        "b",
+        "--stage-sizes=a",
+    ): "argument --stage-sizes: invalid list of numbers, such as 3,4,6,3",
     ("export", "a", "b", "--layout=onx"): "argument --layout: invalid choice: 'onx'",
     ("compare", "runs/a"): "runs/a: give a name and a run, such as CP2=runs/a",
     ("prepare", "voc"): "the following arguments are required: --input",
@@ -145,11 +143,13 @@ def test_changes_of_the_config():
 
 def test_without_the_package_or_a_library_there_is_one_line(tmp_path):
     """The wrong Python: no traceback, but which one to take."""
-    bare = [sys.executable, "-S", "-E", str(ROOT / "scripts" / "pretrain.py"), "--help"]
+    bare = [sys.executable, "-S", "-E", str(ROOT / "scripts" / "plan.py"), "--help"]
     done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert re.match(r"error: .*python.* has no module cp2_jax: use \.venv/bin/python", done.stderr)
-    bare = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cp2_jax.cli import main; sys.argv[1:] = ['plan']; main.main()"
+    bare = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cp2_jax.cli import main; sys.argv[1:] = ['plan']; main.main()"
+    )
     done = subprocess.run([sys.executable, "-S", "-E", "-c", bare], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert re.match(r"error: .*python.* has no module absl: use the Python into which cp2_jax was installed", done.stderr)

@@ -69,9 +69,7 @@ def test_the_key_that_is_meant(config, typed, key):
 
 
 def test_every_alias_leads_to_a_key():
-    known = {
-        key.name for name in ("pretrain", "finetune_voc") for key in config_files.keys_with_comments(name)
-    }
+    known = {key.name for name in ("pretrain", "finetune_voc") for key in config_files.keys_with_comments(name)}
     assert set(overrides.ALIASES.values()) <= known
 
 

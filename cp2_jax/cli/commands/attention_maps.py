@@ -47,8 +47,7 @@ def _run(arguments):
 
     is_folder = arguments.source == "folder"
     source = sources.ImageFolder(arguments.images) if is_folder else sources.TfdsSource(arguments.images, arguments.split)
-    model, variables, mean, std = attention_maps.vit_of(*checkpoints.read_variables(arguments.checkpoint))
-    attend = attention_maps.make_attend(model, variables, mean, std)
+    attend = attention_maps.attention_of(*checkpoints.read_variables(arguments.checkpoint))
     maps = attention_maps.make_maps(source, attend, arguments.side, arguments.batch)
     features = {"image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg")}
     settings = f"{attention_maps.fingerprint(source)}, side {arguments.side}, {arguments.checkpoint}"

@@ -18,8 +18,16 @@ def _options(made):
     command.place(made, "images", "folder of images, nested or flat")
     command.place(made, "output", "folder for the pictures")
     made.add_argument("--checkpoint", metavar="WORKDIR", type=command.path, help="work directory of a pretraining")
-    made.add_argument("--point", metavar="Y,X", help="pixel of the query image; default: its middle")
+    made.add_argument("--point", metavar="Y,X", type=_point, help="pixel of the query image; default: its middle")
     made.add_argument("--count", metavar="N", type=command.whole(1), default=4, help="how many samples (%(default)s)")
+
+
+def _point(text):
+    try:
+        y, x = map(int, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--point={text}: give two whole numbers, such as 100,80") from error
+    return y, x
 
 
 def _run(arguments):
@@ -34,12 +42,15 @@ def _run(arguments):
     from cp2_jax.augment import compose, masks
     from cp2_jax.data.images.sources import ImageFolder
     from cp2_jax.data.images.stream import pretrain_dataset
+    from cp2_jax.interface import kinds
     from cp2_jax.models import segmenter
     from cp2_jax.models.inputs import denormalize
-    from cp2_jax.runs import checkpoints, rngs, writers
+    from cp2_jax.runs import checkpoints, rngs, settings, writers
 
     output = pathlib.Path(arguments.output)
+    kinds.refuse_a_model(arguments.images)
     config = command.changed(arguments.config or COMMAND.config, arguments.changes)
+    settings.check_kind(config, "pretrain")
     if arguments.checkpoint:
         variables, meta = checkpoints.read_variables(arguments.checkpoint)
         if meta.get("kind") != "pretrain":
@@ -65,7 +76,7 @@ def _run(arguments):
     features = jax.jit(lambda images: model.apply(variables, images, train=False))
     found = [np.asarray(features(images)) for images in (pair.image_query, pair.image_key)]
     try:
-        y, x = map(int, arguments.point.split(",") if arguments.point else (size // 2, size // 2))
+        y, x = arguments.point or (size // 2, size // 2)
         rows = [pictures.dense_similarity(*sample, (y, x)) for sample in zip(query, key, *found, strict=True)]
     except ValueError as error:
         raise UsageError(f"--point: {error}") from error
