@@ -22,12 +22,12 @@ from cp2_jax.data.images.sources import SourceError  # noqa: E402
 from cp2_jax.options import ConfigError  # noqa: E402
 from cp2_jax.planning.chips import PlanError  # noqa: E402
 from cp2_jax.reproduce.chain import StageError  # noqa: E402
-from cp2_jax.runs import distributed, out_of_memory  # noqa: E402
+from cp2_jax.runs import distributed, out_of_memory, session  # noqa: E402
 from cp2_jax.runs.checkpoints import CheckpointError  # noqa: E402
 from cp2_jax.runs.loop import NonFiniteLoss, Preempted  # noqa: E402
 from cp2_jax.runs.settings import check_override  # noqa: E402
 
-PREEMPTED = 75  # EX_TEMPFAIL: "try again", which launchers do
+PREEMPTED = session.TRY_AGAIN
 _USER_ERRORS = (
     ConfigError, CheckpointError, UnreadableImage, SourceError, NonFiniteLoss, PlanError, distributed.DisagreementError,
     StageError,
@@ -122,7 +122,7 @@ def _lookup(config, name):
 
 
 def join_processes() -> None:
-    """Find the other processes of the run, if any, and stop if they were started with another config or other code.
+    """Find the other processes of the run, if any.
 
     Only process 0 prints from then on; errors come from all.
     """
@@ -132,7 +132,6 @@ def join_processes() -> None:
     distributed.initialize(
         options.coordinator, options.num_processes, options.process_id, heartbeat_timeout=options.heartbeat_timeout
     )
-    distributed.agree(distributed.facts(options.config, {"--workdir": options.workdir}))
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")
         logging.set_verbosity(logging.ERROR)
@@ -140,7 +139,7 @@ def join_processes() -> None:
 
 def watchdog() -> distributed.Watchdog:
     """Return the hook that stops a run of several processes when one hangs."""
-    return distributed.Watchdog(flags.FLAGS.stall_timeout if jax.process_count() > 1 else 0, PREEMPTED)
+    return session.watchdog(flags.FLAGS.stall_timeout)
 
 
 def _runtime_error(error: jax.errors.JaxRuntimeError):

@@ -15,7 +15,7 @@ _cli.flags.DEFINE_string("predictions", None, "Folder for the predicted class ma
 import jax  # noqa: E402
 
 from cp2_jax.data.labelled import classes  # noqa: E402
-from cp2_jax.runs import mesh  # noqa: E402
+from cp2_jax.runs import distributed, mesh  # noqa: E402
 from cp2_jax.runs.checkpoints import read_variables  # noqa: E402
 from cp2_jax.segmentation import evaluation  # noqa: E402
 
@@ -24,6 +24,7 @@ def main(_):
     config, flags = FLAGS.value, _cli.flags.FLAGS
     workdir = pathlib.Path(flags.workdir).absolute()
     source = flags.checkpoint or workdir
+    distributed.agree(distributed.facts(config, {"--workdir": workdir}))
     classes.resolve(config)
     evaluator = evaluation.Evaluator(config, mesh.make_mesh())
     variables, meta = read_variables(source)

@@ -36,6 +36,23 @@ def start(config: ConfigDict, initial: Mapping) -> tuple[dict, str]:
     return variables, "\n".join([f"{path}:", table, *(f"mind: {note}" for note in notes)])
 
 
+def origin(config: ConfigDict, initial: Mapping) -> str:
+    """Return one line on where the parts of a run's model come from, for a `start` that went well.
+
+    Args:
+      config, initial: as of `start`.
+    """
+    wanted = _wanted(config.init.head, config.init.get("projection", "random"))
+    loaded = [part for part in initial["params"] if part in wanted]
+    fresh = [part for part in initial["params"] if part not in wanted]
+    return f"{', '.join(loaded)} from {config.init.checkpoint}" + (f"; {', '.join(fresh)} at random" if fresh else "")
+
+
+def _wanted(head: str, projection: str) -> set[str]:
+    origins = {"backbone": "checkpoint", "head": head, "projection": projection}
+    return {part for part, origin in origins.items() if origin == "checkpoint"}
+
+
 def merge(initial: Mapping, loaded: Mapping, head: str, projection: str = "random") -> tuple[dict, str]:
     """Put a checkpoint's backbone, and its head and projection if wanted, in place of the initial ones.
 
@@ -52,8 +69,7 @@ def merge(initial: Mapping, loaded: Mapping, head: str, projection: str = "rando
     Raises:
       InitError: if a wanted part is not in the checkpoint, in part or whole, or has other shapes.
     """
-    origins = {"backbone": "checkpoint", "head": head, "projection": projection}
-    wanted = {part for part, origin in origins.items() if origin == "checkpoint"}
+    wanted = _wanted(head, projection)
     ours, theirs = _by_part(initial), _by_part(loaded)
     problems, merged, rows = [], {}, []
     for part, leaves in ours.items():

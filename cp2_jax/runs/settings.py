@@ -94,6 +94,13 @@ def total_steps(config: ConfigDict, num_images: int) -> int:
     return config.steps or max(1, int(config.epochs * steps_per_epoch(num_images, config.batch_size)))
 
 
+def describe_model(config: ConfigDict) -> str:
+    """Return the model in a few words, such as "resnet-50, aspp"."""
+    backbone = config.model.get(config.model.backbone, {})
+    size = backbone.get("depth", "") if config.model.backbone == "resnet" else backbone.get("width", "")
+    return f"{config.model.backbone}-{size}, {config.model.head}"
+
+
 def as_plain(config: ConfigDict) -> dict:
     """Return the config as plain JSON values."""
     return json.loads(config.to_json())

@@ -33,6 +33,9 @@ class Writer:
         dropped, so that after a resumption the file is as an unbroken run would have written it.
       title: what the progress bar says.
 
+    Attributes:
+      last: the last value of each metric so far.
+
     A progress bar on a terminal, plain lines otherwise. Use as a context manager, or call `close`.
     """
 
@@ -44,11 +47,13 @@ class Writer:
         self._start, self._marks = (time.monotonic(), start_step), collections.deque(maxlen=10)
         self._first = jax.process_index() == 0
         self._bar, self._latest = None, {}
+        self.last: dict[str, float] = {}
         if not self._first:
             return
         self.pictures.mkdir(parents=True, exist_ok=True)
         path = self.workdir / "metrics.jsonl"
-        _truncate(path, start_step)
+        for line in _truncate(path, start_step):
+            self.last |= line
         self._lines = path.open("a")
         purge_step = start_step + 1 if start_step else None
         self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge_step, flush_secs=10)
@@ -82,9 +87,10 @@ class Writer:
         """
         if not self._marks or step > self._marks[-1][1]:
             self._marks.append((time.monotonic(), step))
+        plain = {name: np.asarray(value).item() for name, value in values.items()}
+        self.last |= plain | {"step": step}
         if not self._first:
             return
-        plain = {name: np.asarray(value).item() for name, value in values.items()}
         as_json = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         self._lines.write(json.dumps({"step": step} | as_json, allow_nan=False) + "\n")
         self._lines.flush()
@@ -163,10 +169,12 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
     return lines
 
 
-def _truncate(path: pathlib.Path, start_step: int) -> None:
+def _truncate(path: pathlib.Path, start_step: int) -> list[dict]:
+    """Drop the lines beyond a step; return the others."""
     if not path.exists():
-        return
+        return []
     kept = [line for line in read_metrics(path) if line["step"] <= start_step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)
+    return kept

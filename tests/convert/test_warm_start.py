@@ -204,9 +204,11 @@ def test_one_command_from_a_converted_file_to_a_finished_run(tmp_path, converted
         return done.stdout
 
     out = run(1)
-    assert f"{tmp_path / 'moco'}:\npart " in out and "backbone     loaded" in out and "finished 1 steps" in out
+    assert f"backbone from {tmp_path / 'moco'}; head, projection at random" in out and "finished 1 steps" in out
+    overview = (tmp_path / "run" / "overview.txt").read_text()
+    assert f"{tmp_path / 'moco'}:\npart " in overview and "backbone     loaded" in overview
     shutil.rmtree(tmp_path / "moco")
     out = run(2)
-    assert "resuming after step 1" in out and "loaded" not in out and "finished 2 steps" in out
+    assert "resuming after step 1" in out and "moco" not in out and "finished 2 steps" in out
     _, meta = checkpoints.read(tmp_path / "run")
     assert meta["config"]["loss"] | {"dense_axis": "query", "queue_start": "random"} == meta["config"]["loss"]

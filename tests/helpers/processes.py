@@ -22,7 +22,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from cp2_jax.runs import loop, mesh  # noqa: E402
+from cp2_jax.runs import distributed, loop, mesh  # noqa: E402
 from cp2_jax.runs.checkpoints import Checkpoints  # noqa: E402
 from cp2_jax.runs.writers import Writer  # noqa: E402
 from helpers import toy  # noqa: E402
@@ -30,6 +30,7 @@ from helpers import toy  # noqa: E402
 
 def main(_):
     flags = _cli.flags.FLAGS
+    distributed.agree(distributed.facts(FLAGS.value, {"--workdir": flags.workdir}))
     device_mesh = mesh.make_mesh()
 
     @jax.jit

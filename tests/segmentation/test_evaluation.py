@@ -328,7 +328,7 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
     message = script("finetune", *run, loading, "--workdir", tmp_path / "x", status=2)
     assert "head: not in the checkpoint" in message and "Traceback" not in message
     out = script("finetune", *run, loading, "--config.init.head=random", "--workdir", whole)
-    assert "backbone     loaded" in out and "head         initial" in out
+    assert f"backbone from {tmp_path / 'converted'}; " in out and " at random" in out
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "miou" in line] == [2, 4]

@@ -1,0 +1,103 @@
+"""Pretraining as a function: images, a model and the CP2 step, trained in a work directory."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cp2_jax import validation
+from cp2_jax.convert import warm_start
+from cp2_jax.data.images.sources import open_held_out, open_source
+from cp2_jax.data.images.stream import Batches, pretrain_dataset
+from cp2_jax.pretraining import attention_maps, hooks, step
+from cp2_jax.runs import distributed, mesh, session
+from cp2_jax.runs.writers import Writer
+
+
+def train(
+    config: ConfigDict, workdir: str | pathlib.Path, *, profile: bool = False, stall_timeout: float = 0.0
+) -> session.Result:
+    """Pretrain a segmentation model with CP2 (the paper's section 3), or go on where the work directory stands.
+
+    Args:
+      config: a pretraining config (see `configs/`); it is not changed.
+      workdir, profile, stall_timeout: see `session.run`.
+
+    Returns:
+      The number of finished steps, the work directory and the last metrics.
+
+    Raises:
+      ConfigError: an impossible config, another job's config, or a work directory that holds another run.
+      SourceError: the images cannot be opened.
+      CheckpointError, NonFiniteLoss, Preempted, DisagreementError: see `session.run`.
+
+    Example:
+      >>> config = configs.pretrain_r50_aspp.get_config()
+      >>> config.data.path = "photos"
+      >>> train(config, "runs/photos").metrics["loss"]
+    """
+    config = config.copy_and_resolve_references()
+    validation.validate_pretrain(config, jax.device_count())
+    distributed.agree(distributed.facts(config, {"--workdir": workdir}))
+    source, device_mesh = open_source(config.data), mesh.make_mesh()
+    read = _reader(config)
+    read_training = functools.partial(read, source, attention=attention_maps.open_maps(config, source))
+    job = session.Job(
+        config=config,
+        place=config.data.path,
+        num_images=len(source),
+        device_mesh=device_mesh,
+        make_step=lambda total, per_epoch: step.make_step(config, total, per_epoch, device_mesh),
+        first=lambda: _first(config),
+        batches=lambda start: _batches(config, read_training, source, device_mesh, start),
+        hooks=lambda writer, total, meta: _watchers(config, read, read_training, writer, device_mesh),
+        extra_metrics=lambda batches: {"unreadable_images": batches.unreadable_count},
+    )
+    return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
+
+
+def _reader(config: ConfigDict) -> Callable:
+    """Return `pretrain_dataset` with what all its uses in a run have in common."""
+    return functools.partial(
+        pretrain_dataset,
+        image_size=config.image_size,
+        seed=config.seed,
+        crop_scale=config.data.crop_scale,
+        backgrounds=config.data.backgrounds,
+    )
+
+
+def _batches(config: ConfigDict, read_training: Callable, source, device_mesh: Mesh, start: int) -> Batches:
+    """Return the placed batches of this process from batch number `start` on."""
+    dataset = read_training(
+        batch_size=config.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+    return Batches(dataset, source, functools.partial(mesh.place_batch, device_mesh), ahead=config.data.prefetch)
+
+
+def _watchers(
+    config: ConfigDict, read: Callable, read_training: Callable, writer: Writer, device_mesh: Mesh
+) -> Iterator[session.Hook]:
+    """Yield the hooks that draw pictures and probe the features, as far as the config asks for them."""
+    if config.picture_every:
+        few = next(iter(read_training(batch_size=4)))
+        yield hooks.pretrain_pictures(config, few, writer, device_mesh)
+    if config.probe_every:
+        held_out = next(iter(read(open_held_out(config.data), batch_size=config.probe_images, prefetch=1)))
+        yield hooks.pretrain_probes(config, held_out, writer, device_mesh)
+
+
+def _first(config: ConfigDict) -> session.First:
+    """Return the weights before the first step: random ones, or those of `config.init.checkpoint`."""
+    if not config.init.checkpoint:
+        return session.First()
+    initial = jax.jit(lambda: step.init_variables(config))()
+    variables, table = warm_start.start(config, initial)
+    return session.First(variables, warm_start.origin(config, initial), table)

@@ -1,0 +1,180 @@
+"""One run from start to end, for any task: agreement, saved config, first weights, resumption, overview, loop, closing.
+
+Training a task is to describe it as a `Job` and to call `run`. The jobs are `pretraining.run.train` and
+`segmentation.run.train`. Errors are exceptions; only the command line turns them into lines and exit codes.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cp2_jax.runs import distributed, loop, profiling, settings
+from cp2_jax.runs.checkpoints import Checkpoints
+from cp2_jax.runs.writers import Writer
+
+TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that was stopped and can be resumed; launchers start it again
+
+Hook = Callable[[int, Any], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class First:
+    """The weights before the first step.
+
+    Attributes:
+      variables: {'params', 'batch_stats'}, or None for the step's own random ones.
+      origin: one line on what was loaded and what starts at random.
+      details: a table of the same, for `overview.txt`.
+      resumed: whether they are a checkpoint's of this very run.
+    """
+
+    variables: Any = None
+    origin: str = "from scratch"
+    details: str = ""
+    resumed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a task gives to `run`.
+
+    Attributes:
+      config: validated; `kind`, the lengths of the run and the intervals between its actions are read here.
+      place: where the images come from, for the screen.
+      num_images: length of an epoch.
+      device_mesh: of all devices.
+      make_step: `(total_steps, steps_per_epoch) -> (initial_state, step)`: `initial_state(variables)` gives the placed
+        state and `step(state, batch)` gives (state, metrics).
+      first: called when the run has no checkpoint yet.
+      batches: `(first step) -> iterator` of placed batches, with a method `close`.
+      hooks: `(writer, total_steps, meta) -> hooks` that `loop.fit` calls after each step.
+      extra_metrics: `(batches) -> values` for each line of the log.
+    """
+
+    config: ConfigDict
+    place: str
+    num_images: int
+    device_mesh: Mesh
+    make_step: Callable[[int, int], tuple[Callable, Callable]]
+    first: Callable[[], First]
+    batches: Callable[[int], Iterator]
+    hooks: Callable[[Writer, int, dict], Iterable[Hook]]
+    extra_metrics: Callable[[Iterator], dict[str, float]] = lambda batches: {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+      steps: number of finished steps, of this call and those before.
+      workdir: where checkpoints, metrics and pictures are.
+      metrics: the last value of each metric by name, as in `metrics.jsonl`.
+    """
+
+    steps: int
+    workdir: pathlib.Path
+    metrics: dict[str, float]
+
+
+def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_timeout: float = 0.0) -> Result:
+    """Train a job in its work directory; go on from its newest checkpoint if it has one.
+
+    Args:
+      workdir: made if absent. Gets `config.json`, `overview.txt`, `checkpoints`, `metrics.jsonl` and pictures.
+      profile: trace a few steps into `workdir/profile`, print where their time goes, and end.
+      stall_timeout: seconds without a finished step after which a run of several processes stops (status `TRY_AGAIN`);
+        0: never.
+
+    Raises:
+      ConfigError: the work directory holds a run with another config.
+      CheckpointError: a checkpoint is damaged or of another model, or cannot be written.
+      NonFiniteLoss, Preempted: see `loop.fit`.
+      DisagreementError: the processes of the run see different images.
+    """
+    config, workdir = job.config, pathlib.Path(workdir).absolute()
+    distributed.agree({"number of images": str(job.num_images)})
+    steps_per_epoch = settings.steps_per_epoch(job.num_images, config.batch_size)
+    total_steps = settings.total_steps(config, job.num_images)
+    initial_state, step = job.make_step(total_steps, steps_per_epoch)
+    settings.save_config(workdir, config)
+    meta = {"kind": config.kind, "config": settings.as_plain(config)}
+    with contextlib.ExitStack() as closing:
+        checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep)))
+        state, first = _start(job, initial_state, checkpoints)
+        length = f"{total_steps} steps, {steps_per_epoch} an epoch"
+        _overview(job, state, first, workdir, length)
+        start = int(state.step)
+        batches = closing.enter_context(contextlib.closing(job.batches(start)))
+        if profile:
+            _say(profiling.profile(step, state, batches, workdir / "profile"))
+            return Result(start, workdir, {})
+        title = {"pretrain": "pretraining", "finetune": "finetuning"}.get(config.kind, config.kind)
+        with Writer(workdir, total_steps, start, title=title) as writer:
+            state = loop.fit(
+                step,
+                state,
+                batches,
+                total_steps=total_steps,
+                writer=writer,
+                checkpoints=checkpoints,
+                meta=meta,
+                save_every=config.save_every,
+                log_every=config.log_every,
+                samples_per_step=config.batch_size,
+                extra_metrics=lambda: job.extra_metrics(batches),
+                on_step=[watchdog(stall_timeout), *job.hooks(writer, total_steps, meta)],
+            )
+            writer.curves()
+    return Result(int(state.step), workdir, dict(writer.last))
+
+
+def watchdog(seconds: float) -> distributed.Watchdog:
+    """Return the hook that stops a run of several processes when no step ends for some seconds (0: never)."""
+    return distributed.Watchdog(seconds if jax.process_count() > 1 else 0, TRY_AGAIN)
+
+
+def _start(job: Job, initial_state: Callable, checkpoints: Checkpoints) -> tuple[Any, First]:
+    """Return the state to begin with: that of the newest checkpoint, or that of the first weights."""
+    if checkpoints.latest_step() is None:
+        first = job.first()
+        return initial_state(first.variables), first
+    state, _ = checkpoints.restore(initial_state(None))
+    return state, First(origin=f"resuming after step {int(state.step)}", resumed=True)
+
+
+def _overview(job: Job, state: Any, first: First, workdir: pathlib.Path, length: str) -> None:
+    """Say in a few lines what is about to run; write the parameters and the config into `overview.txt`."""
+    if jax.process_index():
+        return
+    config, count = job.config, sum(x.size for x in jax.tree.leaves(state.params))
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    lines = [
+        f"images   {job.num_images:,d} in {job.place}",
+        f"model    {settings.describe_model(config)}, {count:,d} parameters",
+        f"devices  {devices}{processes}",
+        f"steps    {length}, batch {config.batch_size}",
+        f"weights  {first.origin}",
+        f"output   {workdir} (overview.txt: parameters and config)",
+    ]
+    _say("\n".join(lines))
+    if first.resumed:  # the table of what was loaded stays
+        with (workdir / "overview.txt").open("a") as file:
+            file.write("\n" + "\n".join(lines) + "\n")
+        return
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    parts = ["\n".join(lines), first.details, table, str(config)]
+    (workdir / "overview.txt").write_text("\n\n".join(part for part in parts if part) + "\n")
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
