@@ -183,7 +183,7 @@ def test_pixels_lost_on_the_way_to_the_devices_are_an_error(tmp_path, monkeypatc
     monkeypatch.setattr(mesh, "place_batch", swapped)
     config = permuted.small_config(tmp_path)
     with pytest.raises(SegmentationError, match=r"holds \d+ pixels of image \d+, of which \d+ are labelled"):
-        permuted.evaluate(tmp_path, tmp_path / "out", mesh.make_mesh(jax.devices()[:1]), permuted.learned(config))
+        permuted.evaluate(tmp_path, tmp_path / "out", mesh.make_mesh(jax.devices()[:1]), permuted.variables_of(config))
 
 
 if __name__ == "__main__":
