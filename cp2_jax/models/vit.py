@@ -306,6 +306,9 @@ def _patch(options: ViTOptions) -> int:
     return options.patch
 
 
+# Of pretraining and finetuning alike (section 4.1).
+_ADAMW = {"name": "adamw", "learning_rate": 5e-5}
+
 BACKBONE = Backbone(
     options=ViTOptions,
     build=_build,
@@ -318,8 +321,7 @@ BACKBONE = Backbone(
     describe=describe,
     reads_image="patch_embed/kernel",
     class_attention=class_attention,
-    # Section 4.1.
-    pretrain_optimizer={"name": "adamw", "learning_rate": 5e-5, "weight_decay": 0.01},
-    finetune_optimizer={"name": "adamw", "learning_rate": 5e-5, "min_learning_rate": 0.0},
+    pretrain_optimizer=_ADAMW | {"weight_decay": 0.01},
+    finetune_optimizer=_ADAMW | {"min_learning_rate": 0.0},
     random_head_decay=0.01,
 )
