@@ -119,7 +119,7 @@ def worker(arguments, task):
     whole = lambda tree: multihost_utils.process_allgather(tree, tiled=True)  # noqa: E731
     dataset = pretrain_dataset(
         ImageFolder(task["images"]), batch_size=config.batch_size, image_size=config.image_size, seed=config.seed,
-        start_step=int(state.step), rows=mesh.local_rows(device_mesh, config.batch_size), threads=1,
+        start_step=int(state.step), process_index=jax.process_index(), process_count=jax.process_count(), threads=1,
     )  # fmt: skip
     seen = []
     for number in range(int(state.step), arguments.steps):

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from cp2_jax.options import ConfigError, flatten, nearest
+from cp2_jax.options import ConfigError, flatten
 
 # What may change between a run and its resumption: how it is watched, fed and kept, and how long it lasts.
 _HARMLESS = (
@@ -65,23 +65,6 @@ def check_kind(config: ConfigDict, kind: str) -> None:
     if found != kind:
         what = f"a config of {known[found]}" if found in known else f"kind={found}"
         raise ConfigError(f"this is {what}, where one of {known[kind]} is needed (configs/{kind}_*.py)")
-
-
-def check_override(config: ConfigDict, name: str) -> None:
-    """Refuse an override of a key that the config does not have.
-
-    Args:
-      name: as typed, such as "optimizer.learning_rate".
-
-    Raises:
-      ConfigError: with the nearest key.
-    """
-    known = flatten(config)
-    if name in RENAMED and name not in known:
-        raise ConfigError(f"--config.{name} is now --config.{RENAMED[name]}")
-    sections = {key.rpartition(".")[0] for key in known}
-    if name not in known and name not in sections:
-        raise ConfigError(f"--config.{name}: there is no such key{nearest(name, known)}")
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

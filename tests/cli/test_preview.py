@@ -85,7 +85,7 @@ def test_a_trained_model(preview, images, workdir, tmp_path):
         (["--count=0"], 2, "argument --count: 0 is below 1"),
         (["--count=many"], 2, "argument --count: invalid whole number value: 'many'"),
         (["--output", "{images}/0.png"], 1, ".*/0.png: File exists"),
-        (["--images", "{images}/nowhere"], 1, "no such folder of images"),
+        (["--images", "{images}/nowhere"], 1, "folder of images .*nowhere does not exist"),
         (["--images", "{workdir}"], 1, ".* is a run, where a folder of images is wanted"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One process of a run, for test_distributed: scripts/_cli.py around a toy task, which is told how to misbehave.
+"""One process of a run, for test_distributed: the command line around a toy task, which is told how to misbehave.
 
 python tests/helpers/processes.py --workdir DIR --config FILE --coordinator … --num_processes N --process_id I --act WHAT
 """
@@ -9,28 +9,27 @@ import signal
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+import jax
+import jax.numpy as jnp
+import numpy as np
+import toy
 
-import _cli  # noqa: E402
-
-FLAGS = _cli.define_config_flags()
-_cli.flags.DEFINE_string("act", "", "kill, freeze, sleep, raise: what process 1 does in step 5.")
-_cli.flags.DEFINE_integer("steps", 200, "Length of the run.")
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from cp2_jax.runs import distributed, loop, mesh  # noqa: E402
-from cp2_jax.runs.checkpoints import Checkpoints  # noqa: E402
-from cp2_jax.runs.writers import Writer  # noqa: E402
-from helpers import toy  # noqa: E402
+from cp2_jax.cli import command, errors, main, processes
+from cp2_jax.runs import distributed, loop, mesh, session
+from cp2_jax.runs.checkpoints import Checkpoints
+from cp2_jax.runs.writers import Writer
 
 
-def main(_):
-    flags = _cli.flags.FLAGS
-    distributed.agree(distributed.facts(FLAGS.value, {"--workdir": flags.workdir}))
+def options(made):
+    command.place(made, "workdir", "of the run")
+    made.add_argument("--act", default="", help="kill, freeze, sleep, raise: what process 1 does in step 5")
+    made.add_argument("--steps", type=int, default=200, help="length of the run")
+    processes.add_options(made)
+
+
+def run(flags):
+    processes.join(flags)
+    distributed.agree(distributed.facts(command.typed_config(flags), {"--workdir": flags.workdir}))
     device_mesh = mesh.make_mesh()
 
     @jax.jit
@@ -45,8 +44,11 @@ def main(_):
         state, _ = restored
     start = int(state.step)
     print(f"starting at {start} with {jax.process_count()} processes, {jax.device_count()} devices", flush=True)
-    rows = np.array(mesh.local_rows(device_mesh, 8), np.float32)
-    batches = (mesh.place_batch(device_mesh, rows + n) for n in range(start, 10**6))
+    rows = 8 // jax.process_count()
+    first = jax.process_index() * rows
+    batches = (
+        mesh.place_batch(device_mesh, np.arange(8, dtype=np.float32)[first : first + rows] + n) for n in range(start, 10**6)
+    )
 
     def misbehave(number, state):
         time.sleep(0.02)
@@ -63,11 +65,13 @@ def main(_):
     with Writer(flags.workdir, flags.steps, start) as writer:
         state = loop.fit(
             step, state, batches, total_steps=flags.steps, writer=writer, checkpoints=saver, meta={}, save_every=2,
-            log_every=1, samples_per_step=8, on_step=[_cli.watchdog(), misbehave],
+            log_every=1, samples_per_step=8, on_step=[session.watchdog(flags.stall_timeout), misbehave],
         )  # fmt: skip
     saver.close()
     print(f"ended at {int(state.step)} with {float(state.total)}", flush=True)
 
 
 if __name__ == "__main__":
-    _cli.run(main)
+    main.set_up()
+    COMMAND = command.Command("A toy run.", options, run, config="pretrain")
+    sys.exit(errors.guarded(lambda: main.start(COMMAND, "processes.py", sys.argv[1:])))

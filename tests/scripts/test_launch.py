@@ -32,7 +32,7 @@ def run_local(*arguments, **options):
 
 
 def toy(workdir, steps):
-    return ["tests/processes.py", "--config=configs/pretrain_demo.py", f"--workdir={workdir}", f"--steps={steps}"]
+    return ["tests/helpers/processes.py", "--config=configs/pretrain_demo.py", f"--workdir={workdir}", f"--steps={steps}"]
 
 
 def test_local_processes_find_each_other_stop_on_sigterm_and_go_on(tmp_path):

@@ -1,0 +1,189 @@
+"""A finetuned model as an object: images in, class maps and probabilities out."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cp2_jax.data.errors import UnreadableImage
+from cp2_jax.data.images.decoding import decode
+from cp2_jax.data.labelled import classes
+from cp2_jax.interface import kinds
+from cp2_jax.runs.checkpoints import CheckpointError, read_variables
+from cp2_jax.segmentation import class_maps, predictor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says about one image.
+
+    Attributes:
+      image: as it was predicted.
+      probabilities: of each class, at the image's own size; they sum to 1.
+      class_names: in the order of the labels.
+      colors: RGB of each label, for pictures.
+      name: where the image came from, "" for an array.
+    """
+
+    image: UInt8[np.ndarray, "height width 3"] = dataclasses.field(repr=False)
+    probabilities: Float[np.ndarray, "height width classes"] = dataclasses.field(repr=False)
+    class_names: tuple[str, ...]
+    colors: UInt8[np.ndarray, "256 3"] = dataclasses.field(repr=False)
+    name: str = ""
+
+    @property
+    def labels(self) -> UInt8[np.ndarray, "height width"]:
+        """The most probable class of each pixel."""
+        return self.probabilities.argmax(-1).astype(np.uint8)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the image's pixels that each class has, largest first; classes without a pixel are left out."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.class_names))
+        order = [index for index in np.argsort(-counts) if counts[index]]
+        return {self.class_names[index]: counts[index] / self.labels.size for index in order}
+
+    def overlay(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the image with the classes' colours laid over it."""
+        return class_maps.overlay(self.image, self.labels, self.colors)
+
+    def save(self, path: str | os.PathLike) -> pathlib.Path:
+        """Write the class map as a palette PNG of class indices, and beside it, as `…_overlay.png`, the overlay.
+
+        Args:
+          path: file to write; of a folder, the file gets the image's name.
+
+        Returns:
+          The path of the class map.
+        """
+        path = pathlib.Path(path).expanduser()
+        if path.suffix.lower() != ".png":
+            path = path / f"{pathlib.Path(self.name).stem or 'prediction'}.png"
+        class_maps.save_class_map(path, self.labels, self.colors)
+        Image.fromarray(self.overlay()).save(path.with_name(f"{path.stem}_overlay.png"))
+        return path
+
+    def show(self) -> None:
+        """Show the overlay: in a notebook below the cell, elsewhere in the system's image viewer."""
+        picture = Image.fromarray(self.overlay())
+        try:
+            from IPython import display, get_ipython
+        except ImportError:
+            get_ipython = bool
+        if get_ipython():
+            display.display(picture)
+        else:
+            picture.show(title=self.name)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A finetuned model, ready to predict; made by `load_segmenter`.
+
+    Attributes:
+      class_names: in the order of the labels.
+      config: of its finetuning; `config.evaluation` says how images are tested.
+    """
+
+    class_names: tuple[str, ...]
+    config: ConfigDict = dataclasses.field(repr=False)
+    _predictor: predictor.Predictor = dataclasses.field(repr=False)
+    _variables: Any = dataclasses.field(repr=False)
+
+    def predict(self, images: Any) -> Prediction | list[Prediction]:
+        """Predict one image, or each of a list.
+
+        Images of one size share a compiled program; each new size compiles once.
+
+        Args:
+          images: a path; an array, [height, width, 3] of uint8 in 0-255 or float in [0, 1], RGB; a PIL image; or a list of
+            any of these.
+
+        Raises:
+          UnreadableImage: a file or array that is no image, with the reason.
+        """
+        several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+        named = [_read(image) for image in (images if several else [images])]
+        found: list[Prediction | None] = [None] * len(named)
+        colors = class_maps.class_colors(self.config.data)
+        sizes = [image.shape[:2] for _, image in named]
+        for batch in self._predictor.plan(sizes, 1, self.config.evaluation.programs):
+            name, image = named[batch.indices[0]]
+            probabilities = self._probabilities(image, batch)
+            found[batch.indices[0]] = Prediction(image, probabilities, self.class_names, colors, name)
+        return found if several else found[0]
+
+    def _probabilities(self, image, batch) -> Float[np.ndarray, "height width classes"]:
+        inputs = self._predictor.host_inputs([image], batch)
+        if batch.padded:
+            given = (inputs["views"], inputs["view_sizes"], inputs["sizes"], batch.shape)
+            total = self._predictor.padded_probabilities(self._variables, *given)
+        else:
+            total = self._predictor.probabilities(self._variables, inputs["views"], batch.shape)
+        total = np.asarray(total[0], np.float32)[: image.shape[0], : image.shape[1]]
+        return total / total.sum(axis=-1, keepdims=True)
+
+
+def load_segmenter(run: str | os.PathLike) -> Segmenter:
+    """Load a finetuned model.
+
+    Example:
+      segmenter = cp2_jax.load_segmenter("runs/mine")
+      result = segmenter.predict("photo.jpg")
+      result.shares, result.labels.shape  # {"road": 0.4, …}, (480, 640)
+      result.show()
+
+    Args:
+      run: the work directory of a finetuning (its newest model), or its `best`.
+
+    Raises:
+      CheckpointError: there is no checkpoint, it cannot be read, or it is of another kind, such as a pretraining.
+    """
+    variables, meta = read_variables(run)
+    if meta.get("kind") == "pretrain" or "classifier" not in variables["params"]:
+        what = kinds.kind_of(run)
+        raise CheckpointError(
+            f"{run} is {what}, which has no classes: finetune it first, `cp2 finetune DATA WORKDIR --checkpoint {run}`"
+        )
+    if "config" not in meta:
+        raise CheckpointError(f"{run} does not say how its classes are called: it was not written by a finetuning")
+    config = ConfigDict(meta["config"])
+    classes.resolve(config)
+    predictor.check_variables(config, variables)
+    names = tuple(config.data.class_names)
+    return Segmenter(names, config, predictor.make_predictor(config), jax.device_put(variables))
+
+
+def _read(image: Any) -> tuple[str, UInt8[np.ndarray, "height width 3"]]:
+    """Return (name, RGB pixels) of a path, an array or a PIL image."""
+    if isinstance(image, str | os.PathLike):
+        path = pathlib.Path(image).expanduser()
+        if path.is_dir():
+            raise UnreadableImage(str(path), f"it is {kinds.kind_of(path)}; give a file, or a list of files")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UnreadableImage(str(path), error.strerror or str(error)) from error
+        return str(path), decode(data, str(path))
+    if isinstance(image, Image.Image):
+        return getattr(image, "filename", "") or "", np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        turned = ": move the channels to the end" if pixels.ndim == 3 and pixels.shape[0] == 3 else ""
+        one = ": give a list of images" if pixels.ndim == 4 else ""
+        raise UnreadableImage("array", f"its shape is {pixels.shape}, not (height, width, 3){turned}{one}")
+    if pixels.dtype == np.uint8:
+        return "", pixels
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise UnreadableImage("array", f"its type is {pixels.dtype}; give uint8 in 0-255, or float in [0, 1]")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (0 <= low and high <= 1):  # also NaN
+        raise UnreadableImage("array", f"its floats lie between {low:g} and {high:g}; give them in [0, 1], or uint8")
+    return "", np.rint(pixels * 255).astype(np.uint8)
