@@ -133,7 +133,6 @@ def script(name: str, *arguments) -> None:
 
 def ours(run: pathlib.Path, images: np.ndarray) -> list[np.ndarray]:
     """The same features from the run's own checkpoint."""
-    sys.path.insert(0, str(ROOT))
     import jax
 
     import cp2_jax
@@ -180,11 +179,21 @@ def main() -> None:
     print(f"moco_v2.pth.tar: {(folder / 'moco_v2.pth.tar').stat().st_size / 2**20:.0f} MiB")
     script("convert_checkpoint.py", folder / "moco_v2.pth.tar", folder / "converted")
     script(
-        "pretrain.py", "--config", ROOT / "configs" / "quick_tune_r50_aspp.py", "--workdir", folder / "run",
-        f"--config.data.path={options.images}", f"--config.init.checkpoint={folder / 'converted'}",
-        f"--config.steps={options.steps}", f"--config.batch_size={options.batch_size}", "--config.model.dtype=float32",
-        "--config.data.workers=0", "--config.log_every=1", "--config.picture_every=0", "--config.save_every=1000",
-    )  # fmt: skip
+        "pretrain.py",
+        "--config",
+        ROOT / "configs" / "quick_tune_r50_aspp.py",
+        "--workdir",
+        folder / "run",
+        f"--config.data.path={options.images}",
+        f"--config.init.checkpoint={folder / 'converted'}",
+        f"--config.steps={options.steps}",
+        f"--config.batch_size={options.batch_size}",
+        "--config.model.dtype=float32",
+        "--config.data.workers=0",
+        "--config.log_every=1",
+        "--config.picture_every=0",
+        "--config.save_every=1000",
+    )
     script("export_checkpoint.py", folder / "run", folder / "exported.pth", "--layout", "mmseg")
 
     worst = compare(folder / "run", folder / "exported.pth", options.images)

@@ -12,16 +12,13 @@ import json
 import os
 import pathlib
 import platform
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from cp2_jax.models import conv  # noqa: E402
+from cp2_jax.models import conv
 
 # name: (size of the map, inputs, outputs, kernel, stride, dilation), of ResNet-50 with ASPP at 224 pixels
 SHAPES = {
@@ -74,7 +71,10 @@ def compare(name, batch, repeats, dtype):
     size, inputs, outputs, taps, stride, dilation = SHAPES[name]
     rng = np.random.default_rng(0)
     out = (size - 1) // stride + 1
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32), dtype)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+
     args = draw(batch, size, size, inputs), draw(taps, taps, inputs, outputs), draw(batch, out, out, outputs)
     native = None
     for form in ("native", "cropped", "shifted", "columns", "interleaved", "auto"):

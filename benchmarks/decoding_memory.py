@@ -6,7 +6,6 @@ The line goes through the second half of the run, as in memory.py; status 1 if i
 """
 
 import argparse
-import pathlib
 import sys
 import time
 
@@ -15,10 +14,8 @@ import psutil
 from absl import flags
 from memory import fit_line
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
-from cp2_jax.data.images.stream import pretrain_dataset  # noqa: E402
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.images.stream import pretrain_dataset
 
 
 def resident():
@@ -38,9 +35,13 @@ def main():
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
     batches = pretrain_dataset(
-        ImageFolder(args.images), batch_size=args.batch, image_size=224, seed=0, workers=args.workers,
+        ImageFolder(args.images),
+        batch_size=args.batch,
+        image_size=224,
+        seed=0,
+        workers=args.workers,
         backgrounds=args.backgrounds,
-    )  # fmt: skip
+    )
     begin, memory = time.perf_counter(), []
     while len(memory) < args.batches and time.perf_counter() - begin < args.seconds:
         next(batches)

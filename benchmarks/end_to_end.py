@@ -10,22 +10,18 @@ Without --full it is a small model, which a CPU can train. Prints a table and JS
 import argparse
 import json
 import os
-import pathlib
 import platform
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import jax
+from absl import flags
 
-import jax  # noqa: E402
-from absl import flags  # noqa: E402
-
-from configs import pretrain_r50_aspp  # noqa: E402
-from cp2_jax import validation  # noqa: E402
-from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
-from cp2_jax.data.images.stream import Batches, pretrain_dataset  # noqa: E402
-from cp2_jax.pretraining import step as pretrain_step  # noqa: E402
-from cp2_jax.runs import mesh  # noqa: E402
+from cp2_jax import validation
+from cp2_jax.configs import pretrain_r50_aspp
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.images.stream import Batches, pretrain_dataset
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import mesh
 
 WARM_UP = 3
 
@@ -69,9 +65,13 @@ def main():
     config, device_mesh, source = make_config(args), mesh.make_mesh(), ImageFolder(args.images)
     initial_state, step = pretrain_step.make_step(config, 1000, 100, device_mesh)
     dataset = pretrain_dataset(
-        source, batch_size=args.batch, image_size=config.image_size, seed=0, backgrounds=args.backgrounds,
+        source,
+        batch_size=args.batch,
+        image_size=config.image_size,
+        seed=0,
+        backgrounds=args.backgrounds,
         workers=args.workers,
-    )  # fmt: skip
+    )
     batches = Batches(dataset, source, place=lambda b: mesh.place_batch(device_mesh, b))
     state, waits = initial_state(), []
 

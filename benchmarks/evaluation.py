@@ -11,34 +11,36 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--path", required=True, help="CamVid, see configs/finetune_camvid.py")
-parser.add_argument("--images", type=int, default=0, help="of the validation split; 0: all")
-parser.add_argument("--scale", type=int, nargs=2, default=(480, 360), help="long and short edge of the images")
-parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("--no-torch", action="store_true")
-args = parser.parse_args()
-os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}")
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+import cv2
+import jax
+import numpy as np
 
-import cv2  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from configs import finetune_camvid  # noqa: E402
-from cp2_jax.data.labelled import transforms  # noqa: E402
-from cp2_jax.runs import mesh  # noqa: E402
-from cp2_jax.segmentation import evaluation  # noqa: E402
-from cp2_jax.segmentation import step as finetune_step  # noqa: E402
+from cp2_jax.configs import finetune_camvid
+from cp2_jax.data.labelled import transforms
+from cp2_jax.runs import mesh
+from cp2_jax.segmentation import evaluation
+from cp2_jax.segmentation import step as finetune_step
 
 CLASSES = len(finetune_camvid.CLASSES)
 
 
-def make_evaluator():
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--path", required=True, help="CamVid, see configs/finetune_camvid.py")
+    parser.add_argument("--images", type=int, default=0, help="of the validation split; 0: all")
+    parser.add_argument("--scale", type=int, nargs=2, default=(480, 360), help="long and short edge of the images")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-torch", action="store_true")
+    args = parser.parse_args()
+    # Before JAX is first used.
+    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}")
+    return args
+
+
+def make_evaluator(args):
     config = finetune_camvid.get_config()
     config.data.path, config.model.dtype = args.path, "float32"
     config.evaluation.update(resize=tuple(args.scale), batch_size=1, limit=float(args.images))
@@ -58,7 +60,7 @@ def time_ours(config, evaluator):
     return result.seconds, time.perf_counter() - begin
 
 
-def time_torch(evaluator):
+def time_torch(evaluator, args):
     """Return seconds of the peer's evaluation."""
     import torch
     import torch.nn.functional as F
@@ -99,7 +101,8 @@ def time_torch(evaluator):
 
 
 def main():
-    config, evaluator = make_evaluator()
+    args = parse()
+    config, evaluator = make_evaluator(args)
     seconds, network = time_ours(config, evaluator)
     images = len(evaluator.examples)
     result = {
@@ -115,7 +118,7 @@ def main():
     if not args.no_torch:
         import torch
 
-        result |= {"torch": torch.__version__, "torch_images_per_second": images / time_torch(evaluator)}
+        result |= {"torch": torch.__version__, "torch_images_per_second": images / time_torch(evaluator, args)}
         result["ratio"] = result["cp2_jax_images_per_second"] / result["torch_images_per_second"]
     for name, value in result.items():
         print(f"{name:32s} {value:.3f}" if isinstance(value, float) else f"{name:32s} {value}")

@@ -13,19 +13,16 @@ import json
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import time
 
 import cv2
 import numpy as np
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-
-from configs import finetune_voc  # noqa: E402
-from cp2_jax.data.labelled import transforms  # noqa: E402
-from cp2_jax.data.labelled.examples import open_examples  # noqa: E402
-from cp2_jax.data.labelled.stream import training_options  # noqa: E402
+from cp2_jax.configs import finetune_voc
+from cp2_jax.data.labelled import transforms
+from cp2_jax.data.labelled.examples import open_examples
+from cp2_jax.data.labelled.stream import training_options
 
 
 def make_images(root: pathlib.Path, count: int) -> pathlib.Path:

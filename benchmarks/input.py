@@ -4,9 +4,10 @@
 
 One core: each round times every path once, in turn and on the same samples; a path's figure is the least of its rounds'
 CPU times (other programs on the machine only ever add time), the wall clock's is given too. The ratio is to the original's
-way, Pillow with three decodes and four augmented views; its range is that of the single rounds. "prepared": the same images re-encoded at shorter side 256.
-Workers: batches from `pretrain_dataset` with 1 and 2 worker processes, by the wall clock: it means something on an idle machine only.
-"""  # noqa: E501
+way, Pillow with three decodes and four augmented views; its range is that of the single rounds. "prepared": the same
+images re-encoded at shorter side 256. Workers: batches from `pretrain_dataset` with 1 and 2 worker processes, by the wall
+clock: it means something on an idle machine only.
+"""
 
 import argparse
 import importlib.metadata
@@ -15,20 +16,17 @@ import json
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import numpy as np
+import original_way
+from absl import flags
+from PIL import Image
 
-import numpy as np  # noqa: E402
-import original_way  # noqa: E402
-from absl import flags  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from cp2_jax.data.images import crops, decoding, turbojpeg  # noqa: E402
-from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
-from cp2_jax.data.images.stream import pretrain_dataset  # noqa: E402
+from cp2_jax.data.images import crops, decoding, turbojpeg
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.images.stream import pretrain_dataset
 
 LIBRARIES = ("pillow", "simplejpeg", "turbojpeg", "cykooz.resizer", "numpy", "grain")
 
@@ -47,8 +45,12 @@ def shorter_side(data: bytes, side: int = 256, quality: int = 90) -> bytes:
 def paths(images, prepared):
     """Return {name: function of a sample's number}."""
     count = len(images)
-    rng = lambda i, stream: crops.generator(0, i, stream, 0)  # noqa: E731
-    pick = lambda i, stream: (i * (1, 7, 11)[stream] + 131 * stream) % count  # noqa: E731
+
+    def rng(i, stream):
+        return crops.generator(0, i, stream, 0)
+
+    def pick(i, stream):
+        return (i * (1, 7, 11)[stream] + 131 * stream) % count
 
     def ours(files, i, views):
         for stream, number in enumerate(views):
@@ -121,8 +123,8 @@ def main():
         ratios = original / cpu
         row = {"per_second_cpu": 1 / cpu.min(), "per_second_wall": 1 / wall.min(), "ratio": original.min() / cpu.min()}
         result["paths"][name] = row | {"ratios": ratios.tolist()}
-        print(f"{name:30s} {row['per_second_cpu']:17.0f} {row['per_second_wall']:8.0f} {row['ratio']:17.2f} "
-              f"{ratios.min():6.2f}-{ratios.max():.2f}", flush=True)  # fmt: skip
+        cells = f"{row['per_second_cpu']:17.0f} {row['per_second_wall']:8.0f} {row['ratio']:17.2f}"
+        print(f"{name:30s} {cells} {ratios.min():6.2f}-{ratios.max():.2f}", flush=True)
     if args.workers_seconds:
         with tempfile.TemporaryDirectory() as folder:
             for i, data in enumerate(images):

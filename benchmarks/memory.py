@@ -16,16 +16,21 @@ import tempfile
 import numpy as np
 from PIL import Image
 
+from cp2_jax.runs.writers import read_metrics
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from cp2_jax.runs.writers import read_metrics  # noqa: E402
-
 SMALL = {
-    "data.source": "folder", "image_size": 32, "batch_size": 16, "loss.queue_size": 256, "log_every": 5,
-    "picture_every": 1000, "model.resnet.width": 8, "model.resnet.stem_width": 8, "model.aspp.channels": 8,
+    "data.source": "folder",
+    "image_size": 32,
+    "batch_size": 16,
+    "loss.queue_size": 256,
+    "log_every": 5,
+    "picture_every": 1000,
+    "model.resnet.width": 8,
+    "model.resnet.stem_width": 8,
+    "model.aspp.channels": 8,
     "model.resnet.stage_sizes": "(1, 1, 1, 1)",
-}  # fmt: skip
+}
 
 
 def main():
@@ -39,9 +44,13 @@ def main():
         images = arguments.images or make_images(pathlib.Path(folder) / "images")
         settings = SMALL | {"data.path": images, "steps": arguments.steps, "save_every": arguments.save_every}
         command = [
-            sys.executable, "scripts/pretrain.py", "--config=configs/pretrain_demo.py", f"--workdir={folder}/run",
-            *(f"--config.{key}={value}" for key, value in settings.items()), *arguments.overrides,
-        ]  # fmt: skip
+            sys.executable,
+            "scripts/pretrain.py",
+            "--config=configs/pretrain_demo.py",
+            f"--workdir={folder}/run",
+            *(f"--config.{key}={value}" for key, value in settings.items()),
+            *arguments.overrides,
+        ]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lines = read_metrics(pathlib.Path(folder) / "run" / "metrics.jsonl")
     lines = [line for line in lines if "host/memory_mb" in line]  # not the probes'

@@ -10,17 +10,14 @@ import json
 import pathlib
 import runpy
 import statistics
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
 from cp2_jax.pretraining import hooks
-from cp2_jax.pretraining import step as pretrain_step  # noqa: E402
-from cp2_jax.runs import mesh  # noqa: E402
+from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.runs import mesh
 
 
 class Discard:
@@ -50,7 +47,10 @@ def main():
     options = parser.parse_args()
     config = runpy.run_path(options.config)["get_config"]()
     rng, shapes = np.random.default_rng(0), pretrain_step.abstract_batch(config)
-    crops = lambda n: {k: rng.integers(0, 256, (n, *s.shape[1:]), np.uint8) for k, s in shapes.items()}  # noqa: E731
+
+    def crops(n):
+        return {k: rng.integers(0, 256, (n, *s.shape[1:]), np.uint8) for k, s in shapes.items()}
+
     device_mesh = mesh.make_mesh()
     start, step = pretrain_step.make_step(config, 1000, 100, device_mesh)
     hook = hooks.pretrain_probes(config, crops(config.probe_images), Discard(), device_mesh)
@@ -65,12 +65,16 @@ def main():
     hook(config.probe_every, state)
     one_step, one_probe = seconds(train, options.repeats), seconds(lambda: hook(config.probe_every, state), options.repeats)
     result = {
-        "config": options.config, "device": jax.devices()[0].device_kind, "step_seconds": one_step,
-        "probe_seconds": one_probe, "probe_images": config.probe_images, "probe_every": config.probe_every,
+        "config": options.config,
+        "device": jax.devices()[0].device_kind,
+        "step_seconds": one_step,
+        "probe_seconds": one_probe,
+        "probe_images": config.probe_images,
+        "probe_every": config.probe_every,
         "share": one_probe / (one_probe + config.probe_every * one_step),
-    }  # fmt: skip
-    print(f"step {one_step:.3f} s, probe {one_probe:.3f} s ({config.probe_images} pairs, every {config.probe_every}): "
-          f"{result['share']:.2%} of the time")  # fmt: skip
+    }
+    pairs = f"{config.probe_images} pairs, every {config.probe_every}"
+    print(f"step {one_step:.3f} s, probe {one_probe:.3f} s ({pairs}): {result['share']:.2%} of the time")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
 

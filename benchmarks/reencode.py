@@ -11,17 +11,13 @@ levels of 255, and bytes; a table and a line of JSON.
 import argparse
 import io
 import json
-import os
-import sys
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-
-from cp2_jax.data.images import decoding  # noqa: E402
-from cp2_jax.data.images.sources import ImageFolder  # noqa: E402
-from cp2_jax.data.prepare.imagenet import reencode  # noqa: E402
+from cp2_jax.data.images import crops, decoding
+from cp2_jax.data.images.sources import ImageFolder
+from cp2_jax.data.prepare.imagenet import reencode
 
 
 def crop(data, box):

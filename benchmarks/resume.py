@@ -18,11 +18,10 @@ import time
 import jax
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from cp2_jax.runs.checkpoints import CheckpointError, read
+from cp2_jax.runs.writers import VARYING, read_metrics
 
-from cp2_jax.runs.checkpoints import CheckpointError, read  # noqa: E402
-from cp2_jax.runs.writers import VARYING, read_metrics  # noqa: E402
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def start(workdir: pathlib.Path, arguments: argparse.Namespace) -> subprocess.Popen:

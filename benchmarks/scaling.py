@@ -36,8 +36,14 @@ def compile_row(config, where, each, options):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "plan.json"
         flags = {f"config.{key}": value for key, value in (options | {"batch_size": each * DEVICES[where]}).items()}
-        command = [sys.executable, "scripts/plan.py", f"--config=configs/{config}.py", f"--topology={where}",
-                   f"--json={path}", *(f"--{key}={value}" for key, value in flags.items())]  # fmt: skip
+        command = [
+            sys.executable,
+            "scripts/plan.py",
+            f"--config=configs/{config}.py",
+            f"--topology={where}",
+            f"--json={path}",
+            *(f"--{key}={value}" for key, value in flags.items()),
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if not path.exists():
             raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
@@ -46,8 +52,24 @@ def compile_row(config, where, each, options):
 
 def summary(plan):
     """Keep what the table shows; of the collectives, their sums."""
-    kept = {key: plan[key] for key in ("devices", "batch_size", "parameters", "optimizer", "queue", "batch", "temporaries",
-                                       "code", "peak", "memory", "fits", "flops", "error")}  # fmt: skip
+    kept = {
+        key: plan[key]
+        for key in (
+            "devices",
+            "batch_size",
+            "parameters",
+            "optimizer",
+            "queue",
+            "batch",
+            "temporaries",
+            "code",
+            "peak",
+            "memory",
+            "fits",
+            "flops",
+            "error",
+        )
+    }
     found = plan["collectives"] or []
     gathers = [c for c in found if c["kind"] not in ("all-reduce", "collective-permute")]
     return kept | {
@@ -61,8 +83,20 @@ def summary(plan):
     }
 
 
-COLUMNS = ("model", "slice", "batch per device", "temporaries, GB", "peak, GB", "fits", "TFLOP", "sent per device, MB",
-           "gathers", "step, ms", "epochs a day", "decoded per host, 1/s")  # fmt: skip
+COLUMNS = (
+    "model",
+    "slice",
+    "batch per device",
+    "temporaries, GB",
+    "peak, GB",
+    "fits",
+    "TFLOP",
+    "sent per device, MB",
+    "gathers",
+    "step, ms",
+    "epochs a day",
+    "decoded per host, 1/s",
+)
 
 
 def table(rows):
@@ -79,8 +113,14 @@ def table(rows):
             cells += [f"{row['temporaries'] / 1e9:.2f}" if row["temporaries"] else "", peak, fits]
         if row and row["bound"]:
             gathers = ", ".join(f"{kind} {count / 1e3:.0f} kB" for kind, count in row["gathers"]) or "none"
-            cells += [f"{row['flops'] / 1e12:.2f}", f"{row['moved'] / 1e6:.1f}", gathers, f"{1e3 * row['bound']:.1f}",
-                      f"{row['epochs_per_day']:.0f}", f"{row['decode_rate']:.0f}"]  # fmt: skip
+            cells += [
+                f"{row['flops'] / 1e12:.2f}",
+                f"{row['moved'] / 1e6:.1f}",
+                gathers,
+                f"{1e3 * row['bound']:.1f}",
+                f"{row['epochs_per_day']:.0f}",
+                f"{row['decode_rate']:.0f}",
+            ]
         lines.append(cells + [""] * (len(COLUMNS) - len(cells)))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -22,8 +22,17 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+COLUMNS = (
+    "processes x devices",
+    "dtype",
+    "steps",
+    "crops, draws, masks",
+    "composed images",
+    "first step",
+    "worst step",
+    "gradient norm, worst",
+    "worst to float64 1x1",
+)
 
 
 def parse():
@@ -40,7 +49,7 @@ def parse():
 def small_config(dtype, shuffle, changes):
     import ast
 
-    from configs import pretrain_r50_aspp
+    from cp2_jax.configs import pretrain_r50_aspp
 
     config = pretrain_r50_aspp.get_config()
     config.update(image_size=32, batch_size=16, bn_groups=4, key_shuffle=shuffle)
@@ -104,11 +113,14 @@ def worker(arguments, task):
         rows = rngs.per_sample(key, config.batch_size)
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
         draws = jax.vmap(jax.vmap(lambda k: compose.draw_view(k, options)))(fold(rows, np.arange(4)))
-        return mesh.constrain_batch({
-            "draws": draws,
-            "masks": (pair.mask_query, pair.mask_key),
-            "images": (pair.image_query, pair.image_key),
-        }, device_mesh)  # fmt: skip
+        return mesh.constrain_batch(
+            {
+                "draws": draws,
+                "masks": (pair.mask_query, pair.mask_key),
+                "images": (pair.image_query, pair.image_key),
+            },
+            device_mesh,
+        )
 
     def digest(tree):
         digest = hashlib.sha256()
@@ -116,11 +128,22 @@ def worker(arguments, task):
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()[:16]
 
-    whole = lambda tree: multihost_utils.process_allgather(tree, tiled=True)  # noqa: E731
+    def whole(tree):
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+    def exact(metric):
+        return float(metric.total) / float(metric.count)
+
     dataset = pretrain_dataset(
-        ImageFolder(task["images"]), batch_size=config.batch_size, image_size=config.image_size, seed=config.seed,
-        start_step=int(state.step), process_index=jax.process_index(), process_count=jax.process_count(), threads=1,
-    )  # fmt: skip
+        ImageFolder(task["images"]),
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        seed=config.seed,
+        start_step=int(state.step),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=1,
+    )
     seen = []
     for number in range(int(state.step), arguments.steps):
         host = next(dataset)
@@ -128,11 +151,17 @@ def worker(arguments, task):
         batch = mesh.place_batch(device_mesh, host)
         looked = {name: digest(whole(value)) for name, value in look(number, batch).items()}
         state, metrics = step(state, batch)
-        exact = lambda m: float(m.total) / float(m.count)  # noqa: E731
         if number + 1 == half:
             saver.save(half, state, {})
-        seen.append({"step": number, "crops": digest(whole(batch)), **looked, "loss": exact(metrics.loss),
-                     "gradient_norm": exact(metrics.gradient_norm)})  # fmt: skip
+        seen.append(
+            {
+                "step": number,
+                "crops": digest(whole(batch)),
+                **looked,
+                "loss": exact(metrics.loss),
+                "gradient_norm": exact(metrics.gradient_norm),
+            }
+        )
     saver.close()
     queue = whole(state.queue)
     if jax.process_index() == 0:
@@ -161,9 +190,16 @@ def run(arguments, topology, dtype, folder):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     started = []
     for process in range(processes):
-        task = dict(processes=processes, process=process, coordinator=f"localhost:{port}", dtype=dtype, changes=changes,
-                    checkpoints=str(checkpoints(folder, topology, dtype)),
-                    images=str(folder / "images"), output=str(output))  # fmt: skip
+        task = dict(
+            processes=processes,
+            process=process,
+            coordinator=f"localhost:{port}",
+            dtype=dtype,
+            changes=changes,
+            checkpoints=str(checkpoints(folder, topology, dtype)),
+            images=str(folder / "images"),
+            output=str(output),
+        )
         started.append(subprocess.Popen([sys.executable, *sys.argv, "--worker", json.dumps(task)], env=environment))
     if any([process.wait() for process in started]):
         raise SystemExit(f"{topology} failed")
@@ -192,8 +228,8 @@ def show(runs, first, topology, dtype):
     same = "same bytes" if row["crops"] and row["draws"] and row["masks"] else "DIFFER"
     images = "same bits" if row["images"] else "rounded differently"
     shown = "" if row["to_float64"] is None else f"{row['to_float64']:.1e}"
-    print(f"| {topology} | {dtype} | {row['steps']} | {same} | {images} | {row['first']:.1e} | {row['worst']:.1e} | "
-          f"{row['gradient']:.1e} | {shown} |", flush=True)  # fmt: skip
+    numbers = " | ".join(f"{row[name]:.1e}" for name in ("first", "worst", "gradient"))
+    print(f"| {topology} | {dtype} | {row['steps']} | {same} | {images} | {numbers} | {shown} |", flush=True)
     return row
 
 
@@ -203,9 +239,8 @@ def main():
         return worker(arguments, json.loads(arguments.worker))
     topologies, dtypes = arguments.topologies.split(","), arguments.dtypes.split(",")
     print(f"{arguments.steps} steps; relative differences of the loss to {topologies[0]} of the same dtype, and to float64")
-    print("| processes x devices | dtype | steps | crops, draws, masks | composed images | first step | worst step | "
-          "gradient norm, worst | worst to float64 1x1 |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|", flush=True)
     runs, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

@@ -20,7 +20,6 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 PARTS = ("assembly", "dispatch", "wait")
 
 
@@ -45,9 +44,11 @@ def worker(task):
         return [x + 1 for x in state], total
 
     step = jax.jit(
-        touch, in_shardings=(everywhere, {name: data for name in host}), out_shardings=(everywhere, everywhere),
+        touch,
+        in_shardings=(everywhere, {name: data for name in host}),
+        out_shardings=(everywhere, everywhere),
         donate_argnums=0,
-    )  # fmt: skip
+    )
     times = []
     for _ in range(task["steps"]):
         marks = [time.perf_counter()]
@@ -67,8 +68,13 @@ def worker(task):
 def run(processes, arguments):
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("localhost", 0))
-        task = dict(processes=processes, coordinator=f"localhost:{free.getsockname()[1]}", steps=arguments.steps,
-                    batch=arguments.batch, output=f"{folder}/times.json")  # fmt: skip
+        task = dict(
+            processes=processes,
+            coordinator=f"localhost:{free.getsockname()[1]}",
+            steps=arguments.steps,
+            batch=arguments.batch,
+            output=f"{folder}/times.json",
+        )
         free.close()
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         started = [

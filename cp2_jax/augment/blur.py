@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def gaussian_blur(
-    planes: Float[Array, "batch 3 height width"], sigma: Float[Array, "batch"], max_sigma: float
+    planes: Float[Array, "batch 3 height width"], sigma: Float[Array, " batch"], max_sigma: float
 ) -> Float[Array, "batch 3 height width"]:
     """Blur each image as `PIL.ImageFilter.GaussianBlur(sigma)` does, which is what MoCo v2 ran, but without rounding.
 
@@ -29,7 +29,7 @@ def gaussian_blur(
     return jnp.einsum("nij,ncjk,nlk->ncil", rows, planes, columns, precision=jax.lax.Precision.HIGHEST)
 
 
-def _three_boxes(size: int, sigma: Float[Array, "batch"], max_sigma: float) -> Float[Array, "batch size size"]:
+def _three_boxes(size: int, sigma: Float[Array, " batch"], max_sigma: float) -> Float[Array, "batch size size"]:
     """Return the matrix that applies Pillow's three box filters along a line of `size` pixels."""
     variance = sigma**2 / 3
     # A box of 2 whole + 1 pixels and two fractional ones at its ends has exactly this variance.

@@ -23,7 +23,7 @@ def grayscale(planes: Float[Array, "batch 3 height width"]) -> Float[Array, "bat
     return _luma(_channels(planes))[:, None]
 
 
-def shift_hue(channels: Channels, shift: Float[Array, "batch"]) -> Channels:
+def shift_hue(channels: Channels, shift: Float[Array, " batch"]) -> Channels:
     """Rotate the hue of HSV by `shift` turns (0.5 = opposite colour); saturation and value stay.
 
     The way to HSV and back in one: value x saturation is the spread between the largest and the smallest channel, so

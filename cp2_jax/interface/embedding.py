@@ -140,7 +140,7 @@ def _refuse_nothing(found: list | int) -> None:
         raise SourceError("none of the images could be read, see above")
 
 
-def read(path: str | os.PathLike) -> tuple[list[str], Float[np.ndarray, "images *features"]]:
+def read(path: str | os.PathLike) -> tuple[list[str], Float[np.ndarray, " images *features"]]:
     """Return (names, features) of a file that `embed` wrote, of either kind."""
     if pathlib.Path(path).suffix == ".npz":
         with np.load(path) as table:

@@ -45,9 +45,9 @@ def masked_pool(
 class InstanceLoss:
     """Result of `instance_loss`; `loss` and `correct` are per sample, `logits_positive` is already divided by tau."""
 
-    loss: Float[Array, "batch"]
-    correct: Bool[Array, "batch"]
-    logits_positive: Float[Array, "batch"]
+    loss: Float[Array, " batch"]
+    correct: Bool[Array, " batch"]
+    logits_positive: Float[Array, " batch"]
 
 
 def instance_loss(
@@ -86,9 +86,9 @@ class DenseLoss:
     """Result of `dense_loss`, per sample; `accuracy` is the share of foreground query pixels whose most similar key
     pixel is foreground."""
 
-    loss: Float[Array, "batch"]
-    accuracy: Float[Array, "batch"]
-    valid: Bool[Array, "batch"]
+    loss: Float[Array, " batch"]
+    accuracy: Float[Array, " batch"]
+    valid: Bool[Array, " batch"]
 
 
 def dense_loss(

@@ -20,7 +20,7 @@ def separability(
     key: Float[Array, "batch key_pixels channels"],
     mask_query: Float[Array, "batch pixels"],
     mask_key: Float[Array, "batch key_pixels"],
-) -> Float[Array, "batch"]:
+) -> Float[Array, " batch"]:
     """AUC of dense similarity: how surely a foreground pixel of the query finds foreground in the key.
 
     For one foreground query pixel: the probability that a random foreground pixel of the key is more similar to it than a
@@ -57,13 +57,13 @@ def retrieval(query: Float[Array, "count channels"], key: Float[Array, "count ch
     return jnp.mean(jnp.argmax(similarity, axis=1) == jnp.arange(query.shape[0]), dtype=similarity.dtype)
 
 
-def spectrum(features: Float[Array, "count channels"]) -> Float[Array, "rank"]:
+def spectrum(features: Float[Array, "count channels"]) -> Float[Array, " rank"]:
     """Singular values of the features, made unit vectors first, as shares of their sum, largest first."""
     values = jnp.linalg.svd(l2_normalize(features), compute_uv=False)
     return values / jnp.sum(values)
 
 
-def effective_rank(shares: Float[Array, "rank"]) -> Float[Array, ""]:
+def effective_rank(shares: Float[Array, " rank"]) -> Float[Array, ""]:
     """exp(entropy) of a `spectrum` (Roy and Vetterli 2007; RankMe, Garrido et al. 2023): how many directions are in use.
 
     1 when all features point the same way, n when n directions are equally strong.

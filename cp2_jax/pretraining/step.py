@@ -144,7 +144,7 @@ def make_update(
         batch_stats, features = microbatches.run(encode, key_parts.split(images))
         return key_parts.join(features), batch_stats
 
-    def update(state: State, pair: Pair, permutation: Int[Array, "batch"] | None = None):
+    def update(state: State, pair: Pair, permutation: Int[Array, " batch"] | None = None):
         params = whole(state.params)
         key_params = split(optax.incremental_update(state.params, state.key_params, 1.0 - config.loss.momentum))
         key_images = pair.image_key

@@ -21,7 +21,7 @@ def fit(
     shares: Float[Array, "count classes"],
     decay: float = 1e-3,
     steps: int = 100,
-) -> tuple[Float[Array, "channels classes"], Float[Array, "classes"]]:
+) -> tuple[Float[Array, "channels classes"], Float[Array, " classes"]]:
     """Fit a softmax regression by L-BFGS from zero: no chance is involved.
 
     Args:
@@ -53,7 +53,7 @@ def fit(
 def predict(
     features: Float[Array, "batch h w channels"],
     kernel: Float[Array, "channels classes"],
-    bias: Float[Array, "classes"],
+    bias: Float[Array, " classes"],
     size: tuple[int, int],
 ) -> Int[Array, "batch height width"]:
     """Return class maps of the images' size: logits upsampled bilinearly, as in finetuning."""

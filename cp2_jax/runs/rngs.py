@@ -22,6 +22,6 @@ def key(seed: int | Int[Array, ""], stream: str, step: Int[Array, ""] | int = 0)
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAMS[stream]), step)
 
 
-def per_sample(step_key: Key[Array, ""], batch: int) -> Key[Array, "batch"]:
+def per_sample(step_key: Key[Array, ""], batch: int) -> Key[Array, " batch"]:
     """Return one key for each row of the global batch; row r's key does not depend on the batch's size or sharding."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(batch))

@@ -19,7 +19,7 @@ SAMPLES = 64
 Color = tuple[int, int, int]
 
 
-def used_colors(mask: Mask, present: Int[np.ndarray, "values"]) -> dict[int, Color]:
+def used_colors(mask: Mask, present: Int[np.ndarray, " values"]) -> dict[int, Color]:
     """Return the palette's colour of each value that a mask has, without colours that stand for several of them.
 
     Args:
