@@ -51,8 +51,9 @@ def pretrain_pictures(
         if step == 1:
             writer.image(step, "pairs", pictures.pairs(query, key, pair.mask_query, pair.mask_key))
         found = [np.asarray(f) for f in features(params, batch_stats)]
-        rows = [pictures.dense_similarity(*sample) for sample in zip(query, key, *found, points, strict=True)]
-        writer.image(step, "similarity", np.concatenate(rows))
+        title = f"After step {step}: what in the key resembles one point of the query (outlined: the same foreground)"
+        drawn = pictures.dense_similarity(query, key, *found, points, np.asarray(pair.mask_key), title)
+        writer.image(step, "similarity", drawn)
 
     return hook
 

@@ -149,4 +149,4 @@ def _figure(of_study: Sequence[Mapping]):
         }
         for name in ("finetuned", "frozen")
     }
-    return pictures.seeds(points)
+    return pictures.seeds(points, unit="mean IoU of the validation images, %")

@@ -15,6 +15,7 @@ import rich.progress
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from cp2_jax import pictures
 from cp2_jax.runs import progress_line
 
 _BAR = 8  # columns of the progress bar, beside which its line stands
@@ -112,8 +113,6 @@ class Writer:
 
     def curves(self) -> None:
         """Draw what `metrics.jsonl` holds so far as `pictures/curves.png`, if there is anything to draw."""
-        from cp2_jax import pictures  # here: matplotlib takes a third of a second, which every entry point would wait for
-
         if self._first and (records := read_metrics(self.workdir / "metrics.jsonl")):
             pictures.save_png(self.pictures / "curves.png", pictures.curves(records))
 

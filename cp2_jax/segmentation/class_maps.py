@@ -25,6 +25,11 @@ def class_colors(data: ConfigDict) -> UInt8[np.ndarray, "256 3"]:
     return colors
 
 
+def overlay_colors(data: ConfigDict) -> UInt8[np.ndarray, "classes 3"] | None:
+    """Return the colours for pictures: those of `config.data.class_colors`; None, for bright ones, if there are none."""
+    return np.array(data.class_colors, np.uint8) if data.class_colors else None
+
+
 def mask_values(data: ConfigDict) -> UInt8[np.ndarray, "256"]:
     """Return the value that the data set's own masks have for each label, by `config.data.label_map` backwards.
 
@@ -58,16 +63,6 @@ def save_class_map(
     picture = Image.fromarray(values[predicted])
     picture.putpalette(palette.tobytes())
     picture.save(path, format="PNG")
-
-
-def overlay(
-    image: UInt8[np.ndarray, "height width 3"],
-    predicted: UInt8[np.ndarray, "height width"],
-    colors: UInt8[np.ndarray, "256 3"] | None = None,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the image with the classes' colours laid over it by half."""
-    colors = pictures.class_colors(256) if colors is None else colors
-    return ((image.astype(np.uint16) + colors[predicted]) // 2).astype(np.uint8)
 
 
 def predict_folder(
@@ -106,5 +101,6 @@ def predict_folder(
         path = relative[index]
         name = path.with_suffix(".png") if alike[path.with_suffix("")] == 1 else path.with_name(f"{path.name}.png")
         save_class_map(pathlib.Path(output) / "masks" / name, predicted, colors, values)
-        pictures.save_png(pathlib.Path(output) / "overlays" / name, overlay(image, predicted, colors))
+        drawn = pictures.overlay(image, predicted, config.data.class_names, overlay_colors(config.data), caption=str(path))
+        pictures.save_png(pathlib.Path(output) / "overlays" / name, drawn)
         yield ""

@@ -21,7 +21,7 @@ from cp2_jax.data.labelled.examples import Examples, SegmentationError, open_exa
 from cp2_jax.options import ConfigError
 from cp2_jax.runs import mesh
 from cp2_jax.segmentation import confusion
-from cp2_jax.segmentation.class_maps import class_colors, mask_values, save_class_map
+from cp2_jax.segmentation.class_maps import class_colors, mask_values, overlay_colors, save_class_map
 from cp2_jax.segmentation.predictor import Batch, Predictor, check_variables, make_predictor
 
 
@@ -211,7 +211,9 @@ def overlays(
         predicted = predictor.predict(variables, mesh.place_batch(device_mesh, inputs), batch)
         predicted = np.asarray(mesh.local_copy(device_mesh, predicted))
         predicted = predicted[batch.indices.index(index), : label.shape[0], : label.shape[1]]
-        drawn[name] = pictures.predictions(image[None], label[None], predicted[None], class_names, colors=colors)
+        words = f"{examples.stem(index)}: mean IoU {result.image_miou[index]:.1%}, {name} of {len(ranked)} images"
+        shown = image[None], label[None], predicted[None]
+        drawn[name] = pictures.predictions(*shown, class_names, colors=colors, captions=[words])
     return drawn
 
 
@@ -263,7 +265,7 @@ class Evaluator:
 
     def save(self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict) -> None:
         """Write `scores.json` and overlays into `workdir`; all processes call it (see `overlays`), the first writes."""
-        first, workdir, colors = jax.process_index() == 0, pathlib.Path(workdir), class_colors(self.config.data)
+        first, workdir, colors = jax.process_index() == 0, pathlib.Path(workdir), overlay_colors(self.config.data)
         if first:  # before the pictures: should they fail, the scores are kept
             write_json(workdir / "scores.json", result, self.names, extra)
         drawn = overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)

@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 from helpers.tiny import tiny_config
 from PIL import Image
 
-from cp2_jax import pictures
+from configs import finetune_voc
 from cp2_jax.data.labelled import examples, transforms
 from cp2_jax.options import ConfigError
 from cp2_jax.runs import checkpoints, mesh
@@ -194,9 +194,13 @@ def test_class_maps_keep_their_indices(tmp_path):
     class_maps.save_class_map(tmp_path / "a/b.png", predicted)
     mask = examples.decode_mask((tmp_path / "a/b.png").read_bytes(), "b.png")
     np.testing.assert_array_equal(mask, predicted)
-    image = random_images(1, 3, 4)[0]
-    drawn = class_maps.overlay(image, predicted)
-    np.testing.assert_array_equal(drawn, (image.astype(int) + pictures.class_colors(12)[predicted]) // 2)
+
+
+def test_pictures_have_the_data_sets_colours_or_bright_ones():
+    data = finetune_voc.get_config().data
+    assert class_maps.overlay_colors(data) is None
+    data.class_colors = ((1, 2, 3), (4, 5, 6))
+    np.testing.assert_array_equal(class_maps.overlay_colors(data), [[1, 2, 3], [4, 5, 6]])
 
 
 def halves_on_disk(root, split, count, size=(32, 40)):

@@ -77,10 +77,11 @@ def _run(arguments):
     found = [np.asarray(features(images)) for images in (pair.image_query, pair.image_key)]
     try:
         y, x = arguments.point or (size // 2, size // 2)
-        rows = [pictures.dense_similarity(*sample, (y, x)) for sample in zip(query, key, *found, strict=True)]
+        title = f"{arguments.checkpoint}: what in the key resembles one point of the query (outlined: the same foreground)"
+        drawn = pictures.dense_similarity(query, key, *found, [(y, x)] * len(query), pair.mask_key, title)
     except ValueError as error:
         raise UsageError(f"--point: {error}") from error
-    pictures.save_png(output / "similarity.png", np.concatenate(rows))
+    pictures.save_png(output / "similarity.png", drawn)
     if (metrics := pathlib.Path(arguments.checkpoint) / "metrics.jsonl").exists():
         pictures.save_png(output / "curves.png", pictures.curves(writers.read_metrics(metrics)))
 
