@@ -140,8 +140,7 @@ def worker(arguments, task):
         image_size=config.image_size,
         seed=config.seed,
         start_step=int(state.step),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=mesh.local_rows(device_mesh, config.batch_size),
         threads=1,
     )
     seen = []

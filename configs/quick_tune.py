@@ -16,7 +16,9 @@ The backbone is the checkpoint's; head and projection start at random. Variants 
 | `configs/quick_tune.py:vit,fcn` | MoCo v2's ViT-S/16, 300 epochs | 78.6 mIoU (Table 2, row CP2 QT v.300) |
 
 For a ViT, convert with
-`scripts/convert_checkpoint.py moco_v2_vit_s_300ep.pth.tar converted/moco_v2_vit_300ep --heads 12`.
+`scripts/convert_checkpoint.py moco_v2_vit_s_300ep.pth.tar converted/moco_v2_vit_300ep --heads 6`: the paper borrows that
+model from DINO, whose ViT-S/16 has 6 heads. Weights do not tell the number; for a network of 12 (MoCo v3's) convert with
+--heads 12 and add --config.model.vit.heads=12.
 Any other ResNet-50 or ViT-S/16 of docs/checkpoints.md goes the same way, with --config.init.checkpoint=DIRECTORY.
 """
 

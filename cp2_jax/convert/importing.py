@@ -16,6 +16,7 @@ from cp2_jax.convert.containers import files
 from cp2_jax.convert.containers.pickles import CheckpointFormatError, Refused, printable
 from cp2_jax.convert.detection import Match
 from cp2_jax.convert.formats import Format
+from cp2_jax.models.backbones import BACKBONES
 
 
 @dataclasses.dataclass
@@ -73,14 +74,12 @@ def _import(path, tree, container, format, heads, stage_sizes, input_name):
         for name in [n for n in shapes if n.startswith("decode_head.conv_seg.")]:
             left_out[sources[name][0]] = "the classifier, which pretraining leaves as it was initialised"
             del shapes[name]
-    backbone, expected = networks.describe_backbone(shapes, stage_sizes)
-    outputs = backbone.pop("outputs")
-    head, expected_head = networks.describe_head(shapes, outputs)
-    expected |= expected_head
+    found = networks.find(shapes, {"stage_sizes": stage_sizes})
+    expected, model = _in_order(found.expected, shapes), found.model
     _check(match, shapes, expected, sources, left_out)
-    settings = _settings(path, tree, match.format, backbone, heads, input_name)
-    if head:
-        _add_rates(backbone, head, beside.config_text(tree), expected)
+    settings = _settings(path, tree, match.format, found, heads, input_name)
+    if found.head:
+        _add_rates(found, beside.config_text(tree))
     arrays = {name: merged[name].numpy_value() for name in expected}
     notes = [*match.format.notes, *settings.pop("notes"), *_dtype_notes(arrays)]
     for name, array in arrays.items():
@@ -88,13 +87,14 @@ def _import(path, tree, container, format, heads, stage_sizes, input_name):
         if not np.isfinite(array).all():
             raise Refused(f"{sources[name][0]} holds values that are not finite")
     if settings.pop("bgr"):
-        arrays["backbone.conv1.weight"] = arrays["backbone.conv1.weight"][:, ::-1]
+        first = names.torch_name("params", f"backbone/{BACKBONES[model['backbone']].reads_image}")
+        arrays[first] = arrays[first][:, ::-1]
     meta = {
         "kind": "converted",
         "format": match.format.name,
         "file": path.name,
         "sha256": _digest(path),
-        "model": backbone | head,
+        "model": model,
         "input": settings["input"],
         "notes": notes,
         "num_batches_tracked": {n: c for n, c in counters.items() if n.rpartition(".")[0] + ".running_mean" in expected},
@@ -150,8 +150,8 @@ def _refuse_others(match: Match) -> dict[str, str]:
         if source in match.assigned:
             continue
         if source.startswith(match.prefix):
-            for start, reason in networks.NOT_OURS:
-                if source[len(match.prefix) :].startswith(start):
+            for pattern, reason in networks.NOT_OURS:
+                if re.match(pattern, source[len(match.prefix) :]):
                     raise Refused(f"{source}: {reason}")
         known = (why for start, why in match.format.left_out if source.startswith(start))
         ended = (why for end, why in _BOOKKEEPING.items() if source.endswith(end))
@@ -166,6 +166,13 @@ _BOOKKEEPING = {
     "/Momentum_1": "the optimiser's",
 }
 _ROOTS = r"(conv1|bn1|layer\d+|blocks|layers|patch_embed|cls_token|pos_embed|norm|ln1|embeddings|encoder)(\.|$)"
+
+
+def _in_order(expected: Mapping, shapes: Mapping) -> dict[str, tuple[int, ...]]:
+    """Return the expected tensors in the file's order; what the file lacks comes last, kernels first."""
+    there = [name for name in shapes if name in expected]
+    missing = sorted(expected, key=lambda name: -len(expected[name]))
+    return {name: expected[name] for name in dict.fromkeys([*there, *missing])}
 
 
 def _check(match: Match, shapes: Mapping, expected: Mapping, sources: Mapping, left_out: dict) -> None:
@@ -192,9 +199,13 @@ def _check(match: Match, shapes: Mapping, expected: Mapping, sources: Mapping, l
         )
 
 
-def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads: int | None, input_name: str | None):
+def _settings(
+    path: pathlib.Path, tree: Any, form: Format, found: networks.Found, heads: int | None, input_name: str | None
+) -> dict[str, Any]:
     """Fill in what weights do not tell: heads, input normalisation, padding; from options, files beside, or the format."""
     stated, config = beside.config_files(path), beside.config_text(tree)
+    name = found.model["backbone"]
+    section, options = found.model[name], {field.name for field in dataclasses.fields(BACKBONES[name].options)}
     notes = []
     settings = {"bgr": False, "notes": notes}
     mean, std = form.input
@@ -203,11 +214,11 @@ def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads
         notes.append(f"input normalisation from {stated['source']}")
     elif "mean" in config:
         mean, std = config["mean"], config["std"]
-        settings["bgr"] = config["bgr"] and backbone["backbone"] == "resnet"
+        settings["bgr"] = config["bgr"]
         if settings["bgr"]:
             mean, std = mean[::-1], std[::-1]
             notes.append("made for BGR images: the first convolution's channels were turned round to RGB")
-    elif backbone["backbone"] == "vit" and form.name in ("timm", "hugging_face") and input_name is None:
+    elif form.name in ("timm", "hugging_face") and input_name is None:
         notes.append("taken to have ImageNet's mean and std; many timm and Google models have 0.5: then pass --input half")
     if input_name:
         if input_name not in formats.INPUTS:
@@ -218,32 +229,36 @@ def _settings(path: pathlib.Path, tree: Any, form: Format, backbone: dict, heads
         notes.append(
             f"set config.model.mean to {tuple(settings['input']['mean'])} and std to {tuple(settings['input']['std'])}"
         )
-    if backbone["backbone"] == "resnet":
-        backbone["resnet"]["padding"] = form.padding
+    if "padding" in options:
+        section["padding"] = form.padding
         if form.padding != "torch":
             what = "every convolution and the max-pool pad" if form.padding == "same" else "the max-pool pads"
-            notes.append(f"{what} as TensorFlow's SAME: set config.model.resnet.padding to {form.padding!r}")
-        return settings
-    width = backbone["vit"]["width"]
-    found = heads or stated.get("heads") or config.get("heads") or form.heads(width)
+            notes.append(f"{what} as TensorFlow's SAME: set config.model.{name}.padding to {form.padding!r}")
+    if "heads" in found.backbone.unknown:
+        section["heads"] = _heads(form, section["width"], heads or stated.get("heads") or config.get("heads"))
+    return settings
+
+
+def _heads(form: Format, width: int, stated: int | None) -> int:
+    """Return the number of attention heads: what is stated, or what the format always has."""
+    found = stated or form.heads(width)
     if not found or width % found:
         why = f"{found} do not divide {width} channels" if found else "weights do not tell them, nor does this format"
         hint = f" ({form.notes[0]})" if form.name == "moco_v2_vit" else ""
         raise Refused(f"how many attention heads? {why}: pass --heads N{hint}. ViT-S has 6 in DINO and timm, 12 in MoCo v3")
-    backbone["vit"]["heads"] = int(found)
-    return settings
+    return int(found)
 
 
-def _add_rates(backbone: dict, head: dict, stated: Mapping, expected: Mapping) -> None:
+def _add_rates(found: networks.Found, stated: Mapping) -> None:
     """Add strides and rates of a segmentation model, as its config text states them or as the original has them."""
-    if backbone["backbone"] == "resnet":
-        backbone["resnet"] |= {"output_stride": 16, "contract_dilation": True} | stated.get("resnet", {})
+    model, backbone, head = found.model, found.model["backbone"], found.model["head"]
+    if backbone == "resnet":
+        model[backbone] |= {"output_stride": 16, "contract_dilation": True} | stated.get("resnet", {})
     rates = stated.get("aspp", {}).get("dilations", ())
-    if head["head"] == "aspp" and f"decode_head.aspp_modules.{len(rates) - 1}.conv.weight" in expected:
-        if f"decode_head.aspp_modules.{len(rates)}.conv.weight" not in expected:
-            head["aspp"]["dilations"] = rates
-    if head["head"] == "fcn":
-        head["fcn"] |= stated.get("fcn", {})
+    if head == "aspp" and len(rates) == len(found.head.section["dilations"]):
+        model[head]["dilations"] = rates
+    if head == "fcn":
+        model[head] |= stated.get("fcn", {})
 
 
 def _dtype_notes(arrays: Mapping[str, np.ndarray]) -> list[str]:

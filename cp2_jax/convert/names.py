@@ -109,6 +109,26 @@ def torch_name(collection: str, path: str) -> str:
     raise KeyError(f"{collection}/{path}: no counterpart in PyTorch's names")
 
 
+def our_shape(name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Return (path, shape) of the variable that an array of a state_dict becomes; ("", …) if there is no such variable."""
+    where = our_name(name)
+    if where is None:
+        return "", shape
+    return where[1], _turned(shape, where[1], (2, 3, 1, 0))
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a variable at this path has in PyTorch."""
+    return _turned(shape, path, (3, 2, 0, 1))
+
+
+def _turned(shape, path, order):
+    shape = tuple(shape)
+    if not path.endswith("/kernel"):
+        return shape
+    return tuple(shape[axis] for axis in order) if len(shape) == 4 else shape[::-1] if len(shape) == 2 else shape
+
+
 def _as_pattern(ours: str, theirs: str) -> str:
     """Turn our template into a pattern, each `\\n` becoming the n-th group of the other side's pattern."""
     groups = re.findall(r"\((?!\?:)((?:[^()]|\(\?:[^()]*\))*)\)", theirs)

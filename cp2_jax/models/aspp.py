@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cp2_jax.models.conv import ConvBnRelu
-from cp2_jax.models.interface import Head, Masking, read
+from cp2_jax.models.interface import Described, Head, Masking, Shapes, axis, count, limit, read
 from cp2_jax.models.norm import BatchNorm
 from cp2_jax.models.tops import Features
 from cp2_jax.options import positive, require
@@ -68,10 +68,30 @@ def _build(options: ASPPOptions, *, norm: Callable[..., nn.Module], dtype: Any) 
     return ASPPHead(options, norm=norm, dtype=dtype)
 
 
+def describe(shapes: Shapes) -> Described | None:
+    """Return the head that these weights are of; of the rates they tell which are 1, for those kernels are 1x1.
+
+    Raises:
+      ValueError: for sizes that no such head has.
+    """
+    if not any(path.startswith(("aspp_", "image_pool/")) for path in shapes):
+        return None
+    branches = count(shapes, r"aspp_(\d{1,6})/")
+    limit("ASPP branches:", branches, 32)
+    channels = axis(shapes, "bottleneck/conv/kernel", -1, 512)
+    limit("ASPP channels:", channels, 2**15)
+    default = ASPPOptions().dilations
+    point = [axis(shapes, f"aspp_{index}/conv/kernel", 0, 3) == 1 for index in range(branches)]
+    if point != [rate == 1 for rate in default]:
+        default = tuple(1 if one else 6 * index or 6 for index, one in enumerate(point))
+    return Described({"channels": channels, "dilations": default}, unknown=("dilations",))
+
+
 HEAD = Head(
     options=ASPPOptions,
     build=_build,
     least_images=2,  # the pooled image is one value for each channel: normalised over a single image, that is zero
     masking=_masking,
     may_differ=("dilations",),
+    describe=describe,
 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cp2_jax.models.conv import ConvBnRelu
-from cp2_jax.models.interface import Head, Masking, read
+from cp2_jax.models.interface import Described, Head, Masking, Shapes, axis, count, limit, read
 from cp2_jax.models.norm import BatchNorm
 from cp2_jax.models.tops import Features
 from cp2_jax.options import positive
@@ -62,4 +62,21 @@ def _build(options: FCNOptions, *, norm: Callable[..., nn.Module], dtype: Any) -
     return FCNHead(options, norm=norm, dtype=dtype)
 
 
-HEAD = Head(options=FCNOptions, build=_build, masking=_masking, may_differ=("dilation",))
+def describe(shapes: Shapes) -> Described | None:
+    """Return the head that these weights are of; they do not tell the rate.
+
+    Raises:
+      ValueError: for sizes that no such head has.
+    """
+    convs = count(shapes, r"convs_(\d{1,6})/")
+    if not convs:
+        return None
+    limit("convolutions of an FCN head:", convs, 32)
+    channels = axis(shapes, "convs_0/conv/kernel", -1, 256)
+    limit("FCN channels:", channels, 2**15)
+    joined = any(path.startswith("conv_cat/") for path in shapes)
+    section = {"channels": channels, "num_convs": convs, "dilation": 6, "concat_input": joined}
+    return Described(section, unknown=("dilation",))
+
+
+HEAD = Head(options=FCNOptions, build=_build, masking=_masking, may_differ=("dilation",), describe=describe)

@@ -5,6 +5,7 @@ A new backbone or head is one file with its options, its module and one of these
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,42 @@ def anything(options: Any) -> int:
     return 1
 
 
+# Arrays of a part of a network: the path below it, such as "layer1_0/conv1/kernel" → the shape as the network has it.
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What weights tell of their network.
+
+    Attributes:
+      section: values of the part's section of `config.model`.
+      unknown: keys of `section` whose value had to be supposed, for the shapes do not tell it.
+      image_size: side in pixels that a position table is made for; 0 where there is none.
+      doubt: why the weights may be incomplete: they are refused unless the user confirms it by the values in `confirm`.
+    """
+
+    section: Mapping[str, Any]
+    unknown: tuple[str, ...] = ()
+    image_size: int = 0
+    doubt: str = ""
+    confirm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def nothing(shapes: Shapes) -> None:
+    """Say that weights of others are not recognised."""
+
+
+def limit(what: str, value: int, highest: int) -> None:
+    """Refuse a size that no real network has, before anything is made of it.
+
+    Raises:
+      ValueError: if the value is not between 1 and `highest`.
+    """
+    if not 1 <= value <= highest:
+        raise ValueError(f"{what} {value}: known networks have 1 to {highest}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Backbone:
     """A backbone.
@@ -63,6 +100,11 @@ class Backbone:
       may_differ: keys that may be another than the checkpoint's; this is then reported.
       fit: `(params, options, image_size)` → (the backbone's parameters changed to fit, what was changed, a line each).
         Raises ValueError if they cannot.
+      describe: `(shapes)` → what the weights tell, or None if they are of another backbone. Raises ValueError with the
+        reason if they are of a network that it cannot compute. The shapes come from a file that nobody vouches for: sizes
+        are limited here (`limit`), for the network is traced afterwards.
+      reads_image: path of the kernel [rows, columns, 3, channels] that reads the image, whose inputs are turned round for
+        weights that were made for BGR images.
       class_attention: `(module, variables, images)` → attention of the class token to the patches, [batch, rows, columns],
         or None if it has no such thing.
       pretrain_optimizer, finetune_optimizer: settings of `config.optimizer` with which it is trained, where they are not
@@ -81,6 +123,8 @@ class Backbone:
     must_agree: tuple[str, ...] = ()
     may_differ: tuple[str, ...] = ()
     fit: Callable[[Mapping, Any, int], tuple[dict, list[str]]] | None = None
+    describe: Callable[[Shapes], Described | None] = nothing
+    reads_image: str = ""
     class_attention: Callable[..., Any] | None = None
     pretrain_optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune_optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -98,7 +142,7 @@ class Head:
       dense: whether there is one feature for each feature of the backbone. Only such heads segment.
       least_images: fewest images of a batch-norm group that it can be trained with.
       masking: as `Backbone.masking`.
-      may_differ: as `Backbone.may_differ`.
+      may_differ, describe: as those of `Backbone`.
     """
 
     options: type
@@ -107,6 +151,19 @@ class Head:
     least_images: int = 1
     masking: Callable[[Any], Masking | None] = never
     may_differ: tuple[str, ...] = ()
+    describe: Callable[[Shapes], Described | None] = nothing
+
+
+def axis(shapes: Shapes, path: str, which: int, default: int) -> int:
+    """Return one size of an array, or a default if the array is not there or has fewer axes."""
+    shape = shapes.get(path, ())
+    return shape[which] if -len(shape) <= which < len(shape) else default
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """Return how many numbered parts there are: one more than the largest number in the pattern's only group."""
+    found = (re.match(pattern, path) for path in shapes)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
 def read(options: type, name: str, section: Mapping) -> Any:

@@ -1,6 +1,7 @@
 """ResNet as torchvision lays it out (7x7 stem, stride in the 3x3 convolution), dilated to keep the output stride."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cp2_jax.models.conv import Conv
-from cp2_jax.models.interface import Backbone, Masking, read
+from cp2_jax.models.interface import Backbone, Described, Masking, Shapes, axis, count, limit, read
 from cp2_jax.models.norm import BatchNorm
 from cp2_jax.options import one_of, positive, require, true_or_false
 
@@ -174,6 +175,33 @@ def _masking(options: ResNetOptions) -> Masking | None:
     return Masking(zeroed=((ResNet, "pool"),)) if options.padding == "torch" else None
 
 
+def describe(shapes: Shapes) -> Described | None:
+    """Return the network that these weights are of, from the names and sizes of their blocks.
+
+    Raises:
+      ValueError: for sizes that no ResNet has.
+    """
+    stages = tuple(count(shapes, rf"layer{stage}_(\d{{1,6}})/") for stage in range(1, 5))
+    if not any(stages):
+        return None
+    bottleneck = any(re.fullmatch(r"layer\d_\d+/conv3/kernel", path) for path in shapes)
+    known = [d for d, sizes in STAGE_SIZES.items() if sizes == stages and (d not in _BASIC) == bottleneck]
+    stem = axis(shapes, "conv1/kernel", -1, 64)
+    width = axis(shapes, "layer1_0/conv1/kernel", -1, stem)
+    limit("a first convolution of", stem, 4096)
+    limit("a first stage of width", width, 4096)
+    if known:
+        return Described({"depth": known[0], "width": width, "stem_width": stem, "stage_sizes": ()})
+    all_known = ", ".join(f"{d}: {'-'.join(map(str, sizes))}" for d, sizes in STAGE_SIZES.items())
+    doubt = (
+        f"its stages have {'-'.join(map(str, stages))} {'bottleneck' if bottleneck else 'basic'} blocks, as no known "
+        f"ResNet ({all_known}): tensors are missing. If it is meant so, pass --stage_sizes {','.join(map(str, stages))}"
+    )
+    # Without a known depth, 50 and 18 say which kind of block.
+    section = {"depth": 50 if bottleneck else 18, "width": width, "stem_width": stem, "stage_sizes": stages}
+    return Described(section, doubt=doubt, confirm={"stage_sizes": stages})
+
+
 BACKBONE = Backbone(
     options=ResNetOptions,
     build=_build,
@@ -181,6 +209,8 @@ BACKBONE = Backbone(
     stride=_stride,
     masking=_masking,
     with_stride=_with_stride,
+    describe=describe,
+    reads_image="conv1/kernel",
     must_agree=("depth", "width", "stem_width", "stage_sizes", "padding"),
     # Another network of the same weights, which may be meant: finetuning at a smaller stride, say.
     may_differ=("output_stride", "contract_dilation"),

@@ -1,6 +1,7 @@
 """Vision transformer backbone (ViT-S/16 by default) as the original's: no final norm, class token left out at the end."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cp2_jax.models.initial import torch_bias_init, torch_linear_init
-from cp2_jax.models.interface import Backbone, read
+from cp2_jax.models.interface import Backbone, Described, Shapes, axis, count, limit, read
 from cp2_jax.options import nearest_divisors, one_of, positive, require, true_or_false
 
 # The original truncates at an absolute 2, a hundred deviations away.
@@ -269,6 +270,34 @@ def fit(params: Mapping, options: ViTOptions, image_size: int) -> tuple[dict, li
     return params, changes
 
 
+def describe(shapes: Shapes) -> Described | None:
+    """Return the network that these weights are of; the number of heads is not among what they tell.
+
+    Raises:
+      ValueError: if it is not such a ViT, with the reason.
+    """
+    depth = count(shapes, r"blocks_(\d{1,6})/")
+    if not depth:
+        return None
+    patch, width = axis(shapes, "patch_embed/kernel", 0, 16), axis(shapes, "patch_embed/kernel", -1, 384)
+    limit("a ViT of depth", depth, 100)
+    limit("a ViT of width", width, 2**15)
+    limit("a patch of side", patch, 512)
+    positions = axis(shapes, "pos_embed", 1, 197)
+    limit("a position table of length", positions, 2**20)
+    grid = math.isqrt(max(positions - 1, 0))
+    if grid * grid != positions - 1:
+        kind = "a table without an entry for the class token" if math.isqrt(positions) ** 2 == positions else "no square"
+        raise ValueError(f"pos_embed has {positions} entries ({kind}); a square and one for the class token are needed")
+    hidden = axis(shapes, "blocks_0/mlp/fc1/kernel", -1, 4 * width)
+    if hidden % width or not hidden:
+        raise ValueError(f"an MLP of {hidden} channels in a ViT of {width}: no whole ratio")
+    limit("an MLP of ratio", hidden // width, 64)
+    section = {"patch": patch, "width": width, "depth": depth, "heads": 1, "mlp_ratio": hidden // width}
+    section["final_norm"] = any(path.startswith("norm/") for path in shapes)
+    return Described(section, unknown=("heads",), image_size=grid * patch)
+
+
 def _build(options: ViTOptions, *, image_size: int, norm: Callable[..., nn.Module], dtype: Any, remat: bool) -> ViT:
     return ViT(options, image_size=image_size, dtype=dtype, remat=remat)
 
@@ -276,6 +305,9 @@ def _build(options: ViTOptions, *, image_size: int, norm: Callable[..., nn.Modul
 def _patch(options: ViTOptions) -> int:
     return options.patch
 
+
+# Of pretraining and finetuning alike (section 4.1).
+_ADAMW = {"name": "adamw", "learning_rate": 5e-5}
 
 BACKBONE = Backbone(
     options=ViTOptions,
@@ -286,9 +318,10 @@ BACKBONE = Backbone(
     stride_is="the ViT's patch",
     must_agree=("patch", "width", "depth", "heads", "mlp_ratio"),
     fit=fit,
+    describe=describe,
+    reads_image="patch_embed/kernel",
     class_attention=class_attention,
-    # Section 4.1.
-    pretrain_optimizer={"name": "adamw", "learning_rate": 5e-5, "weight_decay": 0.01},
-    finetune_optimizer={"name": "adamw", "learning_rate": 5e-5, "min_learning_rate": 0.0},
+    pretrain_optimizer=_ADAMW | {"weight_decay": 0.01},
+    finetune_optimizer=_ADAMW | {"min_learning_rate": 0.0},
     random_head_decay=0.01,
 )

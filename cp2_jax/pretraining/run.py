@@ -75,8 +75,7 @@ def _batches(config: ConfigDict, read_training: Callable, source, device_mesh: M
     dataset = read_training(
         batch_size=config.batch_size,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=mesh.local_rows(device_mesh, config.batch_size),
         workers=config.data.workers,
     )
     return Batches(dataset, source, functools.partial(mesh.place_batch, device_mesh), ahead=config.data.prefetch)

@@ -1,6 +1,8 @@
 """Chip-hours of a recipe: an estimate from operation counts and an assumed utilisation, never a measurement."""
 
-from cp2_jax.reproduce.recipes import Recipe, Run
+from ml_collections import ConfigDict
+
+from cp2_jax.reproduce.recipes import Recipe
 
 # Operations of one training step per image, in GFLOP (multiply and add count as two), counted by XLA in the lowered step
 # (before optimisation, hence with multiplications by padding) at 224 x 224. Pretraining has two forward passes and one
@@ -10,26 +12,27 @@ FINETUNE_SHARE = 3 / 4  # forward and backward (twice a forward) of one network,
 ASSUMED = "a TPU v4 chip (275 TFLOP/s in bfloat16) at 35 % utilisation, input never the bottleneck"
 _CHIP = 275e12 * 0.35
 _IMAGENET = 1_281_167
-# Pixels a step sees and the number of steps (section 4.1).
-_FINETUNE = {"PASCAL": (16 * 512 * 512, 40_000), "Cityscapes": (8 * 512 * 1024, 60_000), "ADE20k": (16 * 512 * 512, 80_000)}
-_EPOCHS = {"pretrain": 200, "quick_tune": 20}
 
 
-def _network(run: Run) -> tuple[str, str]:
-    """Return (backbone, head) from a config's name and overrides."""
-    overrides, config = run.overrides, run.config
-    vit = "vit" in config or overrides.get("model.backbone") == "vit"
-    return ("vit" if vit else "resnet", "fcn" if "fcn" in config or overrides.get("model.head") == "fcn" else "aspp")
+def _network(config: ConfigDict) -> tuple[str, str]:
+    return config.model.backbone, config.model.head
 
 
 def chip_hours(recipe: Recipe) -> dict[str, float]:
-    """Return {'pretrain': hours, 'finetune': hours} of one seed on one chip, see `ASSUMED`."""
+    """Return the estimated hours of one seed on one chip, see `ASSUMED`.
+
+    Args:
+      recipe: of one of the paper's cells, without changes: `PRETRAIN` knows the paper's networks alone.
+
+    Returns:
+      {'pretrain': hours, 'finetune': hours}.
+    """
     hours = {"pretrain": 0.0}
     if recipe.pretrain:
-        kind = recipe.pretrain.config.removeprefix("configs/")
-        epochs = recipe.pretrain.overrides.get("epochs", _EPOCHS["quick_tune" if kind.startswith("quick") else "pretrain"])
-        hours["pretrain"] = PRETRAIN[_network(recipe.pretrain)] * 1e9 * _IMAGENET * epochs / _CHIP / 3600
-    pixels, steps = _FINETUNE[recipe.data]
-    per_pixel = PRETRAIN[_network(recipe.finetune)] * 1e9 * FINETUNE_SHARE / 224**2
-    hours["finetune"] = per_pixel * pixels * steps / _CHIP / 3600
+        config = recipe.pretrain.resolve()
+        hours["pretrain"] = PRETRAIN[_network(config)] * 1e9 * _IMAGENET * config.epochs / _CHIP / 3600
+    config = recipe.finetune.resolve()
+    per_pixel = PRETRAIN[_network(config)] * 1e9 * FINETUNE_SHARE / 224**2
+    pixels = config.batch_size * config.data.crop_size[0] * config.data.crop_size[1]
+    hours["finetune"] = per_pixel * pixels * config.steps / _CHIP / 3600
     return hours

@@ -9,7 +9,8 @@ from cp2_jax.options import ConfigError, nearest
 from cp2_jax.reproduce import chain, estimates, study
 from cp2_jax.reproduce import collect as tables
 from cp2_jax.reproduce.paper import TABLES, Cell, cells
-from cp2_jax.reproduce.recipes import Recipe, recipe
+from cp2_jax.reproduce.place import Place, changed, missing
+from cp2_jax.reproduce.recipes import Run, recipe
 
 
 def find(table: str, row: str | None, column: str | None) -> Cell:
@@ -31,61 +32,76 @@ def find(table: str, row: str | None, column: str | None) -> Cell:
     return next(cell for cell in of_table if (cell.row, cell.column) == (row, column))
 
 
-def status(cell: Cell, place: chain.Place) -> dict:
-    """Return what `list` shows of a cell, as JSON values."""
+def status(cell: Cell, place: Place) -> dict:
+    """Return what `list` shows of a cell, as JSON values.
+
+    Returns:
+      The cell ("table", "row", "column", "paper"), its recipe ("source", "pretrain", "finetune", "weight_decay" of
+      finetuning, "data", "seeds", "estimated_chip_hours"), and how far it is: "status" (done, missing, started or ready),
+      "missing" (one line each), "stages_done".
+    """
     plain = recipe(cell)
-    actual = chain.changed(plain, place)
+    actual = changed(plain, place)
     seeds = range(plain.seeds)
     done = sum(chain.result_path(actual, seed, place).exists() for seed in seeds)
-    lines = chain.missing(plain, place)
+    lines = missing(plain, place)
     finished = [stage.name for stage in chain.stages(actual, 0, place) if stage.done]
     state = "done" if done == plain.seeds else "missing" if lines else "started" if finished else "ready"
     hours = estimates.chip_hours(plain)
     return {
-        "table": cell.table, "row": cell.row, "column": cell.column, "paper": cell.value, "status": state,
-        "source": plain.source, "missing": lines, "stages_done": finished,
+        "table": cell.table,
+        "row": cell.row,
+        "column": cell.column,
+        "paper": cell.value,
+        "status": state,
+        "source": plain.source,
+        "missing": lines,
+        "stages_done": finished,
         "pretrain": plain.pretrain and {"config": plain.pretrain.config, "overrides": dict(plain.pretrain.overrides)},
         "finetune": {"config": plain.finetune.config, "overrides": dict(plain.finetune.overrides)},
-        "data": plain.data, "seeds": plain.seeds,
+        "weight_decay": plain.finetune.resolve().optimizer.weight_decay,
+        "data": plain.data,
+        "seeds": plain.seeds,
         "estimated_chip_hours": {part: plain.seeds * value for part, value in hours.items()},
-    }  # fmt: skip
+    }
 
 
-def text(place: chain.Place) -> str:
-    """Return the list of all cells as text: a table for each of the paper's, then what is missing and the assumptions."""
-    shown, missing = [], {}
+def text(place: Place) -> str:
+    """Return the list of all cells as Markdown: a table for each of the paper's, what is missing, the assumptions."""
+    shown, absent = [], {}
     for table, (title, _) in TABLES.items():
         rows = []
         for cell in cells():
             if cell.table == table:
                 entry = status(cell, place)
                 hours = entry["estimated_chip_hours"]
-                rows.append([
-                    cell.row, cell.column, f"{cell.value:.1f}", _start(recipe(cell)), _run(entry["pretrain"]),
-                    _run(entry["finetune"]), f"{hours['pretrain']:.1f} + {hours['finetune']:.1f}", entry["status"],
-                ])  # fmt: skip
-                missing |= dict.fromkeys(entry["missing"])
-        header = ["row", "column", "paper", "start", "pretraining", "finetuning", "chip-hours", "status"]
-        shown.append(f"{table}: {title}\n\n{tables.markdown(header, rows)}\n")
-    if missing:
-        shown.append("Missing:\n" + "\n".join(f"  {line}" for line in missing) + "\n")
+                row = [cell.row, cell.column, f"{cell.value:.1f}", entry["source"] or "random"]
+                row += [_run(recipe(cell).pretrain), _run(recipe(cell).finetune), f"{entry['weight_decay']:g}"]
+                rows.append([*row, f"{hours['pretrain']:.1f} + {hours['finetune']:.1f}", entry["status"]])
+                absent |= dict.fromkeys(entry["missing"])
+        header = ["row", "column", "paper", "start", "pretraining", "finetuning", "its decay", "chip-hours", "status"]
+        shown.append(f"## {table}: {title}\n\n{tables.markdown(header, rows)}\n")
+    if absent:
+        shown.append("## Missing\n\n" + "\n".join(f"- {line}" for line in absent) + "\n")
     shown.append(f"Chip-hours (pretraining + finetuning, all seeds) are estimates: {estimates.ASSUMED}.")
     return "\n".join(shown)
 
 
-def _start(plain: Recipe) -> str:
-    return plain.source or "random"
-
-
-def _run(entry: Mapping | None) -> str:
-    if not entry:
+def _run(run: Run | None) -> str:
+    if run is None:
         return "–"
-    changes = " ".join(f"{key}={value}" for key, value in entry["overrides"].items())
-    return f"{entry['config'].removeprefix('configs/').removesuffix('.py')} {changes}".strip()
+    return " ".join([run.title(), *(f"{key}={value}" for key, value in run.overrides.items())])
 
 
-def write_json(path: str | pathlib.Path, place: chain.Place) -> None:
-    """Write the state of all cells."""
+def write_markdown(path: str | pathlib.Path, place: Place) -> None:
+    """Write `text` as a page."""
+    head = "# The cells of the paper\n\nPrinted by `python scripts/reproduce.py list --output FILE`. "
+    head += '"Its decay" is the weight decay of finetuning.\n\n'
+    pathlib.Path(path).write_text(f"{head}{text(place)}\n")
+
+
+def write_json(path: str | pathlib.Path, place: Place) -> None:
+    """Write the state of all cells, a list of what `status` returns."""
     entries = [status(cell, place) for cell in cells()]
     pathlib.Path(path).write_text(json.dumps(entries, indent=1) + "\n")
 

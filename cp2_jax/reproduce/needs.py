@@ -9,8 +9,11 @@ from typing import Any
 class Checkpoint:
     """Somebody else's pretrained backbone.
 
-    file: the name it is looked for under (`--checkpoints DIR`). origin: where it is published. arguments: of
-    `convert_checkpoint.py`. finetune: what a finetuning config must say where the network differs from ours.
+    Attributes:
+      file: the name it is looked for under (`--checkpoints DIR`).
+      origin: where it is published.
+      arguments: of `convert_checkpoint.py`.
+      finetune: key → value: what a finetuning config must say where the network differs from ours.
     """
 
     file: str
@@ -33,7 +36,10 @@ CHECKPOINTS = {
         "moco_v2_vit_s_300ep.pth.tar",
         "MoCo v2's ViT-S/16, 300 epochs: the paper borrows it from DINO (github.com/facebookresearch/dino); unpublished "
         "as far as we know, ask its authors",
-        ("--heads", "12"),
+        # DINO's ViT-S/16 has 6 heads of 64 channels, as every published ViT-S (DeiT, timm). The 12 of the original code are
+        # the default of its ViT class; it released no config for a ViT. Weights do not tell: 12 would load, and compute
+        # another function.
+        ("--heads", "6"),
     ),
     "simclr_1000": Checkpoint(
         "ResNet50_1x/model.ckpt-225206", "github.com/google-research/simclr, SimCLR v1, ResNet-50 1x, 1000 epochs",
@@ -54,7 +60,13 @@ CHECKPOINTS = {
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A data set: how it is named in `--data NAME=PATH`, where it comes from, and the config that finetunes on it."""
+    """A data set.
+
+    Attributes:
+      name: in `--data NAME=PATH`.
+      origin: where it comes from.
+      finetune: the config that finetunes on it; "" for images without labels.
+    """
 
     name: str
     origin: str

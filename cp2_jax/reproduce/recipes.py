@@ -1,7 +1,8 @@
 """How each cell of the paper is made: start, pretraining, finetuning; as configs of this project and overrides of them.
 
 A recipe is plain data and knows nothing of tables: cells that the paper got from the same runs share one (CP2 QT r.800 on
-PASCAL VOC stands in six tables) and are run once.
+PASCAL VOC stands in six tables) and are run once. What the configs' variants know (weight decay follows the head, a ViT's
+optimiser) is written there alone: a recipe only names variants.
 """
 
 import dataclasses
@@ -11,32 +12,60 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cp2_jax.models.backbones import BACKBONES
+from ml_collections import ConfigDict
+
+from cp2_jax import config_files
 from cp2_jax.reproduce.needs import CHECKPOINTS, DATA_SETS
 from cp2_jax.reproduce.paper import Cell, cells
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A config and what changes in it."""
+    """A config and what changes in it.
+
+    Attributes:
+      config: with its variants, such as "configs/finetune_voc.py:vit,baseline".
+      overrides: key → value, as after `--config.`.
+    """
 
     config: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def title(self) -> str:
+        """Return the config's name for people, such as "finetune_voc:vit,baseline"."""
+        return self.config.removeprefix("configs/").replace(".py", "", 1)
+
     def name(self) -> str:
-        """Return a name that two runs share exactly if they are the same."""
-        stem = self.config.removeprefix("configs/").removesuffix(".py")
-        changes = json.dumps(sorted(self.overrides.items()), default=list)
-        return f"{stem}-{hashlib.sha256(changes.encode()).hexdigest()[:8]}"
+        """Return a name for folders that two runs share exactly if they are the same."""
+        return f"{self.title().replace(':', '-').replace(',', '-')}-{fingerprint(self.overrides)}"
+
+    def resolve(self) -> ConfigDict:
+        """Return the whole config.
+
+        Raises:
+          ConfigError: if there is no such config or variant.
+        """
+        config = config_files.load(self.config)
+        config.update_from_flattened_dict(dict(self.overrides))
+        return config
+
+
+def fingerprint(changes: Mapping[str, Any]) -> str:
+    """Return eight letters and digits that two sets of changes share exactly if they are the same."""
+    return hashlib.sha256(json.dumps(sorted(changes.items()), default=list).encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """The chain that makes one number.
 
-    source: a key of `needs.CHECKPOINTS`, converted first; "" where pretraining starts from nothing.
-    pretrain: None where the source itself is finetuned. data: a key of `needs.DATA_SETS`. seeds: how many runs the paper
-    averages.
+    Attributes:
+      source: a key of `needs.CHECKPOINTS`, converted first; "" where pretraining starts from nothing.
+      pretrain: None where the source itself is finetuned.
+      finetune: the run that is evaluated.
+      data: a key of `needs.DATA_SETS`.
+      seeds: how many runs the paper averages.
+      convert: options of the converter beyond those of `needs.CHECKPOINTS`, such as {"heads": "12"}.
     """
 
     source: str
@@ -44,6 +73,13 @@ class Recipe:
     finetune: Run
     data: str
     seeds: int = 1
+    convert: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def start(self) -> str:
+        """Return the name of what the chain starts from, which two recipes share exactly if it is the same."""
+        if not self.source:
+            return "scratch"
+        return f"{self.source}-{fingerprint(self.convert)}" if self.convert else self.source
 
 
 def recipe(cell: Cell) -> Recipe:
@@ -62,25 +98,22 @@ def all_recipes() -> dict[Cell, Recipe]:
 
 
 _BACKBONES = {"r.200": ("r50", "moco_v2_200"), "r.800": ("r50", "moco_v2_800"), "v.300": ("vit", "moco_v2_vit_300")}
-# The configs' name of a network: the name of its backbone.
-_NAMES = {"r50": "resnet", "vit": "vit"}
 _OTHERS = {
-    "supervised": "supervised", "MoCo": "moco_200", "SimCLR": "simclr_1000", "BYOL": "byol_300", "InfoMin": "infomin_800",
-    "InsLoc": "insloc_400", "DetCon": "detcon_1000", "PixPro": "pixpro_400",
-}  # fmt: skip
+    "supervised": "supervised",
+    "MoCo": "moco_200",
+    "SimCLR": "simclr_1000",
+    "BYOL": "byol_300",
+    "InfoMin": "infomin_800",
+    "InsLoc": "insloc_400",
+    "DetCon": "detcon_1000",
+    "PixPro": "pixpro_400",
+}
 
 
 def _finetune(data: str, backbone: str, head: str, pretrained_head: bool, extra: Mapping[str, Any] | None = None) -> Run:
-    """Section 4.1: weight decay only where the head starts at random."""
-    described = BACKBONES[_NAMES[backbone]]
-    decay = described.random_head_decay
-    overrides = {} if pretrained_head else {"init.head": "random", "optimizer.weight_decay": decay}
-    if head != "aspp":
-        overrides["model.head"] = head
-    if _NAMES[backbone] != "resnet":  # the configs' own
-        overrides["model.backbone"] = _NAMES[backbone]
-    overrides |= {f"optimizer.{key}": value for key, value in described.finetune_optimizer.items()}
-    return Run(DATA_SETS[data].finetune, overrides | dict(extra or {}))
+    """Return the finetuning of a model on a data set; a head that starts at random is the variant `baseline`'s."""
+    variants = [backbone, head] + ["baseline"] * (not pretrained_head)
+    return Run(f"{DATA_SETS[data].finetune}:{','.join(variants)}", dict(extra or {}))
 
 
 def _baseline(source: str, data: str, backbone: str = "r50", head: str = "aspp") -> Recipe:
@@ -88,7 +121,7 @@ def _baseline(source: str, data: str, backbone: str = "r50", head: str = "aspp")
 
 
 def _scratch(data: str, head: str = "aspp", pretrained_head: bool = True) -> Recipe:
-    return Recipe("", Run(f"configs/pretrain_r50_{head}.py"), _finetune(data, "r50", head, pretrained_head), data)
+    return Recipe("", Run(f"configs/pretrain.py:r50,{head}"), _finetune(data, "r50", head, pretrained_head), data)
 
 
 def _quick_tune(
@@ -100,7 +133,7 @@ def _quick_tune(
     seeds: int = 1,
 ) -> Recipe:
     backbone, source = _BACKBONES[start]
-    pretrain = Run(f"configs/quick_tune_{backbone}_{head}.py", dict(changes or {}))
+    pretrain = Run(f"configs/quick_tune.py:{backbone},{head}", dict(changes or {}))
     return Recipe(source, pretrain, _finetune(data, backbone, head, pretrained_head), data, seeds)
 
 
@@ -126,12 +159,16 @@ def _head_table(row: str, column: str) -> Recipe:
     return _quick_tune(start, column, pretrained_head=head != "random")
 
 
-_FULL = {"augment.mask": "full", "loss.alpha": 0.0}
+# The whole model under a mask that is full everywhere: no copy-paste, hence no dense loss.
+NO_COPY_PASTE = {"augment.mask": "full", "loss.alpha": 0.0}
 _MASKS = {
-    "no copy-paste": _FULL, "rectangle": {}, "DINO self-attention": {"augment.mask": "attention"},
-    "polygon": {"augment.mask": "polygon"}, "random blocks": {"augment.mask": "blocks"},
+    "no copy-paste": NO_COPY_PASTE,
+    "rectangle": {},
+    "DINO self-attention": {"augment.mask": "attention"},
+    "polygon": {"augment.mask": "polygon"},
+    "random blocks": {"augment.mask": "blocks"},
     "random patches": {"augment.mask": "patches"},
-}  # fmt: skip
+}
 
 
 def _mask_table(row: str, column: str) -> Recipe:
@@ -155,15 +192,21 @@ def _epochs_table(row: str, column: str) -> Recipe:
 
 
 _LOSSES = {
-    "no copy-paste": _FULL, "instance loss only": {"loss.alpha": 0.0}, "dense loss only": {"loss.alpha_instance": 0.0},
+    "no copy-paste": NO_COPY_PASTE,
+    "instance loss only": {"loss.alpha": 0.0},
+    "dense loss only": {"loss.alpha_instance": 0.0},
     "entire CP2": {},
-}  # fmt: skip
+}
 
 
 def _loss_table(row: str, column: str) -> Recipe:
     if row == "baseline":
         return _baseline("moco_v2_800", column)
     return _quick_tune("r.800", column, changes=_LOSSES[row])
+
+
+def _deviation_table(row: str, column: str) -> Recipe:
+    return _quick_tune("r.800", column, seeds=3)
 
 
 _RECIPES = {
@@ -174,5 +217,5 @@ _RECIPES = {
     "table5a": _grid_table,
     "table5b": _epochs_table,
     "table6": _loss_table,
-    "table7": lambda row, column: _quick_tune("r.800", column, seeds=3),
+    "table7": _deviation_table,
 }

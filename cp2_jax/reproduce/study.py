@@ -31,6 +31,7 @@ from cp2_jax.options import ConfigError, flatten
 from cp2_jax.pretraining import hooks, probes
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.reproduce import frozen
+from cp2_jax.reproduce.recipes import NO_COPY_PASTE
 from cp2_jax.runs import checkpoints, mesh, optim, rngs, settings
 from cp2_jax.segmentation import confusion, evaluation
 from cp2_jax.segmentation import step as finetune_step
@@ -52,15 +53,14 @@ class Method:
     equal_compute: bool = False
 
 
-_FULL = {"augment.mask": "full", "loss.alpha": 0.0}
-_MOCO = _FULL | {"model.head": "pool", "model.resnet.output_stride": 32}
+_MOCO = NO_COPY_PASTE | {"model.head": "pool", "model.resnet.output_stride": 32}
 
 METHODS = {
     "scratch": Method("from scratch", None, "random"),
     "cp2": Method("entire CP²"),
     "moco_v2": Method("MoCo v2 mode", _MOCO, "random"),
     "moco_v2_compute": Method("MoCo v2 mode, CP²'s compute", _MOCO, "random", equal_compute=True),
-    "no_copy_paste": Method("no copy-paste", _FULL),
+    "no_copy_paste": Method("no copy-paste", NO_COPY_PASTE),
     "instance_only": Method("instance loss only", {"loss.alpha": 0.0}),
     "dense_only": Method("dense loss only", {"loss.alpha_instance": 0.0}),
     "cp2_random_head": Method("entire CP², random head", {}, "random", pretrained="cp2"),

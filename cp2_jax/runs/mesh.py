@@ -1,17 +1,25 @@
 """Devices and placement: one mesh axis, `data`. The batch is split over it, parameters are replicated (or split, see
-`split_largest`), and the queue is split as the batch is, so that enqueueing needs no communication."""
+`split_largest`), and the queue is split as the batch is, so that enqueueing needs no communication.
+
+JAX puts the devices of a TPU slice in the order of its torus, so that neighbours in the mesh are neighbours on the
+wires. In that order the devices of one process are usually not next to each other: on v4-32 the processes come as 0, 1,
+2, 3, 0, 1, … Nothing here or elsewhere may therefore assume that process p has the p-th part of a batch. `local_rows`
+says which rows of a global batch a process has; the input pipelines make exactly these, `place_batch` puts them where
+they belong, and `local_part` reads them back.
+"""
 
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Return the mesh of all devices of all processes (or of `devices`)."""
+    """Return the mesh of all devices of all processes (or of `devices`), TPUs in the order of their torus."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -24,6 +32,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Return the placement of an array whose dimension `axis` is the batch."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+
+
+def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> tuple[int, ...]:
+    """Return which rows of a global batch the devices of one process hold, in increasing order.
+
+    Args:
+      batch_size: number of rows of the global batch.
+      process: its index; this process by default.
+
+    Returns:
+      The numbers of the rows. Those of all processes together are 0 to `batch_size` - 1, each once.
+
+    Raises:
+      ValueError: if `batch_size` is not a multiple of the number of devices, or the process has no device in the mesh.
+    """
+    if batch_size <= 0 or batch_size % mesh.size:
+        raise ValueError(f"a batch of {batch_size} cannot be split over {mesh.size} devices: it must be a multiple of that")
+    process = jax.process_index() if process is None else process
+    places = batch_sharding(mesh).devices_indices_map((batch_size,))
+    rows = [
+        row
+        for device, (part,) in places.items()
+        if device.process_index == process
+        for row in range(*part.indices(batch_size))
+    ]
+    if not rows:
+        raise ValueError(f"process {process} has none of the {mesh.size} devices of this mesh")
+    return tuple(sorted(rows))
 
 
 def split_largest(mesh: Mesh, tree: Any, split: bool = True) -> Any:
@@ -62,7 +98,45 @@ def local_copy(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def place_batch(mesh: Mesh, batch):
-    """Put a process's host batch (pytree of arrays, batch first) on the devices as its part of the global batch."""
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """Put a process's host batch on its devices, as its part of the global batch.
+
+    Args:
+      batch: pytree of arrays whose first dimension holds the rows `local_rows`, in that order.
+
+    Returns:
+      The pytree of global arrays.
+
+    Raises:
+      ValueError: if the number of rows is not a multiple of the number of this process's devices.
+    """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    here = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+
+    def place(x):
+        x = np.asarray(x)
+        if len(x) % here:
+            raise ValueError(f"{len(x)} rows cannot be split over this process's {here} devices")
+        shape = (len(x) // here * mesh.size, *x.shape[1:])
+        position = {row: number for number, row in enumerate(local_rows(mesh, shape[0]))}
+
+        def part(index):
+            first = position[index[0].start or 0]
+            return x[first : first + len(x) // here]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(place, batch)
+
+
+def local_part(array: jax.Array) -> np.ndarray:
+    """Return this process's rows of an array whose batch is split over devices, in the order of `local_rows`."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])
+
+
+def sum_over_processes(value: int) -> int:
+    """Return the sum of a whole number that each process has its own of; all processes call it."""
+    # Two halves, for JAX's integers have 32 bits.
+    halves = np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)
+    return sum((int(high) << 32) + int(low) for high, low in multihost_utils.process_allgather(halves))

@@ -46,12 +46,6 @@ class Evaluation:
         return confusion.scores(self.matrix)
 
 
-def _rows_here(batch_size: int) -> slice:
-    """Return which rows of a global batch are this process's."""
-    count = batch_size // jax.process_count()
-    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
-
-
 def _host_batch(examples: Examples, batch: Batch, rows: Sequence[int], predictor: Predictor):
     """Return what the device needs of these rows of a batch; a row of -1 shows its first image, with nothing labelled."""
     loaded = [examples.load(index if index >= 0 else batch.indices[0]) for index in rows]
@@ -87,24 +81,29 @@ def evaluate(
     Raises:
       What `Examples.load` raises: an image that cannot be read is an error, for a score over fewer images is another
         score.
+      SegmentationError: if not every labelled pixel was counted, which would be a fault of this program.
       ValueError: if `batch_size` is not a multiple of the number of devices.
     """
     devices, begin = device_mesh.size, time.monotonic()
     if batch_size % devices:
         raise ValueError(f"evaluation.batch_size={batch_size} must be a multiple of the {devices} devices")
-    here = _rows_here(batch_size)
+    here = mesh.local_rows(device_mesh, batch_size)
+    labelled = 0
     count = jax.jit(confusion.confusion_matrix, static_argnums=2, out_shardings=mesh.replicated(device_mesh))
     compiled_before, waited = predictor.compilations, 0.0
     matrix = np.zeros((num_classes, num_classes), np.int64)
     image_miou = np.full(len(examples), np.nan)
 
-    def collect(batch, predicted, matrices):
-        for index, one in zip(batch.indices, np.asarray(matrices), strict=True):
+    def collect(batch, labels, predicted, matrices):
+        matrices = np.asarray(matrices)
+        for index, one in zip(batch.indices, matrices, strict=True):
             if index >= 0:
                 np.add(matrix, one, out=matrix)
                 image_miou[index] = confusion.scores(one).mean_iou
-        for index, one in zip(batch.indices[here], _local_rows(predicted) if keep else (), strict=keep is not None):
-            if index >= 0:
+        for row, label in zip(here, labels, strict=True):
+            _check_count(int(matrices[row].sum()), int((label < num_classes).sum()), f"image {batch.indices[row]}")
+        for row, one in zip(here, mesh.local_part(predicted), strict=True) if keep else ():
+            if (index := batch.indices[row]) >= 0:
                 height, width = sizes[index]
                 keep(index, one[:height, :width])
 
@@ -112,20 +111,22 @@ def evaluate(
         sizes = list(pool.map(examples.size, range(len(examples))))
         batches = predictor.plan(sizes, batch_size, programs)
         _warn_of_compilations(batches)
-        work = ((_host_batch, examples, batch, batch.indices[here], predictor) for batch in batches)
+        work = ((_host_batch, examples, batch, [batch.indices[row] for row in here], predictor) for batch in batches)
         loaded, uncounted = ahead(pool, work, threads), collections.deque()
         for batch in batches:
             start = time.monotonic()
             inputs, labels = next(loaded)
             waited += time.monotonic() - start
-            inputs, labels = mesh.place_batch(device_mesh, (inputs, labels))
+            labelled += int((labels < num_classes).sum())
+            inputs, placed = mesh.place_batch(device_mesh, (inputs, labels))
             predicted = predictor.predict(variables, inputs, batch)
-            uncounted.append((batch, predicted, count(labels, predicted, num_classes)))
+            uncounted.append((batch, labels, predicted, count(placed, predicted, num_classes)))
             # Reading a result waits for the device: read the one before, so that it always has work.
             if len(uncounted) > 1:
                 collect(*uncounted.popleft())
         while uncounted:
             collect(*uncounted.popleft())
+    _check_count(int(matrix.sum()), mesh.sum_over_processes(labelled), f"{len(examples)} images")
     return Evaluation(
         matrix,
         image_miou,
@@ -136,10 +137,13 @@ def evaluate(
     )
 
 
-def _local_rows(predicted) -> np.ndarray:
-    """Return this process's rows of an array whose batch is split over devices."""
-    shards = {shard.index[0].start or 0: shard.data for shard in predicted.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+def _check_count(counted: int, labelled: int, what: str) -> None:
+    """Refuse a confusion matrix that does not hold every labelled pixel: rows were lost between hosts and devices."""
+    if counted != labelled:
+        raise SegmentationError(
+            f"the confusion matrix holds {counted} pixels of {what}, of which {labelled} are labelled: images were lost or "
+            "changed places on their way to the devices. This is a fault of cp2_jax; please report it"
+        )
 
 
 def _warn_of_compilations(batches: Sequence[Batch], many: int = 16) -> None:
@@ -207,7 +211,8 @@ def overlays(
         image, label = examples.load(index)
         # With the images that it was predicted with before: nothing has to be compiled.
         batch = next(batch for batch in result.batches if index in batch.indices)
-        inputs, _ = _host_batch(examples, batch, batch.indices[_rows_here(len(batch.indices))], predictor)
+        here = mesh.local_rows(device_mesh, len(batch.indices))
+        inputs, _ = _host_batch(examples, batch, [batch.indices[row] for row in here], predictor)
         predicted = predictor.predict(variables, mesh.place_batch(device_mesh, inputs), batch)
         predicted = np.asarray(mesh.local_copy(device_mesh, predicted))
         predicted = predicted[batch.indices.index(index), : label.shape[0], : label.shape[1]]

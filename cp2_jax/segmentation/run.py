@@ -77,8 +77,7 @@ def _batches(config: ConfigDict, examples: Examples, device_mesh: Mesh, start: i
         seed=config.seed,
         options=training_options(config.data),
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=mesh.local_rows(device_mesh, config.batch_size),
         workers=config.data.workers,
     )
     return Batches(iter(dataset), examples, functools.partial(mesh.place_batch, device_mesh), config.data.prefetch)

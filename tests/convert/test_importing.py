@@ -189,7 +189,7 @@ def changed(state, **changes):
         (changed(VIT, blocks__1__attn__qkv__bias=None), "backbone.blocks.1.attn.qkv.bias is missing"),
         (changed(VIT, norm__bias=None), "backbone.norm.bias is missing"),
         (changed(VIT, dist_token=np.zeros((1, 1, 64), np.float32)), "distilled DeiT"),
-        (changed(VIT, blocks__0__ls1__gamma=np.zeros(64, np.float32)), "no such tensor"),
+        (changed(VIT, blocks__0__ls1__gamma=np.zeros(64, np.float32)), "a ViT with layer scale"),
         ({"features.0.weight": np.zeros((2, 3, 3, 3), np.float32)}, "(1 tensors; it has features.0"),
         ({"layer1.0.conv1.weights": np.zeros(3, np.float32)}, "nearest: layer1.0.conv1.weights"),
         ({"epoch": 3}, "holds no named tensors (its entries: epoch)"),

@@ -112,11 +112,15 @@ def test_resuming_equals_running_on(noisy, start):
     assert_equal(take(noisy, 3, start_step=start), take(noisy, 3 + start)[start:])
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_batch(noisy, processes):
-    parts = [take(noisy, 3, process_index=i, process_count=processes, start_step=2) for i in range(processes)]
-    joined = [{key: np.concatenate([p[key] for p in step]) for key in step[0]} for step in zip(*parts, strict=True)]
-    assert_equal(joined, take(noisy, 3, start_step=2))
+@pytest.mark.parametrize("rows", [(0, 1), (2, 3), (0, 3), (3, 0), (1,)])
+def test_rows_are_those_of_the_whole_batch(noisy, rows):
+    """Whichever rows a process has, in any order: they hold what they hold in the batch of a single process."""
+    whole = take(noisy, 3, start_step=2)
+    assert_equal(take(noisy, 3, rows=rows, start_step=2), [{k: v[list(rows)] for k, v in b.items()} for b in whole])
+
+
+def test_workers_make_the_same_rows(noisy):
+    assert_equal(take(noisy, 3, rows=(0, 3), workers=1), take(noisy, 3, rows=(0, 3)))
 
 
 @pytest.mark.parametrize("threads", [1, 5])
@@ -177,9 +181,10 @@ def test_nothing_readable_is_an_error(flat, through_thread):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 5, "process_count": 2}, "multiple of the 2 processes"),
         ({"batch_size": 0}, "positive"),
-        ({"process_index": 1}, "process_index 1"),
+        ({"rows": (3, 4)}, r"rows \(3, 4\) must be different numbers from 0 to 3"),
+        ({"rows": (1, 1)}, "must be different"),
+        ({"rows": ()}, "at least one"),
         ({"start_step": -1}, "negative"),
         ({"seed": -1}, "negative"),
     ],

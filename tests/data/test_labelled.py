@@ -347,14 +347,15 @@ def test_position_follows_from_the_step(examples):
     assert not same(whole[:1], take(1, examples, seed=1))
 
 
-def test_processes_have_the_rows_of_one_global_batch(examples):
-    whole = take(4, examples)
-    for process in (0, 1):
-        part = take(4, examples, process_index=process, process_count=2)
-        rows = slice(2 * process, 2 * process + 2)
-        assert same(part, [{k: v[rows] for k, v in batch.items()} for batch in whole])
-    with pytest.raises(ValueError, match="multiple of the 3 processes"):
-        take(1, examples, process_index=0, process_count=3)
+@pytest.mark.parametrize("rows", [(0, 1), (2, 3), (1, 3)])
+def test_rows_are_those_of_one_global_batch(examples, rows):
+    part = take(4, examples, rows=rows)
+    assert same(part, [{k: v[list(rows)] for k, v in batch.items()} for batch in take(4, examples)])
+
+
+def test_rows_beyond_the_batch_are_refused(examples):
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        take(1, examples, rows=(2, 4))
 
 
 def test_worker_processes_change_nothing(examples):

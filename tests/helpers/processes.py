@@ -44,11 +44,8 @@ def run(flags):
         state, _ = restored
     start = int(state.step)
     print(f"starting at {start} with {jax.process_count()} processes, {jax.device_count()} devices", flush=True)
-    rows = 8 // jax.process_count()
-    first = jax.process_index() * rows
-    batches = (
-        mesh.place_batch(device_mesh, np.arange(8, dtype=np.float32)[first : first + rows] + n) for n in range(start, 10**6)
-    )
+    rows = np.array(mesh.local_rows(device_mesh, 8), np.float32)
+    batches = (mesh.place_batch(device_mesh, rows + n) for n in range(start, 10**6))
 
     def misbehave(number, state):
         time.sleep(0.02)

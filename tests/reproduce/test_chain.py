@@ -92,7 +92,7 @@ def test_a_stage_that_fails_is_named_with_its_command_and_those_before_stay_done
     failed = subprocess.run(broken, capture_output=True, text=True)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     assert "pretrain failed with status 2" in failed.stderr and "loss.queue_size=7" in failed.stderr
-    assert (tmp_path / "converted" / "moco_v2_800" / "stage_done.json").exists()
+    assert len(list((tmp_path / "converted").glob("moco_v2_800-*/stage_done.json"))) == 1
 
 
 def test_a_preempted_stage_asks_to_be_run_again(tmp_path):
@@ -100,3 +100,27 @@ def test_a_preempted_stage_asks_to_be_run_again(tmp_path):
     with pytest.raises(chain.StageError, match="run the same command again"):
         chain._execute(stage)
     assert not stage.done
+
+
+def test_what_a_killed_conversion_left_does_not_block_the_next(tmp_path):
+    """The converter itself refuses a folder that is not empty."""
+    output = tmp_path / "converted"
+    code = f"import pathlib; p = pathlib.Path({str(output)!r}); p.mkdir(); (p / 'whole').write_text('new')"
+    stage = chain.Stage("convert", output, (sys.executable, "-c", code), resumes=False)
+    for left in ("first", "second"):
+        output.mkdir(exist_ok=True)
+        (output / "half").write_text(left)
+        chain._execute(stage)
+        assert stage.done and (output / "whole").read_text() == "new" and not (output / "half").exists()
+        assert (tmp_path / "converted.unfinished" / "half").read_text() == left
+        (output / "stage_done.json").unlink()
+
+
+def test_a_finished_stage_says_what_it_was_made_with(tmp_path):
+    stage = chain.Stage("finetune", tmp_path, ("python", "--config.data.path=old"))
+    chain._write(tmp_path / "stage_done.json", json.dumps({"command": stage.command}))
+    assert chain._done_otherwise(stage) == ""
+    moved = chain.Stage("finetune", tmp_path, ("python", "--config.data.path=new"))
+    assert chain._done_otherwise(moved) == " (with --config.data.path=old)"
+    (tmp_path / "stage_done.json").write_text("{")
+    assert moved.done and chain._done_otherwise(moved) == ""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from helpers.by_hand import upsampled_by_hand
+from helpers.halves import folder_config, halves_on_disk
 from helpers.miniatures import write_pair
 from helpers.paths import ROOT
 from helpers.tiny import tiny_config
@@ -201,26 +202,6 @@ def test_pictures_have_the_data_sets_colours_or_bright_ones():
     assert class_maps.overlay_colors(data) is None
     data.class_colors = ((1, 2, 3), (4, 5, 6))
     np.testing.assert_array_equal(class_maps.overlay_colors(data), [[1, 2, 3], [4, 5, 6]])
-
-
-def halves_on_disk(root, split, count, size=(32, 40)):
-    rng = np.random.default_rng(len(split))
-    for number in range(count):
-        border = int(rng.integers(10, 30))
-        mask = np.ones(size, np.uint8) * 5
-        mask[:, :border] = 2
-        image_path, _ = write_pair(root, f"{number}", size=size, mask=mask, split=split)
-        image = rng.integers(0, 60, (*size, 3)).astype(np.uint8)
-        image[:, :border] += 150
-        Image.fromarray(image).save(image_path)
-
-
-def folder_config(root, **changes):
-    config = tiny_config(**changes)
-    config.data.update(path=str(root), images="images", labels="labels", split="train", eval_split="val", resize=())
-    config.data.update(label_map=((2, 0), (5, 1)), workers=0)
-    config.evaluation.update(resize=(), batch_size=1)
-    return config
 
 
 class Lines:

@@ -1,14 +1,9 @@
 """Images on a larger canvas: a network's results, resizing and mirroring are those of each image by itself."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.paths import ROOT
 from helpers.tiny import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,33 +163,3 @@ def test_vit_takes_images_of_any_size():
     whole = jnp.zeros((1, 24, 32, 3)).at[:, :19, :30].set(inputs.normalize(image, config.model.mean, config.model.std))
     logits = resize.bilinear(model.apply(variables, whole, train=False), (24, 32))[:, :19, :30]
     np.testing.assert_allclose(ours, jax.nn.softmax(logits), atol=1e-5)
-
-
-TWO_DEVICES = """
-import jax, numpy as np, test_padded as t
-from cp2_jax import evaluate, mesh
-config = t.tiny_config()
-config.model.resnet.stage_sizes = (1, 1, 1, 1)
-model, variables = t.finetune.build_model(config), t.variables_of(config)
-examples = t.Memory([(20, 24), (20, 24), (20, 24), (17, 23), (16, 24)])
-results, maps = [], []
-for count in (1, 2):
-    maps.append({})
-    results.append(evaluate.evaluate(
-        examples, t.Predictor(model, t.MEAN, t.STD, t.Options(), canvas=8, masking=t.MASKING), variables,
-        num_classes=3, batch_size=2,
-        device_mesh=mesh.make_mesh(jax.devices()[:count]), programs=1, keep=maps[-1].__setitem__))
-assert len(jax.devices()) == 2 and sorted(maps[1]) == list(range(5))
-np.testing.assert_array_equal(results[0].matrix, results[1].matrix)
-for index in range(5):
-    np.testing.assert_array_equal(maps[0][index], maps[1][index])
-"""
-
-
-def test_two_devices_evaluate_as_one():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]

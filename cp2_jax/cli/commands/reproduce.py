@@ -49,7 +49,12 @@ def _options(made):
         help="change a config, e.g. pretrain.epochs=1; such results are kept apart; may be repeated",
     )
     made.add_argument("--seeds", metavar="N,N", type=_numbers, help="e.g. 0,1,2 (0; for Table 7 0,1,2)")
-    made.add_argument("--output", metavar="DIR", type=command.path, help="where `collect` writes (the work directory)")
+    made.add_argument(
+        "--output",
+        metavar="PATH",
+        type=command.path,
+        help="folder that `collect` writes to (the work directory), or Markdown page that `list` writes",
+    )
     made.add_argument("--json", metavar="FILE", type=command.path, help="`list`: also write this file")
 
 
@@ -62,15 +67,16 @@ _numbers.__name__ = "list of numbers, such as 0,1,"
 
 def _run(arguments):
     from cp2_jax.reproduce import chain, listing
+    from cp2_jax.reproduce.place import Place, parse_changes
     from cp2_jax.reproduce.recipes import recipe
 
     data = (text.partition("=")[::2] for text in arguments.data)
-    place = chain.Place(
+    place = Place(
         checkout=pathlib.Path(__file__).resolve().parents[3],
         workdir=pathlib.Path(arguments.workdir).absolute(),
         checkpoints=pathlib.Path(arguments.checkpoints).absolute() if arguments.checkpoints else None,
         data={name: command.path(path) for name, path in data},
-        changes=chain.parse_changes(arguments.set),
+        changes=parse_changes(arguments.set),
     )
     if arguments.action != "list" and not arguments.what:
         raise UsageError(f"reproduce {arguments.action}: say which {'table' if arguments.action == 'run' else 'folder'}")
@@ -78,6 +84,8 @@ def _run(arguments):
         print(listing.text(place))
         if arguments.json:
             listing.write_json(arguments.json, place)
+        if arguments.output:
+            listing.write_markdown(arguments.output, place)
     elif arguments.action == "collect":
         print(listing.collect(arguments.what, arguments.output or arguments.what))
     else:

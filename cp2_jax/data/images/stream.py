@@ -15,6 +15,7 @@ from cp2_jax.data.images.batches import Batches
 from cp2_jax.data.images.crops import generator, random_crops
 from cp2_jax.data.images.options import BACKGROUNDS
 from cp2_jax.data.images.sources import read_image
+from cp2_jax.data.rows import check_rows
 from cp2_jax.data.workers import with_workers
 
 __all__ = ["STREAMS", "Batches", "pretrain_dataset"]
@@ -97,12 +98,11 @@ class _Position:
     """From the count of this process's rows to the position in the stream that all processes share."""
 
     batch_size: int
-    rows: int
-    first_row: int
+    rows: tuple[int, ...]
 
     def __call__(self, count: int) -> int:
-        step, row = divmod(int(count), self.rows)
-        return step * self.batch_size + self.first_row + row
+        step, number = divmod(int(count), len(self.rows))
+        return step * self.batch_size + self.rows[number]
 
 
 def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -120,8 +120,7 @@ def pretrain_dataset(
     attention: Any = None,
     value_range: Sequence[float] = (),
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 16,
     prefetch: int = 2,
@@ -131,11 +130,13 @@ def pretrain_dataset(
     Each of the three streams goes through the whole source in an order of its own, a new one each epoch. The last
     samples of an epoch and the first of the next may share a batch: none is dropped. Sample t * batch_size + j is
     row j of batch t for any number of processes, workers and threads, and depends on nothing but seed and source;
-    so a run resumes at step t with start_step=t. Process p gets rows [p * b, (p + 1) * b).
+    so a run resumes at step t with start_step=t.
 
     Args:
       source: see `sources`; items are encoded images.
       batch_size: of all processes together.
+      rows: which rows of each batch are made here, in this order; all by default. Of several processes, each makes its
+        `mesh.local_rows`.
       image_size: side of the crops in pixels.
       crop_scale: range of the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1).
       backgrounds: a name in `options.BACKGROUNDS`; the foregrounds are the same with either.
@@ -148,7 +149,7 @@ def pretrain_dataset(
       prefetch: batches read ahead, for each worker.
 
     Returns:
-      Batches, with b = batch_size / process_count, S = image_size:
+      Batches, with b the number of `rows`, S = image_size:
         foreground: uint8 [b, 2, S, S, 3], two random crops of one image, for the query and the key view;
         background: uint8 [b, 2, S, S, 3], one random crop of each of two other images, drawn independently; absent
           with backgrounds="in_batch", where the step takes them from `foreground`;
@@ -161,24 +162,20 @@ def pretrain_dataset(
       KeyError: for unknown backgrounds.
       SourceError: while iterating, if an image and all its substitutes cannot be read.
     """
-    if batch_size <= 0 or batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} must lie in 0 to {process_count - 1}")
+    rows = check_rows(rows, batch_size)
     if start_step < 0 or seed < 0:
         raise ValueError(f"start_step ({start_step}) and seed ({seed}) must not be negative")
-    rows = batch_size // process_count
     orders = tuple(_order(len(source), seed, stream) for stream in range(BACKGROUNDS[backgrounds]))
     samples = (
-        grain.MapDataset.range(start_step * rows, _ENDLESS)
-        .map(_Position(batch_size, rows, process_index * rows))
+        grain.MapDataset.range(start_step * len(rows), _ENDLESS)
+        .map(_Position(batch_size, rows))
         .map(_Sample(source, orders, seed, image_size, tuple(crop_scale), attention, tuple(value_range)))
     )
     if workers:
         # Grain deals elements out to the workers in turn: these must be whole batches to stay as they are.
-        batches = samples.batch(rows, batch_fn=_stack).to_iter_dataset(grain.ReadOptions(1, prefetch))
+        batches = samples.batch(len(rows), batch_fn=_stack).to_iter_dataset(grain.ReadOptions(1, prefetch))
         batches = with_workers(batches, workers, prefetch)
     else:
-        ahead = max(prefetch * rows, threads)
-        batches = samples.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(rows, batch_fn=_stack)
+        ahead = max(prefetch * len(rows), threads)
+        batches = samples.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(len(rows), batch_fn=_stack)
     return iter(batches)

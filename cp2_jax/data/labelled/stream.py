@@ -1,6 +1,7 @@
 """The training stream of labelled images (Grain): a sample follows from the seed and its number, from nothing else."""
 
 import functools
+from collections.abc import Sequence
 
 import cv2
 import grain
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data.labelled import transforms
 from cp2_jax.data.labelled.examples import Examples
+from cp2_jax.data.rows import check_rows
 from cp2_jax.data.workers import with_workers
 
 
@@ -21,9 +23,9 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
 class _Stream:
     """Training samples by their number in one process's part of the stream; pickles for worker processes."""
 
-    def __init__(self, examples: Examples, options: dict, seed: int, batch: int, local: tuple[int, int], start: int):
+    def __init__(self, examples: Examples, options: dict, seed: int, batch: int, rows: tuple[int, ...], start: int):
         self.examples, self.options, self.seed = examples, options, seed
-        self.batch, self.local, self.start = batch, local, start
+        self.batch, self.rows, self.start = batch, rows, start
 
     def __len__(self) -> int:
         return 2**40
@@ -33,8 +35,8 @@ class _Stream:
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)  # samples are made in parallel already
-        first, size = self.local
-        number = (self.start + position // size) * self.batch + first + position % size
+        step, row = divmod(position, len(self.rows))
+        number = (self.start + step) * self.batch + self.rows[row]
         epoch, place = divmod(number, len(self.examples))
         rng = np.random.default_rng([self.seed, 1, number])
         index = int(_order(self.seed, epoch, len(self.examples))[place])
@@ -48,8 +50,7 @@ def training_dataset(
     seed: int,
     options: dict,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
 ) -> grain.IterDataset:
     """Return an endless data set of host batches of this process.
@@ -58,25 +59,26 @@ def training_dataset(
     depends on nothing but `seed` and that number: to resume is to begin at `start_step`. Each epoch has its own order.
 
     Args:
-      batch_size: global; `process_count` divides it.
+      batch_size: of all processes together.
+      rows: which rows of each batch are made here, in this order; all by default. Of several processes, each makes its
+        `mesh.local_rows`.
       options: arguments of `transforms.training_sample`.
       start_step: number of the first batch.
       workers: processes that make samples; 0 makes them in threads of this one.
 
     Returns:
-      Batches of image (uint8 [b, height, width, 3]), label (uint8 [b, height, width]) and size (int32 [b, 2]).
+      Batches, with b the number of `rows`, of image (uint8 [b, height, width, 3]), label (uint8 [b, height, width]) and
+      size (int32 [b, 2]).
 
     Raises:
-      ValueError: if `process_count` does not divide `batch_size`.
+      ValueError: if `rows` are no rows of a batch.
       What `Examples.load` raises, while iterating.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} is not a multiple of the {process_count} processes")
-    size = batch_size // process_count
-    stream = _Stream(examples, dict(options), seed, batch_size, (process_index * size, size), start_step)
+    rows = check_rows(rows, batch_size)
+    stream = _Stream(examples, dict(options), seed, batch_size, rows, start_step)
     # Few batches are kept ready: Grain's default of 500 would fill the memory with 512x512 crops.
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
-    dataset = grain.MapDataset.source(stream).batch(size).to_iter_dataset(reading)
+    dataset = grain.MapDataset.source(stream).batch(len(rows)).to_iter_dataset(reading)
     if workers:
         dataset = with_workers(dataset, workers, 2)
     return dataset
