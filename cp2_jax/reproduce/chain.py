@@ -74,26 +74,26 @@ def stages(recipe: Recipe, seed: int, place: Place) -> list[Stage]:
         name = f"{recipe.pretrain.name()}-{name}"
         directory = place.workdir / "pretrained" / f"{name}-seed{seed}"
         flags = _flags(place, recipe.pretrain, directory, "ImageNet", start, seed)
-        found.append(Stage("pretrain", directory, (*_script(place, "pretrain.py"), *flags)))
+        found.append(Stage("pretrain", directory, (*_cp2("pretrain"), *flags)))
         start = str(directory)
     directory = place.workdir / "finetuned" / f"{recipe.finetune.name()}-{name}-seed{seed}"
     flags = _flags(place, recipe.finetune, directory, recipe.data, start, seed)
-    found.append(Stage("finetune", directory, (*_script(place, "finetune.py"), *flags)))
+    found.append(Stage("finetune", directory, (*_cp2("finetune"), *flags)))
     evaluation = directory / "evaluation"
     flags = _flags(place, recipe.finetune, evaluation, recipe.data, start, seed)
-    command = (*_script(place, "evaluate.py"), *flags, f"--checkpoint={directory}")
+    command = (*_cp2("evaluate"), *flags, f"--checkpoint={directory}")
     found.append(Stage("evaluate", evaluation, command))
     return found
 
 
-def _script(place: Place, name: str) -> tuple[str, str]:
-    return sys.executable, str(place.checkout / "scripts" / name)
+def _cp2(command: str) -> tuple[str, ...]:
+    return sys.executable, "-m", "cp2_jax.cli", command
 
 
 def _conversion(recipe: Recipe, place: Place, file: pathlib.Path | None, output: str) -> Stage:
     arguments = CHECKPOINTS[recipe.source].arguments
     more = (f"--{key}={value}" for key, value in recipe.convert.items())  # the last of two flags counts
-    command = (*_script(place, "convert_checkpoint.py"), str(file), output, *arguments, *more)
+    command = (*_cp2("convert"), str(file), output, *arguments, *more)
     return Stage("convert", pathlib.Path(output), command, resumes=False)
 
 
@@ -102,7 +102,7 @@ def _flags(place, run, directory, data, start, seed):
     values |= {"data.attention": place.data.get("attention", "")} if wants_maps(run) else {}
     values |= run.overrides
     return (
-        f"--config={place.checkout / run.config}",
+        f"--config={run.config}",
         f"--workdir={directory}",
         *(f"--config.{key}={value}" for key, value in values.items()),
     )

@@ -90,7 +90,7 @@ def text(place: Place) -> str:
 def _run(run: Run | None) -> str:
     if run is None:
         return "–"
-    return " ".join([run.title(), *(f"{key}={value}" for key, value in run.overrides.items())])
+    return " ".join([run.config, *(f"{key}={value}" for key, value in run.overrides.items())])
 
 
 def write_markdown(path: str | pathlib.Path, place: Place) -> None:

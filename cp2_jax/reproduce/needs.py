@@ -81,8 +81,8 @@ DATA_SETS = {
     ),
     "PASCAL": DataSet(
         "PASCAL", "host.robots.ox.ac.uk/pascal/VOC/voc2012, with SBD's masks in SegmentationClassAug and train_aug.txt",
-        "configs/finetune_voc.py",
+        "finetune_voc",
     ),
-    "Cityscapes": DataSet("Cityscapes", "cityscapes-dataset.com, leftImg8bit and gtFine", "configs/finetune_cityscapes.py"),
-    "ADE20k": DataSet("ADE20k", "sceneparsing.csail.mit.edu, ADEChallengeData2016", "configs/finetune_ade20k.py"),
+    "Cityscapes": DataSet("Cityscapes", "cityscapes-dataset.com, leftImg8bit and gtFine", "finetune_cityscapes"),
+    "ADE20k": DataSet("ADE20k", "sceneparsing.csail.mit.edu, ADEChallengeData2016", "finetune_ade20k"),
 }  # fmt: skip

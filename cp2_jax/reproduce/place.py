@@ -18,8 +18,7 @@ class Place:
     """Where things are.
 
     Attributes:
-      checkout: has `scripts` and `configs`.
-      workdir: see the module.
+      workdir: where stages and results go, see `chain`.
       checkpoints: folder of others' files, by the names in `needs.CHECKPOINTS`, or of checkpoints of ours, by its keys
         (MoCo v2 trained here, for instance).
       data: data set → path.
@@ -27,7 +26,6 @@ class Place:
         options of the converter. Results under them are kept apart.
     """
 
-    checkout: pathlib.Path
     workdir: pathlib.Path
     checkpoints: pathlib.Path | None = None
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -114,7 +112,7 @@ def missing(recipe: Recipe, place: Place) -> list[str]:
         lines.append(
             f"checkpoint {recipe.source}: {checkpoint.file} ({checkpoint.origin}), to be put into "
             + str(place.checkpoints or "a folder")
-            + f"; or our own run of configs/pretrain.py:moco_v2, as {recipe.source}/ in it" * own
+            + f"; or our own run of pretrain:moco_v2, as {recipe.source}/ in it" * own
             + "; then --checkpoints FOLDER" * (place.checkpoints is None)
         )
     inputs = ["ImageNet"] * (recipe.pretrain is not None) + ["attention"] * wants_maps(recipe.pretrain) + [recipe.data]
@@ -122,7 +120,4 @@ def missing(recipe: Recipe, place: Place) -> list[str]:
         path = place.data.get(name)
         if not path or not pathlib.Path(path).exists():
             lines.append(f"data set {name}: {DATA_SETS[name].origin}; then --data {name}=PATH")
-    for run in (recipe.pretrain, recipe.finetune):
-        if run and not (place.checkout / run.config.partition(":")[0]).exists():
-            lines.append(f"config {run.config} is not in this checkout")
     return lines

@@ -24,20 +24,16 @@ class Run:
     """A config and what changes in it.
 
     Attributes:
-      config: with its variants, such as "configs/finetune_voc.py:vit,baseline".
+      config: with its variants, such as "finetune_voc:vit,baseline".
       overrides: key → value, as after `--config.`.
     """
 
     config: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def title(self) -> str:
-        """Return the config's name for people, such as "finetune_voc:vit,baseline"."""
-        return self.config.removeprefix("configs/").replace(".py", "", 1)
-
     def name(self) -> str:
         """Return a name for folders that two runs share exactly if they are the same."""
-        return f"{self.title().replace(':', '-').replace(',', '-')}-{fingerprint(self.overrides)}"
+        return f"{self.config.replace(':', '-').replace(',', '-')}-{fingerprint(self.overrides)}"
 
     def resolve(self) -> ConfigDict:
         """Return the whole config.
@@ -121,7 +117,7 @@ def _baseline(source: str, data: str, backbone: str = "r50", head: str = "aspp")
 
 
 def _scratch(data: str, head: str = "aspp", pretrained_head: bool = True) -> Recipe:
-    return Recipe("", Run(f"configs/pretrain.py:r50,{head}"), _finetune(data, "r50", head, pretrained_head), data)
+    return Recipe("", Run(f"pretrain:r50,{head}"), _finetune(data, "r50", head, pretrained_head), data)
 
 
 def _quick_tune(
@@ -133,7 +129,7 @@ def _quick_tune(
     seeds: int = 1,
 ) -> Recipe:
     backbone, source = _BACKBONES[start]
-    pretrain = Run(f"configs/quick_tune.py:{backbone},{head}", dict(changes or {}))
+    pretrain = Run(f"quick_tune:{backbone},{head}", dict(changes or {}))
     return Recipe(source, pretrain, _finetune(data, backbone, head, pretrained_head), data, seeds)
 
 

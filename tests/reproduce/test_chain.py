@@ -78,8 +78,10 @@ def test_a_chain_of_table_one_runs_and_is_skipped_when_run_again(stand_ins, tmp_
     # What each stage started from, as it reported it.
     stages = ["convert", "pretrain", "finetune", "evaluate"]
     assert [name for name in stages if f"{name}: " in first.stdout] == stages
-    parts = [line.split()[:2] for line in first.stdout.splitlines() if line.startswith(("backbone", "head", "projection"))]
-    assert ["backbone", "loaded"] in parts and ["head", "initial"] in parts and ["head", "loaded"] in parts
+    for folder, head in (("pretrained", "initial"), ("finetuned", "loaded")):
+        (overview,) = (tmp_path / folder).glob("*/overview.txt")
+        parts = [line.split()[:2] for line in overview.read_text().splitlines()]
+        assert ["backbone", "loaded"] in parts and ["head", head] in parts
 
     second = subprocess.run(command(stand_ins, tmp_path), capture_output=True, text=True)
     assert second.returncode == 0 and second.stdout.count("done before") == 4

@@ -130,7 +130,7 @@ def test_weight_decay_follows_the_head_in_every_cell():
 
 
 def test_the_page_of_cells_is_what_the_command_writes(tmp_path):
-    here = places.Place(checkout=ROOT, workdir=tmp_path / "nothing")
+    here = places.Place(workdir=tmp_path / "nothing")
     listing.write_markdown(tmp_path / "cells.md", here)
     assert (tmp_path / "cells.md").read_text() == (ROOT / "docs" / "cells.md").read_text()
 
@@ -141,7 +141,7 @@ def test_the_published_vit_has_six_heads_all_along_the_chain(tmp_path):
         if "v.300" in of.row or of.column == "ViT-S/16":
             runs = [run.resolve() for run in (recipe.pretrain, recipe.finetune) if run]
             assert {config.model.vit.heads for config in runs} == {6}
-            convert, *_ = chain.stages(recipe, 0, places.Place(checkout=ROOT, workdir=tmp_path))
+            convert, *_ = chain.stages(recipe, 0, places.Place(workdir=tmp_path))
             assert convert.command[-2:] == ("--heads", "6")
 
 
@@ -156,13 +156,13 @@ def test_table_six_trains_what_it_says():
 
 
 def place(tmp_path, **changes):
-    return places.Place(checkout=ROOT, workdir=tmp_path / "work", **changes)
+    return places.Place(workdir=tmp_path / "work", **changes)
 
 
 def test_what_is_missing_is_named_with_its_origin(tmp_path):
     lines = places.missing(recipes.recipe(cell("table1", "CP2 QT r.800", "PASCAL")), place(tmp_path))
     text = "\n".join(lines)
-    assert "moco_v2_800ep_pretrain.pth.tar" in text and "facebookresearch/moco" in text and "pretrain.py:moco_v2" in text
+    assert "moco_v2_800ep_pretrain.pth.tar" in text and "facebookresearch/moco" in text and "pretrain:moco_v2" in text
     assert "data set ImageNet" in text and "--data PASCAL=PATH" in text and len(lines) == 3
     lines = places.missing(recipes.recipe(cell("table1", "CP2", "PASCAL")), place(tmp_path))
     assert len(lines) == 2  # no checkpoint is needed

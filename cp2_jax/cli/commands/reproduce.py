@@ -72,7 +72,6 @@ def _run(arguments):
 
     data = (text.partition("=")[::2] for text in arguments.data)
     place = Place(
-        checkout=pathlib.Path(__file__).resolve().parents[3],
         workdir=pathlib.Path(arguments.workdir).absolute(),
         checkpoints=pathlib.Path(arguments.checkpoints).absolute() if arguments.checkpoints else None,
         data={name: command.path(path) for name, path in data},
