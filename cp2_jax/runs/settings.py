@@ -89,6 +89,13 @@ def as_plain(config: ConfigDict) -> dict:
     return json.loads(config.to_json())
 
 
+def _unused(key: str, model: Mapping) -> bool:
+    """Say whether a key describes a backbone or head that a config's model does not have."""
+    section, _, rest = key.partition(".")
+    part = rest.partition(".")[0]
+    return section == "model" and isinstance(model.get(part), Mapping) and part not in (model["backbone"], model["head"])
+
+
 def save_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
     """Write `config.json`. If the work directory holds checkpoints, refuse values that would make it another run.
 
@@ -108,7 +115,7 @@ def save_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
         changed = {
             key: f"{key}: was {old_flat.get(key, 'absent')}, now {new_flat.get(key, 'absent')}"
             for key in sorted(old_flat.keys() | new_flat.keys())
-            if old_flat.get(key) != new_flat.get(key)
+            if old_flat.get(key) != new_flat.get(key) and not _unused(key, new["model"])
         }
         if changed.keys() - set(_HARMLESS):
             raise ConfigError(

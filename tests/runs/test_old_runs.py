@@ -1,7 +1,6 @@
 """Work directories that commit e931057 wrote go on with today's code as they would have gone on with that one's."""
 
 import json
-import shutil
 import tarfile
 
 import jax

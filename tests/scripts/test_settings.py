@@ -32,6 +32,19 @@ def test_shipped_pretraining_configs_are_possible(name):
     validation.validate_pretrain(config)
 
 
+def test_what_the_model_does_not_have_is_no_difference(tmp_path):
+    """A shipped default of ViTs changed (paper_vs_code): runs of a ResNet go on, runs of a ViT are refused."""
+    old, new = ({"model.vit.heads": heads} for heads in (12, 6))
+    for folder, module in (("resnet", pretrain_r50_aspp), ("vit", pretrain_vit_aspp)):
+        settings.save_config(tmp_path / folder, make(module, **old))
+        with_checkpoint(tmp_path / folder)
+    settings.save_config(tmp_path / "resnet", make(**new))
+    with pytest.raises(ConfigError, match="model.vit.heads: was 12, now 6"):
+        settings.save_config(tmp_path / "vit", make(pretrain_vit_aspp, **new))
+    with pytest.raises(ConfigError, match="model.head: was aspp, now fcn"):
+        settings.save_config(tmp_path / "resnet", make(**{"model.head": "fcn"}))
+
+
 def test_a_preset_is_another_run(tmp_path):
     settings.save_config(tmp_path, make())
     with_checkpoint(tmp_path)
