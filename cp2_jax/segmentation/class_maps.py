@@ -91,7 +91,7 @@ def predict_folder(
     for batch in predictor.plan(sizes, 1, config.evaluation.programs):
         index = readable[batch.indices[0]]
         try:
-            image = decode(images[index], images.name(index))
+            image = decode(images[index], images.name(index), tuple(config.data.get("value_range", ())))
         except UnreadableImage as error:
             yield str(error)
             continue
