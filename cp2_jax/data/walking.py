@@ -87,7 +87,7 @@ class _Search:
 
     def _subfolders(self, folder: str) -> Iterator[str]:
         """Take in the files of one folder; its subfolders are yielded where they stand in the order of names."""
-        path = os.path.join(self.root, folder)
+        path = os.path.join(self.root, folder) if folder else self.root
         real = os.path.realpath(path)
         if real in self._entered:
             return

@@ -1,6 +1,7 @@
 """Grain's worker processes end with the process that they work for."""
 
 import os
+import signal
 import threading
 import time
 
@@ -16,8 +17,12 @@ def with_workers(dataset: grain.IterDataset, workers: int, buffer: int) -> grain
 
 
 def _follow_parent(index: int, count: int) -> None:
-    """End this worker once its parent is gone: a parent that is killed has no time to tell it."""
+    """End this worker once its parent is gone: a parent that is killed has no time to tell it.
+
+    Ctrl-C goes to all processes of a terminal; the parent alone answers it. Of several workers one tells of the data.
+    """
     del count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if index:
         notices.be_quiet()
     parent = os.getppid()

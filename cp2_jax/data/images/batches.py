@@ -87,6 +87,9 @@ class Batches:
         while not self._ready.empty():  # a thread that waits for room sees `_closed` sooner
             self._ready.get_nowait()
         self._thread.join(timeout=30)
+        self._end_workers()
+
+    def _end_workers(self) -> None:
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
@@ -103,6 +106,9 @@ class Batches:
                     return
             self._put((None, 0, StopIteration()))
         except BaseException as error:
+            # Before the consumer hears of it and leaves: Python's end and Grain's threads would end the workers at once,
+            # each in the way of the other.
+            self._end_workers()
             self._put((None, 0, error))
 
     def _put(self, item: tuple) -> bool:

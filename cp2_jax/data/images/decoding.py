@@ -11,7 +11,7 @@ from PIL import Image
 
 from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images import formats
-from cp2_jax.data.images.pixels import to_rgb
+from cp2_jax.data.images.pixels import to_rgb, unusual_tiff, unusual_tiff_header
 
 __all__ = ["UnreadableImage", "decode", "exif_orientation", "may_be_turned", "orientation", "upright", "upright_size"]
 
@@ -43,7 +43,12 @@ def decode(
         if pixels is not None:
             turned = turn and may_be_turned(data)
             return np.ascontiguousarray(upright(pixels, orientation(data)) if turned else pixels)
-    image = formats.open_image(data, name)
+    try:
+        image = formats.open_image(data, name)
+    except UnreadableImage as error:
+        if error.reason != formats.UNKNOWN:
+            raise
+        return np.ascontiguousarray(unusual_tiff(data, name, value_range))
     pixels = to_rgb(image, data, name, value_range)
     return np.ascontiguousarray(upright(pixels, exif_orientation(image)) if turn else pixels)
 
@@ -105,12 +110,17 @@ def upright(pixels: Shaped[np.ndarray, "height width *bands"], turned: int) -> S
     return pixels
 
 
-def upright_size(data: bytes, name: str) -> tuple[int, int]:
-    """Return (height, width) that `decode` will give, from the headers alone.
+def upright_size(data: bytes, name: str, turn: bool = True) -> tuple[int, int]:
+    """Return (height, width) that `decode` will give, from the headers alone; arguments as there.
 
     Raises:
       UnreadableImage: if even they cannot be read.
     """
-    image = formats.open_image(data, name)
+    try:
+        image = formats.open_image(data, name)
+    except UnreadableImage as error:
+        if error.reason != formats.UNKNOWN:
+            raise
+        return unusual_tiff_header(data, name)[0]
     width, height = image.size
-    return (width, height) if exif_orientation(image) >= 5 else (height, width)
+    return (width, height) if turn and exif_orientation(image) >= 5 else (height, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 
 from PIL import Image
@@ -15,6 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "J
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .tga".split()
 )
+UNKNOWN = "not an image of a known format"
 # Images up to this size may be as small in bytes as they like.
 _FREE_PIXELS = 2**22
 # Beyond it: pixels that a byte can stand for at most. JPEG spends a bit or more on each block of 8 x 8 (of which other
@@ -27,6 +29,7 @@ _DEFLATE, _PNG_CHANNELS = 1032, {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Pillow remarks on damaged metadata and on large images. What matters comes as an error; the rest would be a line for
 # each file and worker process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def open_image(data: bytes, name: str) -> Image.Image:
@@ -49,7 +52,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(name, "not an image of a known format") from error
+        raise UnreadableImage(name, UNKNOWN) from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, KeyError, bombs and more
         raise UnreadableImage(name, reason(error)) from error
     width, height = image.size

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Num, UInt8
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from cp2_jax.data import notices
 from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images import formats
 
-_BITS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _BANDS = 258, 338, 339, 277  # TIFF tags
+_WIDTH, _HEIGHT, _BITS, _BANDS, _SAMPLE_FORMAT = 256, 257, 258, 277, 339  # TIFF tags
+_TIFF = (b"II*\0", b"MM\0*")
 _SET_RANGE = "set data.value_range to the values that are to become black and white, such as (0, 3000)"
 # 16-bit images that stay below this share of the range come out nearly black.
 _DARK = 1 / 4
@@ -41,7 +43,13 @@ def to_rgb(
     bits, signed = _depth(image, data)
     if bits <= 8 and not signed:
         return _eight_bits(formats.load(image, name), name)
-    values = _values(image, data, name)
+    return _from_deep(_values(image, data, name), bits, signed, name, value_range)
+
+
+def _from_deep(
+    values: Num[np.ndarray, "height width bands"], bits: int, signed: bool, name: str, value_range: Sequence[float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return what is stored in more than 8 bits as RGB, see `to_rgb`."""
     if value_range:
         rgb = _scaled(values, *value_range)
         notices.say_once(
@@ -93,12 +101,16 @@ def _values(image: Image.Image, data: bytes, name: str) -> Num[np.ndarray, "heig
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(formats.load(image, name))
         return values[..., None].astype(np.int64 if values.dtype.kind in "iu" else values.dtype)
-    # Pillow keeps the upper 8 bits of colours.
+    return _by_opencv(data, (image.height, image.width), name)  # Pillow keeps the upper 8 bits of colours
+
+
+def _by_opencv(data: bytes, size: tuple[int, int], name: str) -> Num[np.ndarray, "height width bands"]:
+    """Return the stored values of an image of several bands of more than 8 bits."""
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise UnreadableImage(name, "damaged, or a kind of more than 8 bits that is not read") from error
-    if values is None or values.shape[:2] != (image.height, image.width):
+    if values is None or values.shape[:2] != size:
         raise UnreadableImage(name, "damaged, or a kind of more than 8 bits that is not read")
     values = values.reshape(*values.shape[:2], -1)
     if values.shape[-1] not in (1, 3, 4):
@@ -108,8 +120,46 @@ def _values(image: Image.Image, data: bytes, name: str) -> Num[np.ndarray, "heig
 
 def _scaled(values: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, "..."]:
     """Return values with `low` and `high` at 0 and 255; what is no number (missing measurements) becomes 0."""
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
     return np.clip(np.nan_to_num(np.rint(scaled), nan=0.0, posinf=255.0, neginf=0.0), 0, 255).astype(np.uint8)
+
+
+def unusual_tiff(data: bytes, name: str, value_range: Sequence[float] = ()) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a TIFF that Pillow does not know as RGB, such as colours in floating point.
+
+    Args:
+      data: the file; name, value_range: see `to_rgb`.
+
+    Raises:
+      UnreadableImage: as `to_rgb`, and for what is no TIFF of 1, 3 or 4 bands.
+    """
+    size, bits, signed = unusual_tiff_header(data, name)
+    return _from_deep(_by_opencv(data, size, name), bits, signed, name, value_range)
+
+
+def unusual_tiff_header(data: bytes, name: str) -> tuple[tuple[int, int], int, bool]:
+    """Return (height, width), bits of a band, and whether numbers are signed, of a TIFF that Pillow does not know.
+
+    Raises:
+      UnreadableImage: as `unusual_tiff`.
+    """
+    if data[:4] not in _TIFF:
+        raise UnreadableImage(name, formats.UNKNOWN)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        height, width, bands = int(tags[_HEIGHT]), int(tags[_WIDTH]), int(tags.get(_BANDS, 1))
+        bits = max(map(int, _tuple(tags.get(_BITS, 1))))
+        signed = any(kind in (2, 3) for kind in _tuple(tags.get(_SAMPLE_FORMAT, 1)))
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise UnreadableImage(name, f"a TIFF with a damaged header ({formats.reason(error)})") from error
+    if bands not in (1, 3, 4) or bits <= 8:
+        raise UnreadableImage(name, f"a TIFF of {bands} bands of {bits} bits, which is not read; store 1 or 3 bands")
+    if not 0 < height * width <= min(formats.most_pixels(data, "TIFF"), Image.MAX_IMAGE_PIXELS):
+        raise UnreadableImage(name, f"claims {width} x {height} pixels, but {len(data)} bytes cannot hold so many")
+    return (height, width), bits, signed
 
 
 def _eight_bits(image: Image.Image, name: str) -> UInt8[np.ndarray, "height width 3"]:

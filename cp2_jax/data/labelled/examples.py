@@ -107,7 +107,7 @@ class Examples:
         Raises:
           SegmentationError: naming a mask that cannot be read.
         """
-        return self.pairs.size(int(self.indices[index]))
+        return self.pairs.size(int(self.indices[index]), self.exif)
 
     def load(self, index: int) -> tuple[transforms.Image, transforms.Mask]:
         """Return an image and its labels; errors as `read`.

@@ -72,14 +72,14 @@ def read_mask(data: bytes, name: str, turn: bool = True) -> Mask:
     return Mask(np.ascontiguousarray(values), palette)
 
 
-def header_size(data: bytes, name: str) -> tuple[int, int]:
-    """Return the (height, width) that `decode_mask` will give, from the headers alone.
+def header_size(data: bytes, name: str, turn: bool = True) -> tuple[int, int]:
+    """Return the (height, width) that `decode_mask` will give, from the headers alone; arguments as there.
 
     Raises:
       SegmentationError: naming a mask that cannot be read.
     """
     try:
-        return decoding.upright_size(data, name)
+        return decoding.upright_size(data, name, turn)
     except UnreadableImage as error:
         raise SegmentationError(f"mask {name} cannot be read: {error.reason}") from error
 

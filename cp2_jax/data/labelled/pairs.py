@@ -64,13 +64,13 @@ class FolderPairs:
         name = self.names[index]
         return files.as_text(name if Path(name).name in self._ambiguous else Path(name).name)
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone.
+    def size(self, index: int, turn: bool = True) -> tuple[int, int]:
+        """Return (height, width) from the mask's header alone, see `masks.header_size`.
 
         Raises:
           SegmentationError: naming a mask that cannot be read.
         """
-        return header_size(self._mask(index), self.places(index)[1])
+        return header_size(self._mask(index), self.places(index)[1], turn)
 
 
 def match_pairs(

@@ -32,13 +32,13 @@ class TfdsPairs:
         """Return the name of files made from the image: that under which it was prepared, or its number."""
         return self._name(index) or f"{index:06d}"
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone.
+    def size(self, index: int, turn: bool = True) -> tuple[int, int]:
+        """Return (height, width) from the mask's header alone, see `masks.header_size`.
 
         Raises:
           SegmentationError: naming a mask that cannot be read.
         """
-        return header_size(self[index][1], self.places(index)[1])
+        return header_size(self[index][1], self.places(index)[1], turn)
 
     def _name(self, index: int) -> str:
         name = self.source.records[index].get("name", b"")

@@ -1,0 +1,60 @@
+"""Text files as Windows, macOS and Linux save them."""
+
+import pytest
+
+from cp2_jax.data.errors import SegmentationError, SourceError
+from cp2_jax.data.labelled.classes import read_classes
+from cp2_jax.data.text import read_lines
+
+LINES = ["background", "zebra crossing", "Straße", ""]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_encoding_with_a_mark_and_every_line_end(tmp_path, encoding, end):
+    path = tmp_path / "list.txt"
+    path.write_bytes((end.join(LINES) + end).encode(encoding))
+    assert read_lines(path) == LINES
+    path.write_bytes(end.join(LINES[:3]).encode(encoding))  # no end of the last line
+    assert read_lines(path) == LINES[:3]
+
+
+def test_big_endian_with_a_mark(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa\nb\n".encode("utf-16-be"))
+    assert read_lines(path) == ["a", "b"]
+
+
+def test_an_empty_file_has_no_lines(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"")
+    assert read_lines(tmp_path / "list.txt") == []
+
+
+def test_only_line_ends_end_lines(tmp_path):
+    """str.splitlines would also split at these, which are letters of file names."""
+    (tmp_path / "list.txt").write_text("a\x0bb\x1c\x85c\u2028d\n", encoding="utf-8")
+    assert read_lines(tmp_path / "list.txt") == ["a\x0bb\x1c\x85c\u2028d"]
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ("ok\nStraße".encode("latin-1"), r"list.txt is not UTF-8 text \(line 2\); save it as UTF-8"),
+        ("a\nb".encode("utf-16-le"), "zero bytes.*save it as UTF-8"),
+        (b"\xff\xfea", "is not UTF-16 text.*save it as UTF-8"),
+    ],
+)
+def test_other_encodings_are_refused_by_name(tmp_path, data, message):
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(SegmentationError, match=message):
+        read_lines(tmp_path / "list.txt", SegmentationError)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SourceError, match="absent.txt cannot be read: No such file"):
+        read_lines(tmp_path / "absent.txt")
+
+
+def test_classes_as_windows_saves_them(tmp_path):
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbf# classes of the survey\r\nbackground\r\nsquare\r\nbox\r\n")
+    assert read_classes(tmp_path / "classes.txt") == (("background", "square", "box"), ())
