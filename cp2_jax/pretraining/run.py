@@ -1,15 +1,18 @@
 """Pretraining as a function: images, a model and the CP2 step, trained in a work directory."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax import validation
 from cp2_jax.convert import warm_start
+from cp2_jax.data.images import sizes
 from cp2_jax.data.images.sources import open_held_out, open_source
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
 from cp2_jax.pretraining import attention_maps, hooks, step
@@ -43,6 +46,9 @@ def train(
     validation.validate_pretrain(config, jax.device_count())
     distributed.agree(distributed.facts(config, {"--workdir": workdir}))
     source, device_mesh = open_source(config.data), mesh.make_mesh()
+    multiple = math.lcm(config.bn_groups, device_mesh.size)
+    for line in sizes.warnings(len(source), config.batch_size, config.loss.queue_size, multiple):
+        logging.warning(line)
     read = _reader(config)
     read_training = functools.partial(read, source, attention=attention_maps.open_maps(config, source))
     job = session.Job(
@@ -67,6 +73,7 @@ def _reader(config: ConfigDict) -> Callable:
         seed=config.seed,
         crop_scale=config.data.crop_scale,
         backgrounds=config.data.backgrounds,
+        value_range=config.data.value_range,
     )
 
 
@@ -78,7 +85,9 @@ def _batches(config: ConfigDict, read_training: Callable, source, device_mesh: M
         rows=mesh.local_rows(device_mesh, config.batch_size),
         workers=config.data.workers,
     )
-    return Batches(dataset, source, functools.partial(mesh.place_batch, device_mesh), ahead=config.data.prefetch)
+    return Batches(
+        dataset, source, functools.partial(mesh.place_batch, device_mesh), config.data.prefetch, config.data.value_range
+    )
 
 
 def _watchers(
