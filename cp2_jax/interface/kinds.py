@@ -32,6 +32,12 @@ def is_model(path: str | os.PathLike) -> bool:
     return kind_of(path).endswith(("run", "checkpoint"))
 
 
+def is_tfds(path: str | os.PathLike) -> bool:
+    """Say whether a folder is a TFDS data set, or holds one as TFDS lays it out: `NAME/VERSION/dataset_info.json`."""
+    path = pathlib.Path(path).expanduser()
+    return any(next(path.glob(f"{'*/' * depth}dataset_info.json"), None) for depth in range(3))
+
+
 def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of images") -> None:
     """Refuse a run or a checkpoint where images are wanted.
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from cp2_jax import pictures
 from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images.decoding import decode
 from cp2_jax.data.labelled import classes
@@ -28,15 +29,14 @@ class Prediction:
       image: as it was predicted.
       probabilities: of each class, at the image's own size; they sum to 1.
       class_names: in the order of the labels.
-      colors: RGB of each label, for pictures.
       name: where the image came from, "" for an array.
     """
 
     image: UInt8[np.ndarray, "height width 3"] = dataclasses.field(repr=False)
     probabilities: Float[np.ndarray, "height width classes"] = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
-    colors: UInt8[np.ndarray, "256 3"] = dataclasses.field(repr=False)
     name: str = ""
+    _data: ConfigDict | None = dataclasses.field(default=None, repr=False)  # `config.data`, which has the colours
 
     @property
     def labels(self) -> UInt8[np.ndarray, "height width"]:
@@ -50,9 +50,10 @@ class Prediction:
         order = [index for index in np.argsort(-counts) if counts[index]]
         return {self.class_names[index]: counts[index] / self.labels.size for index in order}
 
-    def overlay(self) -> UInt8[np.ndarray, "height width 3"]:
-        """Return the image with the classes' colours laid over it."""
-        return class_maps.overlay(self.image, self.labels, self.colors)
+    def overlay(self) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
+        """Return a picture of the image with its classes coloured, outlined and named."""
+        colors = class_maps.overlay_colors(self._data)
+        return pictures.overlay(self.image, self.labels, self.class_names, colors, caption=pathlib.Path(self.name).name)
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
         """Write the class map as a palette PNG of class indices, and beside it, as `…_overlay.png`, the overlay.
@@ -66,8 +67,8 @@ class Prediction:
         path = pathlib.Path(path).expanduser()
         if path.suffix.lower() != ".png":
             path = path / f"{pathlib.Path(self.name).stem or 'prediction'}.png"
-        class_maps.save_class_map(path, self.labels, self.colors)
-        Image.fromarray(self.overlay()).save(path.with_name(f"{path.stem}_overlay.png"))
+        class_maps.save_class_map(path, self.labels, class_maps.class_colors(self._data))
+        pictures.save_png(path.with_name(f"{path.stem}_overlay.png"), self.overlay())
         return path
 
     def show(self) -> None:
@@ -112,12 +113,11 @@ class Segmenter:
         several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
         named = [_read(image) for image in (images if several else [images])]
         found: list[Prediction | None] = [None] * len(named)
-        colors = class_maps.class_colors(self.config.data)
         sizes = [image.shape[:2] for _, image in named]
         for batch in self._predictor.plan(sizes, 1, self.config.evaluation.programs):
             name, image = named[batch.indices[0]]
             probabilities = self._probabilities(image, batch)
-            found[batch.indices[0]] = Prediction(image, probabilities, self.class_names, colors, name)
+            found[batch.indices[0]] = Prediction(image, probabilities, self.class_names, name, self.config.data)
         return found if several else found[0]
 
     def _probabilities(self, image, batch) -> Float[np.ndarray, "height width classes"]:

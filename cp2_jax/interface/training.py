@@ -216,8 +216,8 @@ def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | 
 def _placed(config: ConfigDict, images, model) -> ConfigDict:
     if images:
         config.data.path = os.fspath(images)
-        if config.data.source == "tfds" and kinds.kind_of(images) == "a folder of images":
-            config.data.source = "folder"
+        if config.data.source in ("folder", "tfds"):
+            config.data.source = "tfds" if kinds.is_tfds(images) else "folder"
     if isinstance(model, Mapping):
         overrides.update(config, {"model": model})
     overrides.expand_user(config)

@@ -52,10 +52,10 @@ def test_facts_and_their_differences():
     mine = distributed.facts(config, {"images": 10})
     assert mine["config.optimizer.learning_rate"] == "0.03" and mine["images"] == "10"
     assert "file cp2_jax/runs/distributed.py" in mine and "library jax" in mine
-    theirs = mine | {"config.seed": "1", "file cp2_jax/mesh.py": "abc", "file cp2_jax/new.py": "def"}
+    theirs = mine | {"config.seed": "1", "file cp2_jax/runs/mesh.py": "abc", "file cp2_jax/new.py": "def"}
     text = distributed.differences([mine, theirs, theirs])
     assert "config.seed: process 0 has 0, process 1 has 1 (and 1 more)" in text
-    assert re.search(r"file cp2_jax/mesh.py: process 0 has \w{12}, process 1 has abc", text)
+    assert re.search(r"file cp2_jax/runs/mesh.py: process 0 has \w{12}, process 1 has abc", text)
     assert "file cp2_jax/new.py: process 0 has absent, process 1 has def" in text and "optimizer" not in text
 
 

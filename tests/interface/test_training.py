@@ -1,0 +1,134 @@
+"""The notebook's lines: pretrain, finetune from it, predict; and the wrong kind of path."""
+
+import re
+
+import numpy as np
+import pytest
+from helpers import checkpoints, miniatures
+from PIL import Image
+
+import cp2_jax
+from cp2_jax.data.errors import SourceError, UnreadableImage
+from cp2_jax.interface import training
+from cp2_jax.options import ConfigError
+from cp2_jax.runs.checkpoints import CheckpointError
+
+TINY = {"resnet": {"width": 4, "stem_width": 4}, "aspp": {"channels": 8}}
+PRETRAIN = dict(config="pretrain:demo", model=TINY, steps=2, batch_size=4, bn_groups=1, picture_every=0, probe_every=0)
+SHORT = dict(steps=2, batch_size=2, log_every=1, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return miniatures.folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    keys = PRETRAIN | dict(data={"workers": 0}, changes={"loss.queue_size": 8})
+    return cp2_jax.pretrain(data / "images", tmp_path_factory.mktemp("runs") / "photos", **keys)
+
+
+@pytest.fixture(scope="module")
+def finetuned(data, pretrained, tmp_path_factory):
+    sizes = {"data.crop_size": (32, 32), "data.resize": (), "data.workers": 0, "evaluation.resize": ()}
+    return cp2_jax.finetune(
+        data, tmp_path_factory.mktemp("runs") / "mine", checkpoint=pretrained, changes=sizes, eval_every=0, **SHORT
+    )
+
+
+def test_a_run_is_a_path_with_its_last_metrics(pretrained):
+    assert pretrained.steps == 2 and np.isfinite(pretrained.metrics["loss"])
+    assert (pretrained.path / "metrics.jsonl").exists() and str(pretrained.path) == pretrained.__fspath__()
+    assert [picture.name for picture in pretrained.pictures] == ["curves.png"]
+
+
+def test_run_again_it_is_finished_and_says_what_to_type_next(pretrained, data, capsys):
+    keys = PRETRAIN | dict(data={"workers": 0}, changes={"loss.queue_size": 8})
+    again = cp2_jax.pretrain(data / "images", pretrained.path, **keys)
+    out = capsys.readouterr().out
+    assert again.steps == 2 and re.search("finished: 2 steps.*\nnext: cp2 finetune DATA WORKDIR --checkpoint /", out)
+    with pytest.raises(ConfigError, match="holds a run with another config:\n  seed: was 0, now 3"):
+        cp2_jax.pretrain(data / "images", pretrained.path, seed=3, **keys)
+
+
+def test_finetuning_takes_the_model_from_its_checkpoint(finetuned, pretrained):
+    assert finetuned.steps == 2 and 0 <= finetuned.metrics["miou"] <= 1
+    theirs, ours = (cp2_jax.load(run)[0] for run in (pretrained, finetuned))
+    assert (ours.network.backbone, ours.stride) == (theirs.network.backbone, theirs.stride)
+
+
+def test_a_segmenter_takes_paths_arrays_and_lists(finetuned, data, tmp_path):
+    segmenter = cp2_jax.load_segmenter(finetuned)
+    assert segmenter.class_names == ("nothing", "red apple", "pear")
+    path = data / "images/val/0.jpg"
+    pixels = np.asarray(Image.open(path))
+    one = segmenter.predict(path)
+    assert one.labels.shape == pixels.shape[:2] and one.labels.dtype == np.uint8
+    np.testing.assert_allclose(one.probabilities.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(one.probabilities.argmax(-1), one.labels)
+    assert sum(one.shares.values()) == pytest.approx(1) and set(one.shares) <= set(segmenter.class_names)
+    images = [str(path), Image.open(path), pixels, pixels.astype(np.float32) / 255, pixels[:20, :24]]
+    several = segmenter.predict(images)
+    for other in several[:4]:
+        np.testing.assert_array_equal(other.labels, one.labels)
+    assert several[4].labels.shape == (20, 24)
+    written = one.save(tmp_path / "out")
+    assert written == tmp_path / "out/0.png" and written.with_name("0_overlay.png").exists()
+    np.testing.assert_array_equal(np.asarray(Image.open(written)), one.labels)
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        ("nowhere.jpg", "nowhere.jpg: No such file"),
+        (np.zeros((3, 8, 9), np.uint8), r"\(3, 8, 9\), not \(height, width, 3\): move the channels to the end"),
+        (np.zeros((2, 8, 9, 3), np.uint8), r"\(2, 8, 9, 3\), not \(height, width, 3\): give a list of images"),
+        (np.full((8, 9, 3), 255.0), r"floats lie between 255 and 255; give them in \[0, 1\], or uint8"),
+        (np.full((8, 9, 3), np.nan), "floats lie between nan and nan"),
+        (np.zeros((8, 9, 3), np.int32), "its type is int32; give uint8"),
+    ],
+)
+def test_what_is_no_image(finetuned, image, message):
+    with pytest.raises(UnreadableImage, match=message):
+        cp2_jax.load_segmenter(finetuned).predict(image)
+
+
+def test_the_wrong_kind_of_path_is_told_which_it_is(pretrained, finetuned, data, tmp_path):
+    with pytest.raises(SourceError, match="is a pretraining run, where a folder of images is wanted"):
+        cp2_jax.pretrain(pretrained, tmp_path / "a")
+    with pytest.raises(SourceError, match="is a finetuning run, where a folder of labelled images is wanted"):
+        cp2_jax.finetune(finetuned, tmp_path / "a")
+    with pytest.raises(SourceError, match="is a pretraining run, where a folder of images is wanted"):
+        cp2_jax.embed(finetuned, pretrained, tmp_path / "a.npz")
+    with pytest.raises(CheckpointError, match="is a pretraining run, which has no classes: finetune it first, `cp2 fine"):
+        cp2_jax.load_segmenter(pretrained)
+    with pytest.raises(UnreadableImage, match="it is a folder of images; give a file, or a list"):
+        cp2_jax.load_segmenter(finetuned).predict(data / "images/val")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        cp2_jax.finetune(data, tmp_path / "a", checkpoint=data)
+    assert not (tmp_path / "a").exists()
+
+
+def test_somebodys_file_is_converted_once_and_the_model_follows(tmp_path, capsys):
+    file = tmp_path / "dino.pth"
+    checkpoints.save_torch(file, checkpoints.TORCH["dino"][1])
+    config = training.pretraining_config("photos", tmp_path / "run", checkpoint=file)
+    assert config.init.checkpoint == str(tmp_path / "run/converted")
+    assert (config.model.backbone, config.optimizer.name, config.loss.queue_start) == ("vit", "adamw", "keys")
+    assert "converted" in capsys.readouterr().out and (tmp_path / "run/converted/report.txt").exists()
+    training.pretraining_config("photos", tmp_path / "run", checkpoint=file)
+    assert capsys.readouterr().out == ""
+    other = tmp_path / "other.pth"
+    checkpoints.save_torch(other, checkpoints.TORCH["timm"][1])
+    with pytest.raises(CheckpointError, match="holds the conversion of dino.pth: remove it"):
+        training.pretraining_config("photos", tmp_path / "run", checkpoint=other)
+
+
+def test_keys_and_models_that_cannot_be(tmp_path):
+    with pytest.raises(ConfigError, match=r"lr: there is no such key \(did you mean optimizer.learning_rate\?\)"):
+        cp2_jax.pretrain("photos", tmp_path / "a", lr=0.1)
+    with pytest.raises(ConfigError, match="there is no variant 'resnet'"):
+        cp2_jax.pretrain("photos", tmp_path / "a", model="resnet")
+    with pytest.raises(SourceError, match="photos does not exist"):
+        cp2_jax.pretrain("photos", tmp_path / "a")
