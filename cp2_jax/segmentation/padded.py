@@ -136,7 +136,7 @@ def _mixes(equation) -> bool:
     if name == "reshape":
         return tuple(params["new_sizes"][1:3]) != tuple(equation.invars[0].aval.shape[1:3])
     axes = params.get("axes", params.get("dimensions", params.get("dimension", params.get("axis", ()))))
-    if name.startswith(("reduce_window", "select_and", "cum", "sort", "fft", "gather", "pad", "conv")):
+    if name.startswith(("reduce_window", "select_and", "cum", "sort", "fft", "gather", "pad")):
         return True
     reading = name.startswith(("reduce_", "arg")) and name != "reduce_precision" or name in ("rev", "concatenate")
     return reading and bool({1, 2} & set(axes if isinstance(axes, tuple | list) else (axes,)))

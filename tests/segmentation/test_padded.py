@@ -163,3 +163,11 @@ def test_vit_takes_images_of_any_size():
     whole = jnp.zeros((1, 24, 32, 3)).at[:, :19, :30].set(inputs.normalize(image, config.model.mean, config.model.std))
     logits = resize.bilinear(model.apply(variables, whole, train=False), (24, 32))[:, :19, :30]
     np.testing.assert_allclose(ours, jax.nn.softmax(logits), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_dtype_can_be_masked(dtype):
+    """Conversions between types mix no pixels."""
+    config = tiny_config()
+    config.model.dtype = dtype
+    assert make_predictor(config).canvas == 8
