@@ -16,10 +16,10 @@ import time
 import jax
 from absl import flags
 
-from cp2_jax import validation
 from cp2_jax.configs import pretrain_r50_aspp
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
+from cp2_jax.pretraining import options
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import mesh
 
@@ -35,7 +35,7 @@ def make_config(args):
         config.model.resnet.update(width=8, stem_width=8, stage_sizes=(1, 1, 1, 1))
         config.model.aspp.channels = 32
         config.model.dtype = "float32"
-    validation.validate_pretrain(config, jax.device_count())
+    options.check(config, jax.device_count())
     return config
 
 

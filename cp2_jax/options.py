@@ -4,6 +4,7 @@ Each section of a config has one owner, a frozen dataclass with `from_config` (s
 knows the section's fields, their allowed values and their meaning. This module holds what the owners share.
 """
 
+import dataclasses
 import difflib
 import math
 import numbers
@@ -38,6 +39,23 @@ def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, object]
 def fields(section: ConfigDict | Mapping) -> dict[str, Any]:
     """Return a section's values as arguments of a dataclass: lists, which a saved config has, become tuples."""
     return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in section.items()}
+
+
+def known_fields(kind: type, section: ConfigDict | Mapping, prefix: str) -> dict[str, Any]:
+    """Return a section's values as arguments of its dataclass; lists become tuples.
+
+    Args:
+      kind: the dataclass, whose fields are the keys that the section may have.
+      prefix: of the keys, for the message, such as "optimizer.".
+
+    Raises:
+      ConfigError: for a key that the dataclass does not have.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"{prefix}{key}: there is no such key{nearest(key, known)}")
+    return fields(section)
 
 
 def require(condition: bool, key: str, value: object, fix: str) -> None:

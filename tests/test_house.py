@@ -18,14 +18,13 @@ LAYERS = {
     "augment": ("options", "models.inputs", "runs.rngs"),
     "data": ("options", "pictures", "runs.progress"),
     "convert": ("options", "models", "runs.checkpoints"),
-    "validation": ("options", "models", "runs", "data"),
-    "pretraining": ("options", "pictures", "models", "runs", "augment", "data", "convert", "validation"),
-    "segmentation": ("options", "pictures", "models", "runs", "data", "convert", "validation"),
+    "pretraining": ("options", "pictures", "models", "runs", "augment", "data", "convert"),
+    "segmentation": ("options", "pictures", "models", "runs", "data", "convert"),
     "features": ("options", "models", "runs", "convert", "pretraining"),
     "planning": ("options", "models", "runs", "pretraining", "segmentation"),
     "reproduce": ("options", "pictures", "models", "runs", "augment", "data", "convert", "pretraining", "segmentation"),
 }
-LAYERS["reproduce"] += ("validation", "config_files")
+LAYERS["reproduce"] += ("config_files",)
 # What users call: from Python, and from a shell. Both may import all that is below.
 LAYERS["interface"] = tuple(LAYERS)
 LAYERS["cli"] = tuple(LAYERS)

@@ -1,5 +1,6 @@
 """Start a run's model from a checkpoint: fit it to the config, then put its parts in place of the initial ones."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +10,49 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cp2_jax.convert.fitting import fit
-from cp2_jax.options import ConfigError
+from cp2_jax.options import ConfigError, known_fields, one_of
 from cp2_jax.runs.checkpoints import read_variables
 
 
 class InitError(ConfigError):
     """A checkpoint does not fit the model; the message says where, and what to do."""
+
+
+# Where head and projection of a run's model may come from.
+ORIGINS = ("checkpoint", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class InitOptions:
+    """The section `init` of a config, checked.
+
+    Attributes:
+      checkpoint: converted checkpoint or work directory to start from; empty: from scratch.
+      head, projection: in `ORIGINS`. Finetuning has no projection.
+
+    Raises:
+      ConfigError: naming the key, its value and what would work.
+    """
+
+    checkpoint: str = ""
+    head: str = "checkpoint"
+    projection: str = "random"
+
+    @classmethod
+    def from_config(cls, config: Any) -> "InitOptions":
+        """Read `config.init`.
+
+        Args:
+          config: of any job (an ml_collections ConfigDict or a mapping).
+
+        Raises:
+          ConfigError: for an unknown key or a bad value.
+        """
+        return cls(**known_fields(cls, config["init"], "init."))
+
+    def __post_init__(self):
+        one_of("init.head", self.head, ORIGINS)
+        one_of("init.projection", self.projection, ORIGINS)
 
 
 def start(config: ConfigDict, initial: Mapping) -> tuple[dict, str]:

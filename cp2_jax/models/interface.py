@@ -11,7 +11,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from cp2_jax.options import ConfigError, fields, nearest
+from cp2_jax.options import known_fields
 
 # A method of a Flax module: (class, the method's name).
 Method = tuple[type, str]
@@ -177,8 +177,4 @@ def read(options: type, name: str, section: Mapping) -> Any:
     Raises:
       ConfigError: for a key that the dataclass does not have.
     """
-    known = {field.name for field in dataclasses.fields(options)}
-    for key in section:
-        if key not in known:
-            raise ConfigError(f"model.{name}.{key}: there is no such key{nearest(key, known)}")
-    return options(**fields(section))
+    return options(**known_fields(options, section, f"model.{name}."))

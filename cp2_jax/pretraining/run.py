@@ -10,12 +10,11 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cp2_jax import validation
 from cp2_jax.convert import warm_start
 from cp2_jax.data.images import sizes
 from cp2_jax.data.images.sources import open_held_out, open_source
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
-from cp2_jax.pretraining import attention_maps, hooks, step
+from cp2_jax.pretraining import attention_maps, hooks, options, step
 from cp2_jax.runs import distributed, mesh, session
 from cp2_jax.runs.writers import Writer
 
@@ -43,7 +42,7 @@ def train(
       >>> train(config, "runs/photos").metrics["loss"]
     """
     config = config.copy_and_resolve_references()
-    validation.validate_pretrain(config, jax.device_count())
+    options.check(config, jax.device_count())
     distributed.agree(distributed.facts(config, {"--workdir": workdir}))
     source, device_mesh = open_source(config.data), mesh.make_mesh()
     multiple = math.lcm(config.bn_groups, device_mesh.size)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cp2_jax import validation
 from cp2_jax.augment import compose
 from cp2_jax.convert import warm_start
 from cp2_jax.data.images.sources import TfdsSource
@@ -29,11 +28,13 @@ from cp2_jax.data.labelled.stream import training_dataset, training_options
 from cp2_jax.models import inputs
 from cp2_jax.options import ConfigError, flatten
 from cp2_jax.pretraining import hooks, probes
+from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.reproduce import frozen
 from cp2_jax.reproduce.recipes import NO_COPY_PASTE
 from cp2_jax.runs import checkpoints, mesh, optim, rngs, settings
 from cp2_jax.segmentation import confusion, evaluation
+from cp2_jax.segmentation import options as finetune_options
 from cp2_jax.segmentation import step as finetune_step
 
 
@@ -88,8 +89,8 @@ class Study:
             raise ConfigError(f"methods={unknown[0]}: must be one of {', '.join(METHODS)}")
         self.config, self.workdir = config, pathlib.Path(workdir).absolute()
         for method in METHODS.values():
-            validation.validate_pretrain(self.pretrain_config(method, 0), jax.device_count())
-        validation.validate_finetune(config.finetune, jax.device_count())
+            pretrain_options.check(self.pretrain_config(method, 0), jax.device_count())
+        finetune_options.check(config.finetune, jax.device_count())
         self.device_mesh = mesh.make_mesh()
         data = config.pretrain.data
         self.source = TfdsSource(data.path, data.split)

@@ -1,53 +1,118 @@
 """Learning-rate schedules and optimisers, made of optax; equal to PyTorch's SGD and AdamW step for step."""
 
+import dataclasses
+from typing import Any
+
 import optax
-from ml_collections import ConfigDict
+
+from cp2_jax.options import at_least_0, known_fields, one_of, positive, require, share, whole
+
+# The names that `optimizer.schedule` and `optimizer.name` may have.
+SCHEDULES = ("cosine", "cosine_by_epoch", "poly", "constant")
+OPTIMIZERS = ("sgd", "adamw")
 
 
-def schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """The section `optimizer` of a config, checked.
+
+    Attributes:
+      name: in `OPTIMIZERS`.
+      learning_rate: its highest value.
+      momentum: of SGD.
+      weight_decay: on every trained parameter.
+      schedule: in `SCHEDULES`, see `schedule`.
+      warmup_steps: steps in which the rate rises from 0; the paper has none.
+      power, min_learning_rate: of the schedule "poly".
+
+    Raises:
+      ConfigError: naming the key, its value and what would work.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    power: float = 0.9
+    min_learning_rate: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: Any) -> "OptimizerOptions":
+        """Read `config.optimizer`.
+
+        Args:
+          config: of any job (an ml_collections ConfigDict or a mapping).
+
+        Raises:
+          ConfigError: for an unknown key or a bad value.
+        """
+        return cls(**known_fields(cls, config["optimizer"], "optimizer."))
+
+    def __post_init__(self):
+        one_of("optimizer.name", self.name, OPTIMIZERS)
+        one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        positive("optimizer.learning_rate", self.learning_rate)
+        positive("optimizer.power", self.power)
+        at_least_0("optimizer.weight_decay", self.weight_decay)
+        whole("optimizer.warmup_steps", self.warmup_steps)
+        at_least_0("optimizer.warmup_steps", self.warmup_steps)
+        at_least_0("optimizer.min_learning_rate", self.min_learning_rate)
+        share("optimizer.momentum", self.momentum)
+        fix = f"must not be above optimizer.learning_rate={self.learning_rate}"
+        good = self.schedule != "poly" or self.min_learning_rate <= self.learning_rate
+        require(good, "optimizer.min_learning_rate", self.min_learning_rate, fix)
+
+
+def schedule(options: OptimizerOptions, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
     """Return the learning rate as a function of the number of finished steps.
 
     Args:
-      config: `config.optimizer`, with
-        schedule: "cosine" (per step), "cosine_by_epoch" (the original: constant within an epoch, main.py:370-374),
-          "poly" (MMSegmentation's finetuning: power and minimum), or "constant";
-        learning_rate, warmup_steps (linear from 0; the paper has none), power, min_learning_rate.
+      options: an `OptimizerOptions`, or the section of a config that has its fields. Its `schedule` is "cosine" (per step),
+        "cosine_by_epoch" (the original: constant within an epoch, main.py:370-374), "poly" (MMSegmentation's finetuning:
+        power and minimum), or "constant". Before it come `warmup_steps`, linear from 0.
       total_steps: length of the whole run.
       steps_per_epoch: used by "cosine_by_epoch" alone.
 
     Raises:
       KeyError: for an unknown schedule.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak, warmup = options.learning_rate, options.warmup_steps
     steps = max(1, total_steps - warmup)
     epochs = max(1, round(total_steps / steps_per_epoch))
     by_epoch = optax.cosine_decay_schedule(peak, epochs)
     after_warmup = {
         "cosine": optax.cosine_decay_schedule(peak, steps),
         "cosine_by_epoch": lambda step: by_epoch((step + warmup) // steps_per_epoch),
-        "poly": optax.polynomial_schedule(peak, config.min_learning_rate, config.power, steps),
+        "poly": optax.polynomial_schedule(peak, options.min_learning_rate, options.power, steps),
         "constant": optax.constant_schedule(peak),
-    }[config.schedule]
+    }[options.schedule]
     if not warmup:
         return after_warmup
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after_warmup], [warmup])
 
 
-def make(config: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def make(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Return the optimiser.
 
     "sgd": PyTorch's, weight decay added to the gradient before the momentum, on every trained parameter, batch-norm
     scales and biases included (paper_vs_code item 11). "adamw": decoupled decay, betas 0.9 and 0.999.
 
     Args:
-      config: `config.optimizer` with name, momentum (SGD), weight_decay.
+      options: an `OptimizerOptions`, or the section of a config that has its fields.
+      learning_rate: from `schedule`.
 
     Raises:
       KeyError: for an unknown name.
     """
-    return {
-        "sgd": lambda: optax.chain(
-            optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, momentum=config.momentum)
-        ),
-        "adamw": lambda: optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay),
-    }[config.name]()
+    return {"sgd": _sgd, "adamw": _adamw}[options.name](options, learning_rate)
+
+
+def _sgd(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(options.weight_decay)
+    return optax.chain(decay, optax.sgd(learning_rate, momentum=options.momentum))
+
+
+def _adamw(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=options.weight_decay)

@@ -7,14 +7,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cp2_jax import validation
 from cp2_jax.convert import warm_start
 from cp2_jax.data.images.stream import Batches
 from cp2_jax.data.labelled import classes
 from cp2_jax.data.labelled.examples import Examples, open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
 from cp2_jax.runs import distributed, mesh, session
-from cp2_jax.segmentation import hooks, step
+from cp2_jax.segmentation import hooks, options, step
 from cp2_jax.segmentation.evaluation import Evaluator
 
 
@@ -40,7 +39,7 @@ def train(
     """
     config = config.copy_and_resolve_references()
     classes.resolve(config)
-    validation.validate_finetune(config, jax.device_count())
+    options.check(config, jax.device_count())
     distributed.agree(distributed.facts(config, {"--workdir": workdir}))
     examples = open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
     evaluator = Evaluator(config, mesh.make_mesh())

@@ -40,6 +40,10 @@ class FinetuneMetrics(clu_metrics.Collection):
     learning_rate: clu_metrics.LastValue.from_output("learning_rate")
 
 
+# What the sum of the pixels' losses may be divided by, see `cross_entropy`.
+AVERAGES = ("all", "labelled")
+
+
 def cross_entropy(
     logits: Float[Array, "batch h w classes"],
     label: Int[Array, "batch height width"] | UInt8[Array, "batch height width"],

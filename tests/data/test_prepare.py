@@ -21,8 +21,8 @@ from cp2_jax.data.prepare import writing
 from cp2_jax.data.prepare.voc import augment_voc
 from cp2_jax.runs import mesh
 from cp2_jax.segmentation import evaluation
+from cp2_jax.segmentation import options as finetune_options
 from cp2_jax.segmentation import step as finetune_step
-from cp2_jax.validation import validate_finetune
 
 
 def tiny(module, path, **data):
@@ -41,7 +41,7 @@ def tiny(module, path, **data):
 
 def finetune_and_evaluate(config, predictions=None):
     """Two steps, then scores of the validation split."""
-    validate_finetune(config)
+    finetune_options.check(config)
     examples = open_examples(config.data, config.data.split)
     stream = iter(training_dataset(examples, batch_size=2, seed=0, options=training_options(config.data)))
     one_device = mesh.make_mesh(jax.devices()[:1])

@@ -16,11 +16,12 @@ from cp2_jax.models.heads import HEADS
 from cp2_jax.models.interface import Head, Masking
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
+from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import checkpoints, mesh
 from cp2_jax.segmentation import evaluation, predictor
+from cp2_jax.segmentation import options as finetune_options
 from cp2_jax.segmentation import step as finetune_step
-from cp2_jax.validation import validate_finetune, validate_pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def pretrained(tmp_path, one_device):
     """A checkpoint of one step of pretraining."""
     config = config_of(pretrain_r50_aspp)
     config.loss.queue_size = 8
-    validate_pretrain(config)
+    pretrain_options.check(config)
     start, step = pretrain_step.make_step(config, 2, 1, one_device)
     rng = np.random.default_rng(0)
     batch = {
@@ -90,7 +91,7 @@ def test_pretraining_and_its_features(pretrained):
 def test_finetuning_starts_from_it_and_takes_a_step(pretrained, one_device):
     _, variables, meta = pretrained
     config = finetune_config()
-    validate_finetune(config)
+    finetune_options.check(config)
     fitted, notes = fit(variables, meta, config.model, image_size=16)
     assert notes == []
     initial = finetune_step.init_variables(config)

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_r50_aspp
-from cp2_jax import validation
 from cp2_jax.options import ConfigError
 from cp2_jax.pretraining import microbatches
+from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining.microbatches import Microbatches
 from cp2_jax.runs import out_of_memory
+from cp2_jax.segmentation import options as finetune_options
 
 
 class Devices:
@@ -99,12 +100,12 @@ def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
     with made.ignore_type():
         made.update(changes)
     with pytest.raises(ConfigError, match=message):
-        validation.validate_pretrain(made, devices)
+        pretrain_options.check(made, devices)
 
 
 def test_possible_values_are_taken():
-    validation.validate_pretrain(config(accumulate=4, remat=True, shard_state=True), 64)
-    validation.validate_finetune(config(finetune_voc, remat=True, shard_state=True), 16)
+    pretrain_options.check(config(accumulate=4, remat=True, shard_state=True), 64)
+    finetune_options.check(config(finetune_voc, remat=True, shard_state=True), 16)
 
 
 def test_out_of_memory_names_the_values_to_lower():

@@ -9,9 +9,10 @@ from configs import finetune_voc, pretrain_moco_v2, quick_tune_r50_aspp
 from cp2_jax.augment import compose
 from cp2_jax.convert import warm_start
 from cp2_jax.options import ConfigError
+from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import mesh, optim
-from cp2_jax.validation import validate_finetune, validate_pretrain
+from cp2_jax.segmentation import options as finetune_options
 
 
 def shrink(config, **changes):
@@ -30,7 +31,7 @@ def trained():
     # 64 pixels, so that the last batch norms see 8 values a group: over 2 they would blow rounding up.
     config = shrink(pretrain_moco_v2.get_config(), image_size=64)
     config.data.path = "somewhere"
-    validate_pretrain(config)
+    pretrain_options.check(config)
     device_mesh = mesh.make_mesh(jax.devices()[:1])
     start, step = pretrain_step.make_step(config, 4, 2, device_mesh)
     crops = np.random.default_rng(0).integers(0, 256, (4, 2, 64, 64, 3), np.uint8)
@@ -144,20 +145,20 @@ def test_modes_that_make_no_sense_are_refused(changes, key):
     config.data.path = "somewhere"
     config.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=f"^{key}="):
-        validate_pretrain(config)
+        pretrain_options.check(config)
 
 
 def test_a_pooled_model_is_not_finetuned_for_segmentation():
     config = finetune_voc.get_config()
     config.data.path, config.model.head = "somewhere", "pool"
     with pytest.raises(ConfigError, match="cannot be segmented"):
-        validate_finetune(config)
+        finetune_options.check(config)
 
 
 def test_image_sizes_need_not_be_multiples_of_the_output_stride():
     config = shrink(pretrain_moco_v2.get_config(), image_size=48)
     config.data.path = "somewhere"
-    validate_pretrain(config)
+    pretrain_options.check(config)
     model, _ = pretrain_step.build_models(config)
     images = jnp.zeros((2, 48, 48, 3))
     shape = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0]).shape

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from helpers.paths import ROOT
 
-from cp2_jax import config_files, validation
+from cp2_jax import config_files
 from cp2_jax.interface import overrides
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.reproduce import chain, estimates, listing, paper, recipes
 from cp2_jax.reproduce import place as places
+from cp2_jax.segmentation import options as finetune_options
 
 # Counted by hand in the paper: rows times columns of numbers.
 COUNTS = {
@@ -61,7 +63,7 @@ def test_every_recipes_configs_exist_take_their_overrides_and_are_valid():
     """What `run` would hand to the scripts: no key that the config lacks, nothing that validation refuses."""
     seen = set()
     for recipe in recipes.all_recipes().values():
-        checks = (validation.validate_pretrain, validation.validate_finetune)
+        checks = (pretrain_options.check, finetune_options.check)
         for run, check in zip((recipe.pretrain, recipe.finetune), checks, strict=True):
             if run is None or run.name() in seen:
                 continue

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_demo, pretrain_r50_aspp, pretrain_vit_aspp
-from cp2_jax import config_files, validation
+from cp2_jax import config_files
 from cp2_jax.data.labelled import classes
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.runs import settings
+from cp2_jax.segmentation import options as finetune_options
 
 
 def make(module=pretrain_r50_aspp, **changes):
@@ -29,7 +31,7 @@ PRETRAINING = ("pretrain", "pretrain:fcn", "pretrain:vit", "pretrain:vit,fcn", "
 def test_shipped_pretraining_configs_are_possible(name):
     config = config_files.load(name)
     config.data.path = "images"
-    validation.validate_pretrain(config)
+    pretrain_options.check(config)
 
 
 def test_what_the_model_does_not_have_is_no_difference(tmp_path):
@@ -61,7 +63,7 @@ def test_shipped_finetuning_configs_are_possible(name, tmp_path):
         config = config_files.load(f"{name}:{variants}")
         config.data.path = str(tmp_path)
         classes.resolve(config)
-        validation.validate_finetune(config)
+        finetune_options.check(config)
         assert (config.init.head == "random") == ("baseline" in variants)
         assert (config.optimizer.name == "adamw") == ("vit" in variants or name == "finetune_demo")
 
@@ -106,18 +108,21 @@ def test_shipped_finetuning_configs_are_possible(name, tmp_path):
         (dict(model__backbone="vit", model__vit__attention="cudnn", model__dtype="float32"), 1, "needs model.dtype=bfl"),
         (dict(data__backgrounds="in_bach"), 1, r"data.backgrounds=in_bach: .*\(did you mean in_batch\?\)$"),
         (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
+        (dict(data__attention="maps"), 1, "data.attention=maps: such maps are for augment.mask=attention, and it is rect"),
+        (dict(augment__mask="attention"), 1, "augment.mask=attention needs data.attention"),
+        (dict(loss__skip_full_masks=1), 1, "loss.skip_full_masks=1: must be True or False"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
     with pytest.raises(ConfigError, match=message):
-        validation.validate_pretrain(make(**changes), devices)
+        pretrain_options.check(make(**changes), devices)
 
 
 def test_a_vit_needs_multiples_of_its_patch_and_heads_that_divide():
     with pytest.raises(ConfigError, match="image_size=100: must be a multiple of the ViT's patch, 16; use 96 or 112"):
-        validation.validate_pretrain(make(pretrain_vit_aspp, image_size=100))
+        pretrain_options.check(make(pretrain_vit_aspp, image_size=100))
     with pytest.raises(ConfigError, match="model.vit.heads=7: must divide model.vit.width=384; use 6 or 8"):
-        validation.validate_pretrain(make(pretrain_vit_aspp, model__vit__heads=7))
+        pretrain_options.check(make(pretrain_vit_aspp, model__vit__heads=7))
 
 
 def test_lengths():
@@ -134,7 +139,7 @@ def test_a_value_of_another_type_in_a_config_file():
     with config.ignore_type():
         config.batch_size = "256"
     with pytest.raises(ConfigError, match="batch_size=256: must be a whole number"):
-        validation.validate_pretrain(config)
+        pretrain_options.check(config)
 
 
 @given(batch=st.integers(1, 600), groups=st.integers(1, 40), devices=st.integers(1, 16))
@@ -145,7 +150,7 @@ def test_what_is_suggested_works(batch, groups, devices):
 
     def error():
         try:
-            validation.validate_pretrain(config, devices)
+            pretrain_options.check(config, devices)
         except ConfigError as error:
             return str(error)
 
@@ -183,7 +188,7 @@ def test_what_is_suggested_works(batch, groups, devices):
 )
 def test_impossible_finetuning_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        validation.validate_finetune(make(finetune_voc, **changes))
+        finetune_options.check(make(finetune_voc, **changes))
 
 
 def with_checkpoint(workdir):

@@ -16,9 +16,9 @@ from cp2_jax.convert import names
 from cp2_jax.data.labelled.examples import label_table
 from cp2_jax.models import resize
 from cp2_jax.runs import checkpoints, mesh
+from cp2_jax.segmentation import options as finetune_options
 from cp2_jax.segmentation import predictor
 from cp2_jax.segmentation import step as finetune_step
-from cp2_jax.validation import validate_finetune
 
 # Recorded arrays.
 
@@ -177,7 +177,7 @@ def test_configs_are_valid_and_decay_no_weights():
     assert sorted(table[(table >= 0) & (table < 255)]) == list(range(19))
     for config in (finetune_voc.get_config(), finetune_camvid.get_config(), cityscapes, tiny_config()):
         config.data.path = "somewhere"
-        validate_finetune(config, 1)
+        finetune_options.check(config, 1)
 
 
 def test_auxiliary_head_adds_its_loss_and_serves_training_alone(tmp_path):

@@ -43,14 +43,15 @@ _shares.__name__ = "list of numbers, such as 1,0.5,"
 
 
 def _run(arguments):
-    from cp2_jax import validation
     from cp2_jax.planning import chips, program, report
+    from cp2_jax.pretraining import options as pretraining
     from cp2_jax.runs import out_of_memory
+    from cp2_jax.segmentation import options as segmentation
 
     config = command.typed_config(arguments)
     topology = chips.get(arguments.topology)
     config.data.path = config.data.path or "unread"
-    check = {"pretrain": validation.validate_pretrain, "finetune": validation.validate_finetune}
+    check = {"pretrain": pretraining.check, "finetune": segmentation.check}
     check[config.kind](config, len(topology.devices))
     compiled = program.compile_step(config, topology, arguments.images)
     plan = report.plan(config, topology, compiled, arguments.images, list(arguments.efficiencies))

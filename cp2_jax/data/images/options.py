@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from cp2_jax.data.images.sources import SOURCES
-from cp2_jax.options import ConfigError, at_least_0, fields, interval, is_number, nearest, one_of, positive, require, whole
+from cp2_jax.options import at_least_0, interval, is_number, known_fields, one_of, positive, require, whole
 
 # Where backgrounds come from, and how many streams of images that takes.
 BACKGROUNDS = {"independent": 3, "in_batch": 1}
@@ -56,7 +56,7 @@ class ImageOptions:
         Raises:
           ConfigError: for an unknown key or a bad value.
         """
-        return cls(**known_fields(cls, config["data"]))
+        return cls(**known_fields(cls, config["data"], "data."))
 
     def __post_init__(self):
         check_where(self.path, self.source, SOURCES)
@@ -64,19 +64,6 @@ class ImageOptions:
         interval("data.crop_scale", self.crop_scale, "two shares of the image", 1.0)
         one_of("data.backgrounds", self.backgrounds, BACKGROUNDS)
         check_reading(self.workers, self.prefetch)
-
-
-def known_fields(cls: type, section: Any) -> dict[str, Any]:
-    """Return the values of `config.data` as arguments of an options class.
-
-    Raises:
-      ConfigError: for a key that the class does not have.
-    """
-    known = {field.name for field in dataclasses.fields(cls)}
-    for key in section:
-        if key not in known:
-            raise ConfigError(f"data.{key}: there is no such key{nearest(key, known)}")
-    return fields(section)
 
 
 def check_where(path: str, source: str, sources: Any) -> None:

@@ -1,0 +1,96 @@
+"""The keys of a config that every job has: length, batch, what is kept and when."""
+
+import dataclasses
+import math
+from typing import Any
+
+from cp2_jax.options import (
+    at_least_0,
+    nearest_divisors,
+    nearest_multiples,
+    positive,
+    require,
+    true_or_false,
+    whole,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """The top level of a config, checked.
+
+    Attributes:
+      seed: of the initial weights, the order of the images and every random choice.
+      image_size: side in pixels of pretraining's crops.
+      batch_size: global, over all devices and processes.
+      bn_groups: groups of a batch with their own batch-norm statistics.
+      steps, epochs: length of the run; `epochs` counts where `steps` is 0.
+      log_every, save_every: steps between lines of metrics, and between checkpoints.
+      keep: newest checkpoints kept.
+      remat: whether blocks are computed again in the backward pass instead of kept.
+      shard_state: whether parameters and optimiser state are split over the devices.
+
+    Raises:
+      ConfigError: naming the key, its value and what would work.
+    """
+
+    seed: int
+    image_size: int
+    batch_size: int
+    bn_groups: int
+    steps: int
+    epochs: float
+    log_every: int
+    save_every: int
+    keep: int
+    remat: bool
+    shard_state: bool
+
+    @classmethod
+    def from_config(cls, config: Any) -> "RunOptions":
+        """Read the top level of a config.
+
+        Args:
+          config: of any job (an ml_collections ConfigDict or a mapping).
+
+        Raises:
+          ConfigError: for a bad value.
+        """
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+
+    def __post_init__(self):
+        for key in ("seed", "batch_size", "image_size", "bn_groups", "steps", "log_every", "save_every", "keep"):
+            whole(key, getattr(self, key))
+        for key in ("batch_size", "image_size", "bn_groups", "log_every", "save_every", "keep"):
+            positive(key, getattr(self, key))
+        for key in ("seed", "steps", "epochs"):
+            at_least_0(key, getattr(self, key))
+        require(self.steps > 0 or self.epochs > 0, "steps", self.steps, "give a length: steps or epochs above 0")
+        true_or_false("remat", self.remat)
+        true_or_false("shard_state", self.shard_state)
+
+    def check_batch(self, devices: int, head: str, least_images: int) -> None:
+        """Require a batch that batch-norm groups and devices can share out.
+
+        Args:
+          devices: number of devices of all processes.
+          head: name of the model's head, for the message.
+          least_images: fewest images of a group that the head can be trained with.
+
+        Raises:
+          ConfigError: with the nearest numbers that work.
+        """
+        batch, groups = self.batch_size, self.bn_groups
+        both = nearest_multiples(batch, math.lcm(groups, devices))
+        fix = f"must be divisible by bn_groups={groups}; use {both}, or bn_groups={nearest_divisors(groups, batch)}"
+        require(batch % groups == 0, "batch_size", batch, fix)
+        fix = f"must be divisible by the number of devices, {devices}; use {both}"
+        require(batch % devices == 0, "batch_size", batch, fix)
+        have, want = _images(batch // groups), _images(least_images)
+        fix = f"leaves {have} per group, too few for the batch norm of the {head} head; use {batch // least_images} at most"
+        fix = fix if batch >= least_images else f"the batch norm of the {head} head needs {want} per step"
+        require(batch // groups >= least_images, "bn_groups", groups, fix)
+
+
+def _images(count: int) -> str:
+    return {1: "one image", 2: "two images"}.get(count, f"{count} images")
