@@ -110,7 +110,6 @@ def test_shipped_finetuning_configs_are_possible(name, tmp_path):
         (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
         (dict(data__attention="maps"), 1, "data.attention=maps: such maps are for augment.mask=attention, and it is rect"),
         (dict(augment__mask="attention"), 1, "augment.mask=attention needs data.attention"),
-        (dict(loss__skip_full_masks=1), 1, "loss.skip_full_masks=1: must be True or False"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
