@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cp2_jax.models import conv, vit
+from cp2_jax.models import attention, conv
 from cp2_jax.pretraining import step as pretrain_step
 
 
@@ -22,7 +22,7 @@ def forward_flops(config: ConfigDict) -> float:
         if isinstance(layer, conv.Conv | nn.Conv | nn.Dense):
             taps = {conv.Conv: lambda: layer.size**2, nn.Conv: lambda: _product(layer.kernel_size), nn.Dense: lambda: 1}
             total += 2 * result.size * taps[type(layer)]() * args[0].shape[-1]
-        elif isinstance(layer, vit.Attention):
+        elif isinstance(layer, attention.Attention):
             tokens, width = args[0].shape[1:]
             total += 2 * 2 * tokens * tokens * width
         return result

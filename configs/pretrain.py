@@ -257,6 +257,7 @@ def _model() -> ConfigDict:
     model.resnet.stage_sizes = ()  # blocks of each stage, if not those of `depth`
     model.resnet.output_stride = 16  # pixels per feature: 8, 16 or 32
     model.resnet.contract_dilation = False  # True: the original's dilations 1, 2, 2 in the last stage
+    model.resnet.basic_dilation = "both"  # or "first": depths 18 and 34 dilated as MMSegmentation's (docs/paper_vs_code.md)
     model.resnet.zero_init_residual = False  # True: the last batch-norm scale of each block starts at 0, as in the original
     model.resnet.padding = "torch"  # or "same", "same_pool", which BYOL's, DetCon's and SimCLR's weights need
     model.vit = ConfigDict()
@@ -265,6 +266,7 @@ def _model() -> ConfigDict:
     model.vit.depth = 12  # blocks
     model.vit.heads = 6  # of the attention: 6 in every published ViT-S; weights do not tell (docs/checkpoints.md)
     model.vit.mlp_ratio = 4  # width of the hidden layer / width
+    model.vit.remainder = "pad"  # or "drop", "stretch": sides that are no multiples of the patch (docs/paper_vs_code.md)
     model.vit.final_norm = False  # True: a layer norm behind the last block
     model.vit.attention = "xla"  # or "cudnn", its fused kernels: NVIDIA GPUs (Ampere or newer) in bfloat16
     model.aspp = ConfigDict()

@@ -1,20 +1,18 @@
-"""What is written beside the weights: Hugging Face's config files, and the config text inside OpenMMLab's checkpoints."""
+"""What is written beside a file of weights: Hugging Face's config files."""
 
 import json
-import math
 import pathlib
-import re
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from cp2_jax.convert import formats
 from cp2_jax.convert.containers.pickles import Refused
 
 
 def config_files(path: pathlib.Path) -> dict[str, Any]:
-    """Return what `config.json` and `preprocessor_config.json` of a Hugging Face folder say of heads and input."""
+    """Return what `config.json` and `preprocessor_config.json` of a Hugging Face folder say of heads and input.
+
+    Raises:
+      Refused: one of the two is there and is no JSON object.
+    """
     found: dict[str, Any] = {}
     for name in ("config.json", "preprocessor_config.json"):
         file = path.with_name(name)
@@ -35,44 +33,3 @@ def config_files(path: pathlib.Path) -> dict[str, Any]:
 
 def _three(values):
     return isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-
-
-def config_text(tree: Any) -> dict[str, Any]:
-    """Return what the config text that OpenMMLab's checkpoints carry says of heads, input (on [0, 1]) and dilations."""
-    meta = tree.get("meta") if isinstance(tree, Mapping) else None
-    text = meta.get("config", meta.get("cfg")) if isinstance(meta, Mapping) else None
-    if not isinstance(text, str):
-        return {}
-    found: dict[str, Any] = _dilations(text)
-    heads = re.search(r"\bnum_heads=(\d{1,3})\b", text)
-    if heads:
-        found["heads"] = int(heads[1])
-    number = r"\s*([\d.]+)\s*"
-    triple = rf"[\[(]{number},{number},{number},?\s*[\])]"
-    both = re.search(rf"mean={triple},\s*std={triple}", text)
-    if both:
-        values = [float(v) / 255 for v in both.groups()]
-        found |= {"mean": tuple(values[:3]), "std": tuple(values[3:])}
-        # The published constants, as everyone writes them, are these to three digits.
-        if np.allclose(values, np.ravel(formats.IMAGENET), atol=2e-4):
-            found["mean"], found["std"] = formats.IMAGENET
-        found["bgr"] = bool(re.search(r"(to_rgb|bgr_to_rgb)\s*=\s*False", text))
-    return found
-
-
-def _dilations(text: str) -> dict[str, Any]:
-    """Return output stride and rates as far as a segmentation model's text says: settings of `resnet`, `aspp`, `fcn`."""
-    model = re.search(r"backbone=dict\((.*?)decode_head=dict\((.*?)(?:auxiliary_head|train_cfg|\Z)", text, re.DOTALL)
-    if not model:
-        return {}
-    backbone, head = model.groups()
-    numbers = r"\w*=[\[(]([\d, ]+)[\])]"
-    found: dict[str, Any] = {}
-    if strides := re.search(rf"\bstrides{numbers}", backbone):
-        stride = 4 * math.prod(map(int, re.findall(r"\d+", strides[1])))
-        found["resnet"] = {"output_stride": stride, "contract_dilation": "contract_dilation=True" in backbone}
-    if rates := re.search(rf"\bdilations{numbers}", head):
-        found["aspp"] = {"dilations": tuple(map(int, re.findall(r"\d+", rates[1])))}
-    if rate := re.search(r"\bdilation=(\d+)", head):
-        found["fcn"] = {"dilation": int(rate[1])}
-    return found

@@ -30,12 +30,17 @@ class Match:
     assigned: dict[str, tuple[str, layouts.Turn]]
 
 
-def detect(tree: Any, container: str, name: str | None = None) -> Match:
+def detect(tree: Any, container: str, name: str | None = None, prefix: str = "") -> Match:
     """Return the first format that fits a file's contents, or the one that is asked for.
+
+    Args:
+      tree, container: from `files.read`. name: of a format.
+      prefix: what the names of the network's tensors begin with; it is taken off, and others are not looked at.
 
     Raises:
       Refused: nothing fits (with the names that came nearest), or the file is of a kind that is known and not supported.
     """
+    whole, tree = tree, _under(tree, prefix) if prefix else tree
     known = {f.name: f for f in [*formats.FORMATS, formats.SIMCLR_TENSORFLOW]}
     if name and name not in known:
         near = difflib.get_close_matches(name, known, 1, 0)
@@ -48,7 +53,65 @@ def detect(tree: Any, container: str, name: str | None = None) -> Match:
             return match
     if not name and (match := _match_elsewhere(tree)):
         return match
+    if prefix and not _all_tensors(tree):
+        shown = ", ".join(list(_all_tensors(whole))[:3]) or "no named tensors"
+        raise Refused(f"--prefix {prefix}: no tensor's name begins so; it has {shown}, …")
+    if not name and (prefixes := _prefixes(tree)):
+        under = prefixes[0] if len(prefixes) == 1 else "one of " + ", ".join(prefixes)
+        raise Refused(
+            f"no known format has such names, but a known network lies under names that begin with {under}: take that off "
+            f"with --prefix {prefixes[0]}"
+        )
     raise Refused(_nothing_matches(tree, name))
+
+
+def _under(tree: Any, prefix: str) -> Any:
+    """Return the tree with the prefix taken off the names of its tensors; tensors of other names are left out."""
+    if not isinstance(tree, Mapping):
+        return tree
+    kept = {}
+    for key, value in tree.items():
+        if isinstance(key, str) and files.is_array(value):
+            if key.startswith(prefix):
+                kept[key.removeprefix(prefix)] = value
+        else:
+            kept[key] = _under_names(value, prefix)
+    return kept
+
+
+def _under_names(value: Any, prefix: str) -> Any:
+    """Do so one level down, where `state_dict` has its names."""
+    if not isinstance(value, Mapping):
+        return value
+    names = [key for key, inner in value.items() if isinstance(key, str) and files.is_array(inner)]
+    if not names:
+        return value
+    return {key.removeprefix(prefix): value[key] for key in names if key.startswith(prefix)}
+
+
+def _all_tensors(tree: Any) -> dict[str, Any]:
+    """Return the named tensors at the root and under each of its entries."""
+    found = {}
+    for where in ((), *((key,) for key in (tree if isinstance(tree, Mapping) else ()) if isinstance(key, str))):
+        found |= _tensors_at(tree, where, layouts.TORCHVISION)
+    return found
+
+
+_FIRST = ("conv1.weight", "layer1.0.conv1.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "0.weight")
+_BEGINNINGS = rf"(.+?\.)({'|'.join(map(re.escape, _FIRST))})"
+
+
+def _prefixes(tree: Any) -> list[str]:
+    """Return the prefixes under which a known network lies, though no format has them."""
+    tensors = _all_tensors(tree)
+    candidates = dict.fromkeys(match[1] for name in tensors if (match := re.fullmatch(_BEGINNINGS, name)))
+    forms = [form for form in formats.FORMATS if form.automatic and layouts.HAIKU not in form.layouts]
+    found = []
+    for prefix in list(candidates)[:20]:
+        stripped = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if any(_match(form, stripped, forced=False) for form in forms):
+            found.append(prefix)
+    return found
 
 
 def _match_elsewhere(tree: Any) -> Match | None:
@@ -146,9 +209,7 @@ def _match_tensorflow(tree: Mapping) -> Match:
 
 def _nothing_matches(tree: Any, name: str | None) -> str:
     entries = list(tree) if isinstance(tree, Mapping) else []
-    flat = {}
-    for where in ((), *((k,) for k in entries if isinstance(k, str))):
-        flat |= _tensors_at(tree, where, layouts.TORCHVISION)
+    flat = _all_tensors(tree)
     what = f"it is not as {name} would have it" if name else "no known format has such names"
     if not flat:
         shown = ", ".join(str(entry)[:40] for entry in entries[:6]) or type(tree).__name__

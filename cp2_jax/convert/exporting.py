@@ -4,11 +4,12 @@ import io
 import pathlib
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cp2_jax.convert import names
+from cp2_jax.models.network import Network
 from cp2_jax.runs.checkpoints import CheckpointError
 
 LAYOUTS = ("mmseg", "torchvision", "timm", "merged")
@@ -26,7 +27,7 @@ def state_dict(variables: Mapping, meta: Mapping, layout: str, projection: bool 
       projection: keep the projection (`decode_head.contrast_conv.*`) with the head.
 
     Raises:
-      CheckpointError: the model has no counterpart in that layout.
+      CheckpointError: the model has no counterpart in that layout, or one of the same names that computes something else.
     """
     if layout not in LAYOUTS:
         raise CheckpointError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
@@ -37,6 +38,8 @@ def state_dict(variables: Mapping, meta: Mapping, layout: str, projection: bool 
     kind = "timm" if any(name.startswith("backbone.blocks.") for name in arrays) else "torchvision"
     if layout in ("timm", "torchvision") and layout != kind:
         raise CheckpointError(f"its backbone is not one of {layout}'s: use --layout {kind}, or mmseg")
+    if layout in ("mmseg", "merged"):
+        mmsegmentation(meta)  # which refuses what it cannot compute
     counters = meta.get("num_batches_tracked", {})
     exported = {}
     for name, array in arrays.items():
@@ -49,6 +52,51 @@ def state_dict(variables: Mapping, meta: Mapping, layout: str, projection: bool 
     if layout != "mmseg":
         exported = {name.removeprefix("backbone.").removeprefix("decode_head."): a for name, a in exported.items()}
     return exported
+
+
+def mmsegmentation(meta: Mapping) -> str:
+    """Return what a config of MMSegmentation says of a checkpoint's model, as Python text; "" if it describes no model.
+
+    Args:
+      meta: of the checkpoint.
+
+    Raises:
+      CheckpointError: MMSegmentation has no such model, with the setting that it lacks.
+    """
+    found = _model(meta)
+    if found is None:
+        return ""
+    model, mean, std, image_size = found
+    network = Network.from_config(model)
+    where = f"MMSegmentation has no model that computes what this one does ({network.backbone_name}"
+    if network.backbone.in_mmsegmentation is None:
+        raise CheckpointError(f"{where})")
+    try:
+        parts = {"backbone": network.backbone.in_mmsegmentation(network.backbone_options, image_size)}
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}, {error}); export the backbone alone with --layout torchvision, or finetune it with other settings"
+        ) from error
+    if "head" in model and network.head.in_mmsegmentation is not None:
+        classes = {"num_classes": network.num_classes} if network.num_classes else {}
+        parts["decode_head"] = network.head.in_mmsegmentation(network.head_options) | classes | {"align_corners": False}
+    scaled = {"mean": [round(255 * v, 4) for v in mean], "std": [round(255 * v, 4) for v in std], "to_rgb": True}
+    return "\n".join([f"model = {_call(parts)}", f"img_norm_cfg = {_call(scaled)}"])
+
+
+def _model(meta: Mapping) -> tuple[Mapping, Sequence[float], Sequence[float], int] | None:
+    """Return (its words for `config.model`, mean, std, image size)."""
+    if meta.get("kind") == "converted":
+        return meta["model"], meta["input"]["mean"], meta["input"]["std"], meta["model"].get("image_size", 224)
+    if "config" not in meta:
+        return None
+    model = meta["config"]["model"]
+    return model, model["mean"], model["std"], meta["config"]["image_size"]
+
+
+def _call(values: Mapping) -> str:
+    inner = (f"{key}={_call(value) if isinstance(value, Mapping) else repr(value)}" for key, value in values.items())
+    return f"dict({', '.join(inner)})"
 
 
 def write(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -6,18 +6,20 @@ Facts about each source: docs/checkpoints.md.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from cp2_jax.convert import layouts
 from cp2_jax.convert.layouts import Layout
+from cp2_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 INPUTS = {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}
 
-_RESNET = (layouts.TORCHVISION,)
+_RESNET = (layouts.TORCHVISION, layouts.CHILDREN)
 _VIT = (layouts.TIMM,)
-_EITHER = (layouts.TORCHVISION, layouts.TIMM, layouts.MMSEG_VIT)
+_EITHER = (layouts.TORCHVISION, layouts.TIMM, layouts.MMSEG_VIT, layouts.CHILDREN)
 # The last is a plain state_dict, and safetensors, which holds nothing else.
 _ANYWHERE = (("state_dict",), ("model",), ())
 
@@ -48,6 +50,8 @@ class Format:
       heads: attention heads by width of the network, or None if nobody knows.
       input: mean and standard deviation that the network's inputs are normalised with, on [0, 1].
       padding: of `models.resnet.ResNet`.
+      rates: settings of a segmentation model's backbone and head that the weights do not tell, by the name of the part,
+        where no config text does. rates_of: whose these are.
       notes: what a user should know.
     """
 
@@ -62,6 +66,8 @@ class Format:
     heads: Callable[[int], int | None] = lambda width: None
     input: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     padding: str = "torch"
+    rates: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    rates_of: str = "CP²'s code"
     notes: tuple[str, ...] = ()
     automatic: bool = True
 
@@ -75,6 +81,8 @@ def _twelve(width: int) -> int | None:
     return 12 if width % 12 == 0 else None
 
 
+_CP2 = {"resnet": {"output_stride": 16, "contract_dilation": True, "basic_dilation": "first"}}
+_MMSEG = _CP2 | {"fcn": {"dilation": 1}}
 _KEY_ENCODER = "the key encoder: a new run starts it as a copy of the query encoder"
 _QUEUE = "the queue: a new run fills its own"
 _OLD_HEAD = "the source's own projection or classifier"
@@ -102,6 +110,7 @@ FORMATS = [
         ("module.encoder_q.backbone.", "encoder_q.backbone.", "module.backbone.", "backbone."),
         _EITHER,
         evidence=lambda names, tree: any("decode_head.contrast_conv." in name for name in names),
+        rates=_CP2,
         head="decode_head.",
         left_out=_MOCO,
         heads=_twelve,
@@ -204,6 +213,8 @@ FORMATS = [
         ("backbone.", "module.backbone."),
         _EITHER,
         evidence=lambda names, tree: _any("decode_head.", "module.decode_head.")(names, tree),
+        rates=_MMSEG,
+        rates_of="CP²'s code and MMSegmentation's FCNHead",
         head="decode_head.",
         left_out=(("auxiliary_head.", "an auxiliary head, which this project's models lack"),),
     ),
@@ -213,6 +224,7 @@ FORMATS = [
         ("", "module."),
         _EITHER,
         evidence=_any("image_pool.1.", "convs.0.conv.", "aspp_modules.0."),
+        rates=_CP2,
         head="",
         left_out=(("auxiliary_head.", "an auxiliary head, which this project's models lack"),),
         heads=_twelve,

@@ -79,6 +79,28 @@ TORCHVISION = Layout(
     ),
 )
 
+_CHILDREN = {"0": "conv1", "1": "bn1"}
+
+
+def _child(match: re.Match) -> str:
+    """Name a child of torchvision's ResNet by its number: 0 conv1, 1 bn1, 4 to 7 the stages (2 and 3 have no weights)."""
+    number, rest = match[1], match[2]
+    return f"backbone.{_CHILDREN.get(number) or f'layer{int(number) - 3}'}.{rest}"
+
+
+CHILDREN = Layout(
+    "torchvision's ResNet as a sequence of its children",
+    (
+        (r"(0)\.(weight)", _child, _same),
+        (rf"(1)\.({_BN})", _child, _same),
+        (
+            rf"([4-7])\.(\d+\.(?:conv[123]\.weight|bn[123]\.{_BN}|downsample\.0\.weight|downsample\.1\.{_BN}))",
+            _child,
+            _same,
+        ),
+    ),
+)
+
 _BLOCK = r"(\d+)"
 TIMM = Layout(
     "timm's ViT names",

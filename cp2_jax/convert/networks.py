@@ -41,12 +41,14 @@ class Found:
       model: what the weights tell, in the words of `config.model`, without what they do not.
       backbone, head: what is not known of them is in `Described.unknown`; head is None where there is none.
       expected: shape of every tensor that the network has, by canonical name.
+      zeros: names among these that the file lacks and may lack: they are zero.
     """
 
     model: dict[str, Any]
     backbone: Described
     head: Described | None
     expected: dict[str, tuple[int, ...]]
+    zeros: tuple[str, ...]
 
 
 def find(shapes: Shapes, confirmed: Mapping[str, Any]) -> Found:
@@ -77,7 +79,8 @@ def find(shapes: Shapes, confirmed: Mapping[str, Any]) -> Found:
     for name, part in ((backbone_name, backbone), (head_name, head)):
         if part:
             model[name] = {key: value for key, value in part.section.items() if key not in part.unknown}
-    return Found(model, backbone, head, expected)
+    optional = (names.torch_name("params", f"backbone/{path}") for path in BACKBONES[backbone_name].absent_is_zero)
+    return Found(model, backbone, head, expected, tuple(name for name in optional if name not in shapes))
 
 
 def _below(ours: Shapes, part: str) -> Shapes:

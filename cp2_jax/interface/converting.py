@@ -19,6 +19,8 @@ def convert_checkpoint(
     heads: int | None = None,
     stage_sizes: tuple[int, ...] | None = None,
     input: str | None = None,
+    prefix: str = "",
+    config_text: str = "read",
 ) -> str:
     """Convert somebody else's checkpoint to one that runs start from; nothing that the file contains is run.
 
@@ -28,7 +30,7 @@ def convert_checkpoint(
     Args:
       source: a file or folder in one of the formats of docs/checkpoints.md.
       output: a folder that does not exist, or is empty.
-      format, heads, stage_sizes, input: see `convert.importing.import_checkpoint`.
+      format, heads, stage_sizes, input, prefix, config_text: see `convert.importing.import_checkpoint`.
 
     Returns:
       A table: what went where, what was left out and why, what keeps its initial value.
@@ -40,7 +42,15 @@ def convert_checkpoint(
     source, output = (pathlib.Path(path).expanduser() for path in (source, output))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists: name another output, or remove it")
-    imported = import_checkpoint(source, format=format, heads=heads, stage_sizes=stage_sizes, input=input)
+    imported = import_checkpoint(
+        source,
+        format=format,
+        heads=heads,
+        stage_sizes=stage_sizes,
+        input=input,
+        prefix=prefix,
+        config_text=config_text,
+    )
     write_variables(output, imported.variables, imported.meta)
     return imported.report
 

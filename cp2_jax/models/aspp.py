@@ -87,6 +87,11 @@ def describe(shapes: Shapes) -> Described | None:
     return Described({"channels": channels, "dilations": default}, unknown=("dilations",))
 
 
+def in_mmsegmentation(options: ASPPOptions) -> dict[str, Any]:
+    """Return the arguments of MMSegmentation's head that computes the same."""
+    return {"type": "ASPPHead", "channels": options.channels, "dilations": options.dilations}
+
+
 HEAD = Head(
     options=ASPPOptions,
     build=_build,
@@ -94,4 +99,5 @@ HEAD = Head(
     masking=_masking,
     may_differ=("dilations",),
     describe=describe,
+    in_mmsegmentation=in_mmsegmentation,
 )

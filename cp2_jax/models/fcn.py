@@ -79,4 +79,16 @@ def describe(shapes: Shapes) -> Described | None:
     return Described(section, unknown=("dilation",))
 
 
-HEAD = Head(options=FCNOptions, build=_build, masking=_masking, may_differ=("dilation",), describe=describe)
+def in_mmsegmentation(options: FCNOptions) -> dict[str, Any]:
+    """Return the arguments of MMSegmentation's head that computes the same."""
+    return {"type": "FCNHead"} | dataclasses.asdict(options)
+
+
+HEAD = Head(
+    options=FCNOptions,
+    build=_build,
+    masking=_masking,
+    may_differ=("dilation",),
+    describe=describe,
+    in_mmsegmentation=in_mmsegmentation,
+)

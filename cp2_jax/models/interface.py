@@ -105,6 +105,9 @@ class Backbone:
         are limited here (`limit`), for the network is traced afterwards.
       reads_image: path of the kernel [rows, columns, 3, channels] that reads the image, whose inputs are turned round for
         weights that were made for BGR images.
+      absent_is_zero: paths of arrays that some sources do not have, which is the same as if they were zero.
+      in_mmsegmentation: `(options, image_size)` → the arguments of MMSegmentation's backbone of the same weights that
+        computes the same. Raises ValueError with what it cannot compute. None if it has no such backbone.
       class_attention: `(module, variables, images)` → attention of the class token to the patches, [batch, rows, columns],
         or None if it has no such thing.
       pretrain_optimizer, finetune_optimizer: settings of `config.optimizer` with which it is trained, where they are not
@@ -125,6 +128,8 @@ class Backbone:
     fit: Callable[[Mapping, Any, int], tuple[dict, list[str]]] | None = None
     describe: Callable[[Shapes], Described | None] = nothing
     reads_image: str = ""
+    absent_is_zero: tuple[str, ...] = ()
+    in_mmsegmentation: Callable[[Any, int], dict[str, Any]] | None = None
     class_attention: Callable[..., Any] | None = None
     pretrain_optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune_optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -142,7 +147,7 @@ class Head:
       dense: whether there is one feature for each feature of the backbone. Only such heads segment.
       least_images: fewest images of a batch-norm group that it can be trained with.
       masking: as `Backbone.masking`.
-      may_differ, describe: as those of `Backbone`.
+      may_differ, describe: as those of `Backbone`. in_mmsegmentation: likewise, `(options)` → arguments.
     """
 
     options: type
@@ -152,6 +157,7 @@ class Head:
     masking: Callable[[Any], Masking | None] = never
     may_differ: tuple[str, ...] = ()
     describe: Callable[[Shapes], Described | None] = nothing
+    in_mmsegmentation: Callable[[Any], dict[str, Any]] | None = None
 
 
 def axis(shapes: Shapes, path: str, which: int, default: int) -> int:

@@ -31,6 +31,8 @@ class ResNetOptions:
       output_stride: 8, 16 or 32; stages that would go beyond it keep the resolution and dilate instead.
       contract_dilation: the first block of a dilated stage keeps the rate before it (the released code's 1, 2, 2), where
         the paper dilates every 3x3 convolution of the stage.
+      basic_dilation: which 3x3 convolutions of a dilated block of depth 18 or 34 are dilated: "both", or the "first" alone,
+        as in MMSegmentation, whose models are converted so. The default is what this project's runs always had.
       zero_init_residual: the last norm scale of each block starts at zero (the released code).
       padding: "torch"; "same": TensorFlow's everywhere (see `conv.convolve`), as in BYOL and DetCon; "same_pool":
         TensorFlow's in the max-pool alone, as in SimCLR.
@@ -42,6 +44,7 @@ class ResNetOptions:
     stage_sizes: tuple[int, ...] = ()
     output_stride: int = 16
     contract_dilation: bool = False
+    basic_dilation: str = "both"
     zero_init_residual: bool = False
     padding: str = "torch"
 
@@ -57,6 +60,7 @@ class ResNetOptions:
         stride = options.output_stride
         require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
         one_of("model.resnet.padding", options.padding, PADDINGS)
+        one_of("model.resnet.basic_dilation", options.basic_dilation, ("both", "first"))
         for key in ("contract_dilation", "zero_init_residual"):
             true_or_false(f"model.resnet.{key}", getattr(options, key))
         return options
@@ -73,12 +77,13 @@ class ResNetOptions:
 
 
 class Block(nn.Module):
-    """Residual block: 1x1, 3x3, 1x1 (`bottleneck`) or 3x3, 3x3."""
+    """Residual block: 1x1, 3x3, 1x1 (`bottleneck`) or 3x3, 3x3, the second of which has `second_dilation`."""
 
     width: int
     stride: int
     dilation: int
     bottleneck: bool
+    second_dilation: int
     norm: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     zero_init_residual: bool
@@ -90,7 +95,7 @@ class Block(nn.Module):
         if self.bottleneck:
             layers = [(self.width, 1, {}), (self.width, 3, spatial), (outputs, 1, {})]
         else:
-            layers = [(outputs, 3, spatial), (outputs, 3, dict(dilation=self.dilation))]
+            layers = [(outputs, 3, spatial), (outputs, 3, dict(dilation=self.second_dilation))]
         y = x
         for number, (features, size, options) in enumerate(layers, 1):
             last = number == len(layers)
@@ -140,11 +145,13 @@ class ResNet(nn.Module):
                 stride, dilation = 1, dilation * 2
             reached *= stride
             for index in range(blocks):
+                rate = before if index == 0 and options.contract_dilation else dilation
                 x = block(
                     width=options.width * 2 ** (stage - 1),
                     stride=stride if index == 0 else 1,
-                    dilation=before if index == 0 and options.contract_dilation else dilation,
+                    dilation=rate,
                     bottleneck=options.bottleneck,
+                    second_dilation=rate if options.basic_dilation == "both" else 1,
                     norm=norm,
                     conv=conv,
                     zero_init_residual=options.zero_init_residual,
@@ -202,6 +209,34 @@ def describe(shapes: Shapes) -> Described | None:
     return Described(section, doubt=doubt, confirm={"stage_sizes": stages})
 
 
+# Strides and rates of the four stages, by output stride.
+STRIDES = {
+    32: ((1, 2, 2, 2), (1, 1, 1, 1)),
+    16: ((1, 2, 2, 1), (1, 1, 1, 2)),
+    8: ((1, 2, 1, 1), (1, 1, 2, 4)),
+}
+
+
+def in_mmsegmentation(options: ResNetOptions, image_size: int) -> dict[str, Any]:
+    """Return the arguments of MMSegmentation's ResNet that computes the same.
+
+    Raises:
+      ValueError: it cannot, with the setting that it lacks.
+    """
+    if options.padding != "torch":
+        raise ValueError(f"model.resnet.padding={options.padding}: it pads as PyTorch does")
+    if options.stage_sizes:
+        raise ValueError(f"model.resnet.stage_sizes={options.stage_sizes}: its ResNet has those of a depth")
+    if not options.bottleneck and options.output_stride < 32 and options.basic_dilation != "first":
+        raise ValueError("model.resnet.basic_dilation=both: it dilates the first 3x3 convolution of such a block alone")
+    strides, dilations = STRIDES[options.output_stride]
+    return {
+        "type": "ResNet", "depth": options.depth, "base_channels": options.width, "stem_channels": options.stem_width,
+        "strides": strides, "dilations": dilations, "contract_dilation": options.contract_dilation, "style": "pytorch",
+        "out_indices": (0, 1, 2, 3),
+    }  # fmt: skip
+
+
 BACKBONE = Backbone(
     options=ResNetOptions,
     build=_build,
@@ -211,7 +246,8 @@ BACKBONE = Backbone(
     with_stride=_with_stride,
     describe=describe,
     reads_image="conv1/kernel",
+    in_mmsegmentation=in_mmsegmentation,
     must_agree=("depth", "width", "stem_width", "stage_sizes", "padding"),
     # Another network of the same weights, which may be meant: finetuning at a smaller stride, say.
-    may_differ=("output_stride", "contract_dilation"),
+    may_differ=("output_stride", "contract_dilation", "basic_dilation"),
 )

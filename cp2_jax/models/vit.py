@@ -11,103 +11,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from cp2_jax.models.attention import ATTENTIONS, NORMAL, Attention, dense, split_heads
 from cp2_jax.models.initial import torch_bias_init, torch_linear_init
 from cp2_jax.models.interface import Backbone, Described, Shapes, axis, count, limit, read
+from cp2_jax.models.positions import resize_positions
 from cp2_jax.options import nearest_divisors, one_of, positive, require, true_or_false
-
-# The original truncates at an absolute 2, a hundred deviations away.
-_NORMAL = nn.initializers.normal(0.02)
-
-
-def resize_positions(
-    table: Float[Array, "1 positions width"], grid: tuple[int, int]
-) -> Float[Array, "1 new_positions width"]:
-    """Resize a square position table to `grid` (rows, columns); the class token's entry stays.
-
-    PyTorch's bicubic interpolation (a = -0.75, align_corners=False, no antialiasing), which CP2 and DINO use.
-    `jax.image.resize` has a = -0.5 and antialiases.
-    """
-    side = int(round((table.shape[1] - 1) ** 0.5))
-    if (side, side) == tuple(grid):
-        return table
-    square = table[:, 1:].reshape(side, side, -1)
-    rows, columns = (jnp.asarray(_bicubic_matrix(side, n), table.dtype) for n in grid)
-    exact = jax.lax.Precision.HIGHEST
-    resized = jnp.einsum("ij,jkc,lk->ilc", rows, square, columns, precision=exact)
-    return jnp.concatenate([table[:, :1], resized.reshape(1, -1, table.shape[2])], axis=1)
-
-
-def _bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """Weights [new, old] of one axis; samples beyond the border repeat the border's."""
-    a = -0.75
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(centre).astype(int) - 1
-    matrix = np.zeros((new, old))
-    for tap in range(4):
-        distance = np.abs(centre - (first + tap))
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = ((distance - 5) * distance + 8) * a * distance - 4 * a
-        weight = np.where(distance <= 1, near, far)
-        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weight)
-    return matrix
-
-
-def split_heads(qkv: Float[Array, "batch tokens fused"], heads: int) -> tuple[Float[Array, "batch tokens heads size"], ...]:
-    """Return query, key and value of a fused layer's output: channels in PyTorch's order, (3, heads, head size)."""
-    batch, tokens, fused = qkv.shape
-    return tuple(jnp.moveaxis(qkv.reshape(batch, tokens, 3, heads, fused // 3 // heads), 2, 0))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with fused query, key and value, see `split_heads`."""
-
-    heads: int
-    dtype: Any
-    attention: str = "xla"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        batch, tokens, width = x.shape
-        # PyTorch's default law: the original's initialiser misses this layer (paper_vs_code item 20).
-        qkv = nn.Dense(
-            3 * width, dtype=self.dtype, kernel_init=torch_linear_init, bias_init=torch_bias_init(width), name="qkv"
-        )(x)
-        query, key, value = split_heads(qkv, self.heads)
-        # The library's attention has a float32 softmax, too coarse for float64 (the parity tests).
-        attend = _attend_plainly if self.dtype == jnp.float64 else ATTENTIONS[self.attention]
-        mixed = attend(query, key, value).reshape(batch, tokens, width)
-        return _dense(width, width, self.dtype, "proj")(mixed)
-
-
-def _attend_plainly(query, key, value):
-    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-
-def attend_padded(query, key, value, implementation: str | None = "cudnn"):
-    """Attention over a sequence padded to a multiple of 8, for kernels that want even lengths; the result is not padded.
-
-    cuDNN's fused kernels, forward and backward, take 16-bit floats and even lengths; ViT's is odd (the class token).
-    """
-    batch, tokens = query.shape[:2]
-
-    def pad(x):
-        return jnp.pad(x, ((0, 0), (0, -tokens % 8), (0, 0), (0, 0)))
-
-    lengths = jnp.full((batch,), tokens, jnp.int32)
-    mixed = jax.nn.dot_product_attention(
-        pad(query), pad(key), pad(value), key_value_seq_lengths=lengths, implementation=implementation
-    )
-    return mixed[:, :tokens]
-
-
-# "cudnn" keeps the tokens-by-tokens array out of memory on NVIDIA GPUs; not yet measured, hence not the default.
-ATTENTIONS = {"xla": jax.nn.dot_product_attention, "cudnn": attend_padded}
-
-
-def _dense(inputs, features, dtype, name):
-    # Weights by the original's initialiser; its biases keep PyTorch's default.
-    return nn.Dense(features, dtype=dtype, kernel_init=_NORMAL, bias_init=torch_bias_init(inputs), name=name)
 
 
 def _norm(dtype, name):
@@ -123,8 +31,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         width = x.shape[-1]
-        x = nn.gelu(_dense(width, self.hidden, self.dtype, "fc1")(x), approximate=False)
-        return _dense(self.hidden, width, self.dtype, "fc2")(x)
+        x = nn.gelu(dense(width, self.hidden, self.dtype, "fc1")(x), approximate=False)
+        return dense(self.hidden, width, self.dtype, "fc2")(x)
 
 
 class EncoderBlock(nn.Module):
@@ -141,6 +49,9 @@ class EncoderBlock(nn.Module):
         return x + Mlp(self.hidden, self.dtype, name="mlp")(_norm(self.dtype, "norm2")(x))
 
 
+REMAINDERS = ("pad", "drop", "stretch")
+
+
 @dataclasses.dataclass(frozen=True)
 class ViTOptions:
     """`config.model.vit`.
@@ -148,7 +59,12 @@ class ViTOptions:
     Attributes:
       patch: side of a patch in pixels, which is the output stride.
       width: channels of each token. depth: number of blocks. mlp_ratio: hidden channels of a block's MLP over `width`.
-      heads: cannot be read from weights: DINO and timm have 6 for ViT-S, the original and MoCo v3 12.
+      heads: cannot be read from weights: DINO and timm have 6 for ViT-S, the original's default and MoCo v3 12.
+      remainder: what becomes of rows and columns beyond the last whole patch. "pad": images must be whole patches;
+        prediction pads them with the mean, below and right, and cuts that off the result. "drop": they are left out, and
+        the map is taken for one of the whole image, as in the original and MMSegmentation 0.14: each of its pixels stands
+        for slightly more than a patch. "stretch": images are padded with the mean, and the map is taken for one of the
+        image without padding, as in MMSegmentation 1.x.
       final_norm: LayerNorm after the last block; the original has none.
       attention: a name in `ATTENTIONS`.
     """
@@ -156,8 +72,9 @@ class ViTOptions:
     patch: int = 16
     width: int = 384
     depth: int = 12
-    heads: int = 12
+    heads: int = 6
     mlp_ratio: int = 4
+    remainder: str = "pad"
     final_norm: bool = False
     attention: str = "xla"
 
@@ -171,6 +88,7 @@ class ViTOptions:
         require(options.width % options.heads == 0, "model.vit.heads", options.heads, fix)
         true_or_false("model.vit.final_norm", options.final_norm)
         one_of("model.vit.attention", options.attention, ATTENTIONS)
+        one_of("model.vit.remainder", options.remainder, REMAINDERS)
         fused, fix = options.attention == "cudnn", "needs model.dtype=bfloat16; use it, or 'xla'"
         require(not fused or dtype == "bfloat16", "model.vit.attention", "cudnn", fix)
         return options
@@ -194,13 +112,12 @@ class ViT(nn.Module):
         """Return the last block's patch tokens as one map, at stride `patch`.
 
         Raises:
-          ValueError: if the image's sides are not multiples of the patch.
+          ValueError: if the image's sides are not multiples of the patch, or it is smaller than one (see `remainder`).
         """
         del train
         options, patch = self.options, self.options.patch
+        x = _whole_patches(x, patch, options.remainder)
         batch, height, width, inputs = x.shape
-        if height % patch or width % patch:
-            raise ValueError(f"image of {height} x {width} pixels: a ViT needs multiples of its patch, {patch}")
         grid = (height // patch, width // patch)
         x = nn.Conv(
             options.width,
@@ -213,8 +130,8 @@ class ViT(nn.Module):
             name="patch_embed",
         )(x.astype(self.dtype)).reshape(batch, -1, options.width)
         positions = (self.image_size // patch) ** 2 + 1
-        class_token = self.param("cls_token", _NORMAL, (1, 1, options.width))
-        table = self.param("pos_embed", _NORMAL, (1, positions, options.width))
+        class_token = self.param("cls_token", NORMAL, (1, 1, options.width))
+        table = self.param("pos_embed", NORMAL, (1, positions, options.width))
         class_token = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, options.width))
         x = jnp.concatenate([class_token, x], axis=1) + resize_positions(table, grid).astype(self.dtype)
         block, hidden = nn.remat(EncoderBlock) if self.remat else EncoderBlock, options.width * options.mlp_ratio
@@ -223,6 +140,20 @@ class ViT(nn.Module):
         if options.final_norm:
             x = _norm(self.dtype, "norm")(x)
         return (x[:, 1:].reshape(batch, *grid, options.width),)
+
+
+def _whole_patches(x, patch, remainder):
+    """Return images whose sides are multiples of the patch, see `ViTOptions.remainder`."""
+    height, width = x.shape[1:3]
+    if remainder == "stretch":
+        return jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
+    if remainder == "drop":
+        x = x[:, : height // patch * patch, : width // patch * patch]
+    elif height % patch or width % patch:
+        raise ValueError(f"image of {height} x {width} pixels: a ViT needs multiples of its patch, {patch}")
+    if 0 in x.shape:
+        raise ValueError(f"image of {height} x {width} pixels: smaller than a ViT's patch, {patch}")
+    return x
 
 
 def class_attention(
@@ -244,7 +175,8 @@ def class_attention(
     query, key, _ = split_heads(state["intermediates"][last]["attn"]["qkv"]["__call__"][0], model.options.heads)
     logits = jnp.einsum("bhd,bkhd->bhk", query[:, 0], key) / query.shape[-1] ** 0.5
     weights = jnp.mean(jax.nn.softmax(logits.astype(jnp.float32)), axis=1)
-    grid = (side // model.options.patch for side in images.shape[1:3])
+    whole = _whole_patches(images, model.options.patch, model.options.remainder)
+    grid = (side // model.options.patch for side in whole.shape[1:3])
     return weights[:, 1:].reshape(images.shape[0], *grid)
 
 
@@ -298,12 +230,25 @@ def describe(shapes: Shapes) -> Described | None:
     return Described(section, unknown=("heads",), image_size=grid * patch)
 
 
+def in_mmsegmentation(options: ViTOptions, image_size: int) -> dict[str, Any]:
+    """Return the arguments of MMSegmentation 0.14's ViT, which the original copied. Images must be whole patches."""
+    return {
+        "type": "VisionTransformer", "img_size": (image_size, image_size), "patch_size": options.patch,
+        "embed_dim": options.width, "depth": options.depth, "num_heads": options.heads, "mlp_ratio": options.mlp_ratio,
+        "final_norm": options.final_norm, "out_indices": (options.depth - 1,),
+    }  # fmt: skip
+
+
 def _build(options: ViTOptions, *, image_size: int, norm: Callable[..., nn.Module], dtype: Any, remat: bool) -> ViT:
     return ViT(options, image_size=image_size, dtype=dtype, remat=remat)
 
 
 def _patch(options: ViTOptions) -> int:
     return options.patch
+
+
+def _multiple(options: ViTOptions) -> int:
+    return options.patch if options.remainder == "pad" else 1
 
 
 # Of pretraining and finetuning alike (section 4.1).
@@ -314,12 +259,15 @@ BACKBONE = Backbone(
     build=_build,
     stages=1,
     stride=_patch,
-    multiple=_patch,
+    multiple=_multiple,
     stride_is="the ViT's patch",
     must_agree=("patch", "width", "depth", "heads", "mlp_ratio"),
+    may_differ=("remainder",),
     fit=fit,
     describe=describe,
     reads_image="patch_embed/kernel",
+    in_mmsegmentation=in_mmsegmentation,
+    absent_is_zero=("patch_embed/bias",),
     class_attention=class_attention,
     pretrain_optimizer=_ADAMW | {"weight_decay": 0.01},
     finetune_optimizer=_ADAMW | {"min_learning_rate": 0.0},

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import logging
@@ -24,9 +25,10 @@ RENAMED = {f"{section}.{key}": f"model.{key}" for section in ("augment", "data")
 
 
 # Keys that older configs do not have, with the value that does what was done then.
+_ADDED_TO_MODELS = {"model.resnet.basic_dilation": "both", "model.vit.remainder": "pad"}
 ADDED = {
-    "pretrain": {"data.list": "", "data.value_range": []},
-    "finetune": {"data.value_range": [], "data.exif": True},
+    "pretrain": {"data.list": "", "data.value_range": []} | _ADDED_TO_MODELS,
+    "finetune": {"data.value_range": [], "data.exif": True} | _ADDED_TO_MODELS,
 }
 
 
@@ -36,7 +38,7 @@ def upgrade(config: Mapping) -> dict:
     Args:
       config: of a checkpoint or of `config.json`, written by this version or an older one.
     """
-    config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    config = _copied(config)
     if "model" not in config:  # no training's config
         return config
     config.setdefault("kind", "pretrain" if "augment" in config else "finetune")
@@ -45,10 +47,17 @@ def upgrade(config: Mapping) -> dict:
         if key in config.get(section, {}):
             config[new_section].setdefault(new_key, config[section].pop(key))
     for new, value in ADDED.get(config["kind"], {}).items():
-        section, key = new.split(".")
-        if isinstance(config.get(section), dict):
-            config[section].setdefault(key, value)
+        *sections, key = new.split(".")
+        inner: Any = config
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner.setdefault(key, value)
     return config
+
+
+def _copied(config: Mapping) -> dict:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in config.items()}
 
 
 def check_kind(config: ConfigDict, kind: str) -> None:

@@ -68,8 +68,10 @@ def masking(size: Size, canvas: tuple[int, int], methods: Masking):
 
 
 def _mean(x, mask):
-    total = jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True)
-    return total / jnp.sum(mask, axis=(1, 2), keepdims=True)
+    """Return the mean over the masked pixels, summed and divided in float32 at least: bfloat16 counts to 256 alone."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    total = jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True, dtype=wide)
+    return (total / jnp.sum(mask, axis=(1, 2), keepdims=True, dtype=wide)).astype(x.dtype)
 
 
 def apply(model: nn.Module, variables, images: Float[Array, "batch height width 3"], size: Size, methods: Masking):

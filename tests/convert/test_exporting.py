@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from helpers import checkpoints as make
 from helpers.checkpoints import RESNET, TORCH, VIT
+from helpers.paths import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cp2_jax.convert import exporting, names
+from cp2_jax.convert import exporting, names, openmmlab
 from cp2_jax.convert.containers import files
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.runs.checkpoints import CheckpointError, write_variables
@@ -108,3 +109,36 @@ def test_tensors_lie_where_pytorch_can_map_them(tmp_path):
                 int.from_bytes(data[entry.header_offset + i : entry.header_offset + i + 2], "little") for i in (26, 28)
             )
             assert (entry.header_offset + 30 + name + extra) % 64 == 0
+
+
+def test_a_config_of_mmsegmentation_goes_with_the_export(tmp_path):
+    """What the export says is read back as the same network; files of MMSegmentation itself are a fixed point."""
+    for name in ("deeplab_r18_d8", "fcn_d6_r18_d16_bgr"):
+        imported = import_checkpoint(DATA / f"checkpoints/mmsegmentation_{name}.pth")
+        stated = openmmlab.read({"meta": {"config": exporting.mmsegmentation(imported.meta)}})
+        model = imported.meta["model"]
+        assert stated.backbone.items() <= model["resnet"].items() and stated.head.items() <= model[model["head"]].items()
+        assert not stated.bgr and stated.input == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert exporting.mmsegmentation({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"depth": 18, "output_stride": 8}, "basic_dilation=both: it dilates the first 3x3"),
+        ({"depth": 50, "padding": "same"}, "padding=same"),
+        ({"depth": 50, "stage_sizes": [1, 1, 1, 1]}, "stage_sizes"),
+    ],
+)
+def test_what_mmsegmentation_cannot_compute_is_refused(section, message):
+    """Not the weights alone: the backbone by itself may go to torchvision's names."""
+    variables = names.variables_from_torch(CP2)
+    model = {"backbone": "resnet", "resnet": section, "head": "aspp"}
+    meta = {"kind": "converted", "model": model, "input": {"mean": [0, 0, 0], "std": [1, 1, 1]}}
+    for layout in ("mmseg", "merged"):
+        with pytest.raises(CheckpointError, match=message):
+            exporting.state_dict(variables, meta, layout)
+    assert exporting.state_dict(variables, meta, "torchvision")
+    for fine in ({"depth": 18, "output_stride": 8, "basic_dilation": "first"}, {"depth": 18, "output_stride": 32}):
+        model["resnet"] = fine
+        assert exporting.state_dict(variables, meta, "mmseg")

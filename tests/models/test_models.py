@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from configs import pretrain_r50_aspp
 from cp2_jax.convert import names
-from cp2_jax.models import segmenter, vit
+from cp2_jax.models import attention, positions, segmenter
 from cp2_jax.models.norm import BatchNorm
 
 
@@ -92,7 +92,7 @@ def test_stages_statistics_and_logits_equal_the_original_in_float32(reference, r
 def test_vit_takes_other_sizes_by_bicubic_resizing(reference):
     recorded = reference("A_vit_aspp")
     model, variables = load("A_vit_aspp", recorded, "projection", jnp.float32)
-    table = vit.resize_positions(variables["params"]["backbone"]["pos_embed"], (6, 5))
+    table = positions.resize_positions(variables["params"]["backbone"]["pos_embed"], (6, 5))
     close("float32 resized position table", table, recorded["pos_embed_6x5"], 1e-6, "6 x 5")
     out = model.apply(variables, nhwc(recorded["images_96x80"], jnp.float32), train=False)
     close("float32 ViT on an oblong image", nchw(out), recorded["out_eval_96x80"], 1e-4, "96 x 80")
@@ -230,7 +230,7 @@ def test_other_depths_need_no_new_code(depth, blocks):
 def test_padded_attention_equals_attention_and_its_gradient(tokens):
     """What cuDNN's kernels are given: padded sequences and their lengths, here computed by XLA."""
     arrays = [jax.random.normal(jax.random.key(i), (2, tokens, 3, 8)) for i in range(4)]
-    plain = lambda q, k, v: jnp.sum(vit.ATTENTIONS["xla"](q, k, v) * arrays[3])  # noqa: E731
-    padded = lambda q, k, v: jnp.sum(vit.attend_padded(q, k, v, "xla") * arrays[3])  # noqa: E731
+    plain = lambda q, k, v: jnp.sum(attention.ATTENTIONS["xla"](q, k, v) * arrays[3])  # noqa: E731
+    padded = lambda q, k, v: jnp.sum(attention.attend_padded(q, k, v, "xla") * arrays[3])  # noqa: E731
     found = [jax.value_and_grad(f, argnums=(0, 1, 2))(*arrays[:3]) for f in (plain, padded)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)

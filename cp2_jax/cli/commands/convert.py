@@ -25,6 +25,15 @@ def _options(made):
     made.add_argument(
         "--input", choices=["imagenet", "half", "unit"], help="input normalisation, if the format is wrong about it"
     )
+    made.add_argument(
+        "--prefix", metavar="P", default="", help="what the names of the network's tensors begin with, e.g. model."
+    )
+    made.add_argument(
+        "--config-text",
+        choices=["read", "ignore"],
+        default="read",
+        help="what an OpenMMLab file says of its network (read)",
+    )
 
 
 def _numbers(text):
@@ -44,6 +53,8 @@ def _run(arguments):
         heads=arguments.heads,
         stage_sizes=arguments.stage_sizes,
         input=arguments.input,
+        prefix=arguments.prefix,
+        config_text=arguments.config_text,
     )
     print(f"{report}\n\nwritten to {arguments.output}")
     print(f"next: cp2 pretrain IMAGES WORKDIR --checkpoint {arguments.output}")

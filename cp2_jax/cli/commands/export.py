@@ -34,6 +34,8 @@ def _run(arguments):
     exporting.write(arguments.output, arrays)
     size = sum(array.nbytes for array in arrays.values()) / 2**20
     print(f"{len(arrays)} tensors, {size:.1f} MiB, written to {arguments.output}")
+    if arguments.layout in ("mmseg", "merged") and (text := exporting.mmsegmentation(meta)):
+        print(f"in a config of MMSegmentation:\n{text}")
 
 
 COMMAND = command.Command(TEXT, _options, _run)

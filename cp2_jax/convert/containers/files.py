@@ -28,6 +28,9 @@ _KNOWN_OTHERS = [
     (0, b"\xfd7zXZ", "compressed with xz; unpack it first"),
     (257, b"ustar", "a tar archive: unpack it, or, if PyTorch before 0.1.10 wrote it, save it again with a newer one"),
     (0, b"<", "a web page, not a checkpoint; look at how it was downloaded"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch that with `git lfs pull`"),
+    (0, b"{", "JSON, not a checkpoint: an error message of the server that it was downloaded from?"),
+    (0, b"[", "JSON, not a checkpoint: an error message of the server that it was downloaded from?"),
 ]
 _SAFETENSORS = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,

@@ -119,7 +119,11 @@ class Machine:
             return value
         if str(token) in self.builders or self.is_inert(module, name):
             return token
-        raise Refused(f"it asks for {module[:80]}.{name[:80]}, which is not on the list of what a checkpoint may hold")
+        raise Refused(
+            f"it asks for {module[:80]}.{name[:80]}, which is not on the list of what a checkpoint may hold. If you trust "
+            "the file, open it with the library that wrote it and save its state_dict alone: "
+            "torch.save(torch.load(file, weights_only=False)['state_dict'], 'weights.pth')"
+        )
 
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(args, tuple):
