@@ -15,7 +15,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cp2_jax.runs import distributed, loop, profiling, settings
+from cp2_jax.runs import distributed, lock, loop, profiling, settings
 from cp2_jax.runs.checkpoints import Checkpoints
 from cp2_jax.runs.writers import Writer
 
@@ -95,6 +95,7 @@ def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_t
 
     Raises:
       ConfigError: the work directory holds a run with another config.
+      Busy: another run is at work in the work directory.
       CheckpointError: a checkpoint is damaged or of another model, or cannot be written.
       NonFiniteLoss, Preempted: see `loop.fit`.
       DisagreementError: the processes of the run see different images.
@@ -104,9 +105,11 @@ def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_t
     steps_per_epoch = settings.steps_per_epoch(job.num_images, config.batch_size)
     total_steps = settings.total_steps(config, job.num_images)
     initial_state, step = job.make_step(total_steps, steps_per_epoch)
-    settings.save_config(workdir, config)
     meta = {"kind": config.kind, "config": settings.as_plain(config)}
+    workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as closing:
+        closing.enter_context(lock.held(workdir))
+        settings.save_config(workdir, config)
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep)))
         state, first = _start(job, initial_state, checkpoints)
         length = f"{total_steps} steps, {steps_per_epoch} an epoch"

@@ -1,0 +1,126 @@
+"""One run at a time in a work directory: a lock that names who holds it and is free as soon as that process is gone."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+NAME = ".lock"
+_BEAT = 15.0  # seconds between two signs of life
+_PATIENCE = 60.0  # seconds without one after which a process of another host is taken for gone
+
+
+class Busy(Exception):
+    """Another run is at work in the work directory; the message names its process and host."""
+
+
+@contextlib.contextmanager
+def held(workdir: str | pathlib.Path, patience: float = _PATIENCE) -> Iterator[None]:
+    """Hold the work directory for the processes of this run; all of them call it, the first one locks.
+
+    On one host the operating system gives the lock back when its holder dies, however it dies. Network file systems may not
+    tell hosts of one another's locks, so the holder also touches the file every 15 seconds: a lock of another host that
+    nobody touches for `patience` seconds is taken over.
+
+    Args:
+      workdir: exists.
+      patience: in seconds.
+
+    Raises:
+      Busy: somebody else holds it.
+      OSError: the work directory cannot be written.
+    """
+    problem, lock = "", None
+    if jax.process_index() == 0:
+        try:
+            lock = _Lock(pathlib.Path(workdir), patience)
+        except Busy as error:
+            problem = str(error)
+    if jax.process_count() > 1:
+        busy = bool(multihost_utils.broadcast_one_to_all(np.int32(bool(problem))))
+        problem = problem or "the work directory is in use, see the message of process 0" * busy
+    if problem:
+        raise Busy(problem)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class _Lock:
+    """The open and locked file, and the thread that touches it."""
+
+    def __init__(self, workdir: pathlib.Path, patience: float):
+        self._path = workdir / NAME
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._take(patience)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+
+    def _take(self, patience: float) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(_message(self._path.parent, _read(self._file))) from None
+        except OSError:
+            pass  # a file system without locks: the signs of life alone have to do
+        holder = _read(self._file)
+        if holder and holder.get("host") != socket.gethostname() and _alive(self._file, patience):
+            raise Busy(_message(self._path.parent, holder))
+        mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, json.dumps(mine).encode(), 0)
+
+    def _beat(self) -> None:
+        while not self._released.wait(_BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self._file)
+
+    def release(self) -> None:
+        """Let others in. The file stays, empty: removing it would let two processes lock two files of one name."""
+        self._released.set()
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+
+def _read(file: int) -> dict:
+    """Return what the holder wrote; empty if nobody holds the lock."""
+    try:
+        found = json.loads(os.pread(file, 1000, 0))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _alive(file: int, patience: float) -> bool:
+    """Say whether a process of another host touches the file; clocks of hosts may differ, so only changes count."""
+    first = os.fstat(file).st_mtime
+    if time.time() - first > 10 * max(patience, _BEAT):
+        return False
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        time.sleep(min(1.0, patience / 4))
+        if os.fstat(file).st_mtime != first:
+            return True
+    return False
+
+
+def _message(workdir: pathlib.Path, holder: dict) -> str:
+    who = f"process {holder['process']} on {holder['host']}" if "process" in holder else "another process"
+    since = f" since {holder['since']}" if "since" in holder else ""
+    return f"{who} is at work in {workdir}{since}: wait until it is done, stop it, or use another work directory"
