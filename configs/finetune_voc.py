@@ -40,7 +40,7 @@ def original(config: ConfigDict) -> None:
 def vit(config: ConfigDict) -> None:
     """ViT-S/16 by AdamW; the backbone itself says with which settings (section 4.1)."""
     config.model.backbone = "vit"
-    config.optimizer.update(_described("vit").finetune_optimizer)
+    config.optimizer.update(_backbones().BACKBONES["vit"].finetune_optimizer)
 
 
 def baseline(config: ConfigDict) -> None:
@@ -62,8 +62,7 @@ VARIANTS = {
 def with_variants(config: ConfigDict, variants: str) -> ConfigDict:
     """Return a finetuning config with its variants applied; the last thing that every finetuning config does.
 
-    Weight decay follows the head (section 4.1): 0 for one that CP2 has pretrained; for one that starts at random, what the
-    backbone says (5e-4, or 0.01 for a ViT).
+    Weight decay follows the head, see `models.backbones.finetuning_decay`.
 
     Args:
       config: is changed in place.
@@ -73,15 +72,14 @@ def with_variants(config: ConfigDict, variants: str) -> ConfigDict:
       ConfigError: for an unknown variant, or for two that choose the same thing.
     """
     _variants.apply(config, variants, VARIANTS)
-    random = config.init.head == "random"
-    config.optimizer.weight_decay = _described(config.model.backbone).random_head_decay if random else 0.0
+    config.optimizer.weight_decay = _backbones().finetuning_decay(config.model.backbone, config.init.head)
     return config
 
 
-def _described(backbone: str):
-    from cp2_jax.models.backbones import BACKBONES  # here, because it takes a second
+def _backbones():
+    from cp2_jax.models import backbones  # here, because it takes a second
 
-    return BACKBONES[backbone]
+    return backbones
 
 
 def get_config(variants: str = "") -> ConfigDict:

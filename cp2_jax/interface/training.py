@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax import config_files
 from cp2_jax.interface import converting, kinds, overrides, processes
+from cp2_jax.models import backbones
 from cp2_jax.options import ConfigError
 from cp2_jax.runs.checkpoints import read_variables
 
@@ -189,6 +190,8 @@ def follow(config: ConfigDict, checkpoint: str | os.PathLike) -> None:
         overrides.update(config, {"model": {key: _known(value, config.model[key])}})
     if "head" not in stated:
         config.init.head = "random"
+        if config.kind == "finetune":
+            config.optimizer.weight_decay = backbones.finetuning_decay(config.model.backbone, "random")
 
 
 def _known(value: Any, ours: Any) -> Any:

@@ -1,9 +1,11 @@
 """What a finetuning config may say: the keys that finetuning alone has, and the whole together."""
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from cp2_jax.convert.warm_start import InitOptions
 from cp2_jax.data.labelled.options import LabelledOptions, check_limit
+from cp2_jax.models.backbones import finetuning_decay
 from cp2_jax.models.heads import HEADS
 from cp2_jax.models.network import Network
 from cp2_jax.options import at_least_0, is_number, one_of, positive, require, share, sides, whole
@@ -31,7 +33,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     network = Network.from_config(config.model)
     run = RunOptions.from_config(config)
     run.check_batch(devices, network.head_name, network.head.least_images)
-    OptimizerOptions.from_config(config)
+    optimizer = OptimizerOptions.from_config(config)
     network.check_sides("image_size", [run.image_size])
     dense = " or ".join(name for name, head in HEADS.items() if head.dense)
     fix = f"a pooled feature cannot be segmented; use {dense} (with init.head=random after a MoCo v2 pretraining)"
@@ -44,9 +46,20 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     _check_evaluation(config.evaluation)
     _check_auxiliary(config.auxiliary, network.backbone.stages)
     share("model.dropout", config.model.dropout)
-    InitOptions.from_config(config)
+    _mind_decay(optimizer.weight_decay, InitOptions.from_config(config), network.backbone_name)
     one_of("loss.average", config.loss.average, AVERAGES)
     network.check_sides("data.crop_size", config.data.crop_size)
+
+
+def _mind_decay(decay: float, init: InitOptions, backbone: str) -> None:
+    """Warn of a head that starts at random without weight decay, as `--config.init.head=random` alone gives."""
+    usual = finetuning_decay(backbone, "random")
+    if decay == 0 and init.checkpoint and init.head == "random":
+        logging.warning(
+            "optimizer.weight_decay=0 with a head that starts at random: the paper has %g there (section 4.1), which the "
+            "config's variant `baseline` sets",
+            usual,
+        )
 
 
 def _check_evaluation(evaluation: ConfigDict) -> None:

@@ -190,6 +190,16 @@ def test_impossible_finetuning_is_refused(changes, message):
         finetune_options.check(make(finetune_voc, **changes))
 
 
+def test_a_random_head_without_weight_decay_is_warned_of(caplog):
+    """`--config.init.head=random` alone; the variant `baseline` sets both."""
+    changes = dict(init__checkpoint="runs/cp2", init__head="random")
+    finetune_options.check(make(finetune_voc, **changes, optimizer__weight_decay=5e-4))
+    finetune_options.check(make(finetune_voc, init__checkpoint="runs/cp2"))
+    assert caplog.text == ""
+    finetune_options.check(make(finetune_voc, **changes))
+    assert "optimizer.weight_decay=0 with a head that starts at random: the paper has 0.0005 there" in caplog.text
+
+
 def with_checkpoint(workdir):
     (workdir / "checkpoints" / "3").mkdir(parents=True)
     return workdir
