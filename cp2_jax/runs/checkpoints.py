@@ -4,11 +4,14 @@ Layout: `<directory>/<step>/{state,meta,checksums.json}`. A step is written unde
 complete, checksums included: a kill at any moment leaves the finished steps and what the next start removes.
 """
 
+import contextlib
 import functools
 import json
 import pathlib
 import re
+import tempfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,8 +42,9 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self._saving = None
+        self._alias = contextlib.ExitStack()
         self._manager = ocp.CheckpointManager(
-            self.directory,
+            self._alias.enter_context(_without_wildcards(self.directory)),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 cleanup_tmp_directories=True,
@@ -99,6 +103,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            self._alias.close()
 
     def latest_step(self) -> int | None:
         """Return the newest step that is complete on disk, or None."""
@@ -163,6 +168,18 @@ class Checkpoints:
             (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
 
 
+@contextlib.contextmanager
+def _without_wildcards(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a directory under a name that Orbax, which looks for its files by wildcards, does not take for a pattern."""
+    if not re.search(r"[\[\]*?]", str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="cp2_jax_") as folder:
+        link = pathlib.Path(folder) / directory.name.translate(str.maketrans("[]*?", "____"))
+        link.symlink_to(directory)
+        yield link
+
+
 class _Damaged(Exception):
     """A checkpoint's files are not those that were written."""
 
@@ -188,9 +205,10 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
         try:
             _verify(step)
             handler = ocp.PyTreeCheckpointHandler()
-            abstract = handler.metadata(step / "state").tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-            tree = handler.restore(step / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            with _without_wildcards(step) as plain:
+                abstract = handler.metadata(plain / "state").tree
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+                tree = handler.restore(plain / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
             meta = json.loads((step / "meta" / "metadata").read_text())
             return tree, meta | ({"config": settings.upgrade(meta["config"])} if "config" in meta else {})
         except Exception as error:

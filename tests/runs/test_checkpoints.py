@@ -105,6 +105,16 @@ def test_restores_to_the_placement_and_dtype_of_the_target(tmp_path):
     np.testing.assert_array_equal(queue, make_state(4).queue.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("name", ["lr[0.002]", "a*b?", "[", "{x} ü %20 'q' \"", "-rf ~"])
+def test_any_name_of_a_directory(tmp_path, name):
+    """Orbax expands wildcards in the paths that it is given: a run called lr[0.002] could not be restored."""
+    save_steps(tmp_path / name, 3)
+    save_steps(tmp_path / name, 4)  # opened again
+    assert_equal(restore(tmp_path / name)[0], make_state(4))
+    np.testing.assert_array_equal(checkpoints.read(tmp_path / name)[0]["queue"], make_state(4).queue)
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["3", "4"]
+
+
 def truncate(step):
     file = largest_file(step / "state")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
