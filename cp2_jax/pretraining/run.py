@@ -54,6 +54,7 @@ def train(
         config=config,
         place=config.data.path,
         num_images=len(source),
+        names=source.names() if hasattr(source, "names") else (),
         device_mesh=device_mesh,
         make_step=lambda total, per_epoch: step.make_step(config, total, per_epoch, device_mesh),
         first=lambda: _first(config),

@@ -7,7 +7,8 @@ Training a task is to describe it as a `Job` and to call `run`. The jobs are `pr
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cp2_jax.options import ConfigError
 from cp2_jax.runs import distributed, lock, loop, profiling, settings
 from cp2_jax.runs.checkpoints import Checkpoints
 from cp2_jax.runs.writers import Writer
@@ -49,6 +51,7 @@ class Job:
       config: validated; `kind`, the lengths of the run and the intervals between its actions are read here.
       place: where the images come from, for the screen.
       num_images: length of an epoch.
+      names: of the images, which a resumed run compares; none where they have no names.
       device_mesh: of all devices.
       make_step: `(total_steps, steps_per_epoch) -> (initial_state, step)`: `initial_state(variables)` gives the placed
         state and `step(state, batch)` gives (state, metrics).
@@ -61,6 +64,7 @@ class Job:
     config: ConfigDict
     place: str
     num_images: int
+    names: Sequence[str]
     device_mesh: Mesh
     make_step: Callable[[int, int], tuple[Callable, Callable]]
     first: Callable[[], First]
@@ -94,24 +98,25 @@ def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_t
         0: never.
 
     Raises:
-      ConfigError: the work directory holds a run with another config.
+      ConfigError: the work directory holds a run with another config or other images, or is beyond the steps asked for.
       Busy: another run is at work in the work directory.
       CheckpointError: a checkpoint is damaged or of another model, or cannot be written.
       NonFiniteLoss, Preempted: see `loop.fit`.
       DisagreementError: the processes of the run see different images.
     """
     config, workdir = job.config, pathlib.Path(workdir).absolute()
-    distributed.agree({"number of images": str(job.num_images)})
+    images = {"number": job.num_images, "names": _digest(job.names)}
+    distributed.agree({f"{key} of images": str(value) for key, value in images.items()})
     steps_per_epoch = settings.steps_per_epoch(job.num_images, config.batch_size)
     total_steps = settings.total_steps(config, job.num_images)
     initial_state, step = job.make_step(total_steps, steps_per_epoch)
-    meta = {"kind": config.kind, "config": settings.as_plain(config)}
+    meta = {"kind": config.kind, "config": settings.as_plain(config), "images": images}
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as closing:
         closing.enter_context(lock.held(workdir))
         settings.save_config(workdir, config)
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep)))
-        state, first = _start(job, initial_state, checkpoints)
+        state, first = _start(job, initial_state, checkpoints, images, total_steps)
         length = f"{total_steps} steps, {steps_per_epoch} an epoch"
         _overview(job, state, first, workdir, length)
         start = int(state.step)
@@ -144,13 +149,46 @@ def watchdog(seconds: float) -> distributed.Watchdog:
     return distributed.Watchdog(seconds if jax.process_count() > 1 else 0, TRY_AGAIN)
 
 
-def _start(job: Job, initial_state: Callable, checkpoints: Checkpoints) -> tuple[Any, First]:
+def _digest(names: Sequence[str]) -> str:
+    """Return a text that differs for other names or another order; "" for no names."""
+    return f"{zlib.crc32(chr(10).join(names).encode('utf-8', 'surrogateescape')):08x}" if names else ""
+
+
+def _start(
+    job: Job, initial_state: Callable, checkpoints: Checkpoints, images: dict, total_steps: int
+) -> tuple[Any, First]:
     """Return the state to begin with: that of the newest checkpoint, or that of the first weights."""
     if checkpoints.latest_step() is None:
         first = job.first()
         return initial_state(first.variables), first
-    state, _ = checkpoints.restore(initial_state(None))
+    state, meta = checkpoints.restore(initial_state(None))
+    _compare_images(meta.get("images"), images, job.place, checkpoints.directory.parent)
+    if int(state.step) > total_steps:
+        raise ConfigError(
+            f"{checkpoints.directory.parent} is at step {int(state.step)} already, beyond the {total_steps} steps that are "
+            "asked for: ask for more (steps, epochs), or use another work directory"
+        )
     return state, First(origin=f"resuming after step {int(state.step)}", resumed=True)
+
+
+def _compare_images(before: dict | None, now: dict, place: str, workdir: pathlib.Path) -> None:
+    """Refuse other images than the run had: its epochs, learning rates and order of samples would be others.
+
+    Args:
+      before: what the checkpoint says; None for one of an older version, which says nothing.
+
+    Raises:
+      ConfigError: naming both numbers of images.
+    """
+    if before is None or before == now:
+        return
+    what = f"{before['number']:,d} images when the run began, {now['number']:,d} now"
+    if before["number"] == now["number"]:
+        what = f"the {now['number']:,d} images have other names than when the run began"
+    raise ConfigError(
+        f"{place}: {what}. Put back the images that it had (is a disk not mounted?); or start another run from this one, "
+        f"--config.init.checkpoint={workdir} with another work directory"
+    )
 
 
 def _overview(job: Job, state: Any, first: First, workdir: pathlib.Path, length: str) -> None:

@@ -53,6 +53,7 @@ def train(
         config=config,
         place=config.data.path,
         num_images=len(examples),
+        names=examples.names(),
         device_mesh=device_mesh,
         make_step=lambda total, per_epoch: _make_step(config, total, per_epoch, device_mesh),
         first=lambda: _first(config),

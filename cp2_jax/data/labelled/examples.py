@@ -92,6 +92,11 @@ class Examples:
         """Return a name, unique in the split, for files made from the image."""
         return self.pairs.stem(int(self.indices[index]))
 
+    def names(self) -> list[str]:
+        """Return the names of the pairs that are used; none where the records of a data set have no names."""
+        every = getattr(self.pairs, "names", ())
+        return [every[index] for index in self.indices] if every else []
+
     def encoded(self, index: int) -> tuple[bytes, bytes]:
         """Return image and mask as they are stored.
 

@@ -72,6 +72,10 @@ class ImageFolder:
         except OSError as error:
             raise UnreadableImage(self.name(index), f"cannot be read: {error.strerror or error}") from error
 
+    def names(self) -> Sequence[str]:
+        """Return the paths of all images relative to `root`, which say whether a folder is the one that it was."""
+        return self._files
+
     def name(self, index: int) -> str:
         """Return the path of an image."""
         return files.as_text(self.root / self._files[index])

@@ -1,0 +1,130 @@
+"""What may happen around a run: other images, another process, disks, errors while a save is under way."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import pretrain_demo
+from cp2_jax.options import ConfigError
+from cp2_jax.pretraining import run
+from cp2_jax.runs import checkpoints, lock
+
+
+def write_images(folder, count, start=0):
+    folder.mkdir(exist_ok=True)
+    for index in range(start, start + count):
+        pixels = np.random.default_rng(index).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+
+
+def tiny(images, **changes):
+    """A pretraining of three steps an epoch, small enough for a second."""
+    config = pretrain_demo.get_config()
+    config.update_from_flattened_dict(
+        {
+            "steps": 0, "epochs": 2, "batch_size": 4, "bn_groups": 1, "save_every": 2, "log_every": 1, "keep": 9,
+            "picture_every": 0, "probe_every": 0, "image_size": 16, "data.source": "folder", "data.path": str(images),
+            "data.workers": 0, "loss.queue_size": 8, "augment.blur": 0.0, "model.resnet.width": 4,
+            "model.resnet.stem_width": 4, "model.aspp.channels": 4, "model.aspp.dilations": (1, 2),
+            "model.projection_dim": 8, "optimizer.warmup_steps": 1,
+        }
+        | changes
+    )  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Six steps over twelve images."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_images(folder / "images", 12)
+    assert run.train(tiny(folder / "images"), folder / "run").steps == 6
+    return folder
+
+
+@pytest.fixture
+def cut_off(finished, tmp_path):
+    """The same after four of its steps."""
+    shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "run" / "checkpoints" / "6")
+    return tmp_path / "copy"
+
+
+def test_resumed_with_the_same_images_it_is_the_same_run(cut_off, finished):
+    assert run.train(tiny(cut_off / "images"), cut_off / "run").steps == 6
+    ours, theirs = (checkpoints.read(folder / "run")[0]["params"] for folder in (cut_off, finished))
+    np.testing.assert_array_equal(ours["backbone"]["conv1"]["kernel"], theirs["backbone"]["conv1"]["kernel"])
+
+
+def test_images_that_are_away_are_not_passed_over(cut_off):
+    for path in sorted((cut_off / "images").iterdir())[:4]:
+        path.unlink()
+    with pytest.raises(ConfigError, match="12 images when the run began, 8 now. Put back the images .*disk not mounted"):
+        run.train(tiny(cut_off / "images"), cut_off / "run")
+    assert checkpoints.Checkpoints(cut_off / "run" / "checkpoints").latest_step() == 4
+
+
+def test_images_that_were_added_are_another_run(cut_off):
+    write_images(cut_off / "images", 20, start=12)
+    with pytest.raises(ConfigError, match="12 images when the run began, 32 now.*--config.init.checkpoint="):
+        run.train(tiny(cut_off / "images"), cut_off / "run")
+
+
+def test_as_many_other_images_are_noticed_too(cut_off):
+    (cut_off / "images" / "000.png").rename(cut_off / "images" / "other.png")
+    with pytest.raises(ConfigError, match="the 12 images have other names than when the run began"):
+        run.train(tiny(cut_off / "images"), cut_off / "run")
+
+
+def test_the_folder_itself_may_move(cut_off):
+    (cut_off / "images").rename(cut_off / "elsewhere")
+    assert run.train(tiny(cut_off / "elsewhere"), cut_off / "run").steps == 6
+
+
+def test_a_shorter_run_than_was_made_is_not_finished(cut_off):
+    with pytest.raises(ConfigError, match="is at step 4 already, beyond the 3 steps that are asked for"):
+        run.train(tiny(cut_off / "images", steps=3), cut_off / "run")
+
+
+def test_the_second_process_leaves_everything_as_it_is(cut_off):
+    (cut_off / "run" / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()  # the first one is saving
+    before = (cut_off / "run" / "metrics.jsonl").read_text()
+    with lock.held(cut_off / "run"), pytest.raises(lock.Busy, match="is at work in .*copy/run"):
+        run.train(tiny(cut_off / "images"), cut_off / "run")
+    assert (cut_off / "run" / "metrics.jsonl").read_text() == before
+    assert (cut_off / "run" / "checkpoints" / "5.orbax-checkpoint-tmp").exists()
+
+
+def test_a_work_directory_that_is_a_file_or_cannot_be_made(finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/run"):
+        with pytest.raises(OSError, match="File exists|Not a directory"):
+            run.train(tiny(finished / "images"), tmp_path / place)
+
+
+def test_a_config_that_was_broken_off_is_named(cut_off):
+    (cut_off / "run" / "config.json").write_text('{"seed": ')
+    with pytest.raises(ConfigError, match="config.json is no JSON"):
+        run.train(tiny(cut_off / "images"), cut_off / "run")
+
+
+def test_whatever_is_raised_the_save_under_way_is_finished(finished, tmp_path, monkeypatch):
+    """The validation that follows a save, say, meets a mask that it cannot read."""
+
+    def watchers(*_):
+        def fails(step, state):
+            if step == 5:
+                raise RuntimeError("a hook fails")
+
+        return [fails]
+
+    monkeypatch.setattr(run, "_watchers", watchers)
+    with pytest.raises(RuntimeError, match="a hook fails"):
+        run.train(tiny(finished / "images"), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "4"]
+    monkeypatch.undo()
+    assert run.train(tiny(finished / "images"), tmp_path / "run").steps == 6
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()] == [1, 2, 3, 4, 5, 6]
