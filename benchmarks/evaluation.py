@@ -53,7 +53,7 @@ def time_ours(config, evaluator):
     evaluator(variables)
     result = evaluator(variables)
     batch = result.batches[0]
-    inputs = jax.device_put(evaluator.predictor.host_inputs([evaluator.examples.load(0)[0]], batch))
+    inputs = jax.device_put(evaluator.predictor.inputs([evaluator.examples.load(0)[0]], batch))
     begin = time.perf_counter()
     for _ in range(len(evaluator.examples)):
         jax.block_until_ready(evaluator.predictor.predict(variables, inputs, batch))

@@ -121,12 +121,8 @@ class Segmenter:
         return found if several else found[0]
 
     def _probabilities(self, image, batch) -> Float[np.ndarray, "height width classes"]:
-        inputs = self._predictor.host_inputs([image], batch)
-        if batch.padded:
-            given = (inputs["views"], inputs["view_sizes"], inputs["sizes"], batch.shape)
-            total = self._predictor.padded_probabilities(self._variables, *given)
-        else:
-            total = self._predictor.probabilities(self._variables, inputs["views"], batch.shape)
+        inputs = self._predictor.inputs([image], batch)
+        total = self._predictor.probabilities(self._variables, inputs, batch)
         total = np.asarray(total[0], np.float32)[: image.shape[0], : image.shape[1]]
         return total / total.sum(axis=-1, keepdims=True)
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int64, Shaped
 
 DATA = "data"
 
@@ -129,14 +130,16 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(place, batch)
 
 
-def local_part(array: jax.Array) -> np.ndarray:
+def local_part(array: Shaped[Array, " batch *rest"]) -> Shaped[np.ndarray, " rows *rest"]:
     """Return this process's rows of an array whose batch is split over devices, in the order of `local_rows`."""
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])
 
 
-def sum_over_processes(value: int) -> int:
-    """Return the sum of a whole number that each process has its own of; all processes call it."""
+def sum_over_processes(values: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
+    """Return the sum of numbers, 0 or more, that each process has its own of; all processes call it."""
+    values = np.asarray(values, np.int64)
     # Two halves, for JAX's integers have 32 bits.
-    halves = np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)
-    return sum((int(high) << 32) + int(low) for high, low in multihost_utils.process_allgather(halves))
+    halves = np.stack([values >> 32, values & 0xFFFFFFFF]).astype(np.uint32)
+    high, low = multihost_utils.process_allgather(halves).astype(np.int64).sum(axis=0)
+    return (high << 32) + low

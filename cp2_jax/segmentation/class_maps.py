@@ -95,7 +95,7 @@ def predict_folder(
         except UnreadableImage as error:
             yield str(error)
             continue
-        predicted = np.asarray(predictor.predict(variables, predictor.host_inputs([image], batch), batch)[0])
+        predicted = np.asarray(predictor.predict(variables, predictor.inputs([image], batch), batch)[0])
         predicted = predicted[: image.shape[0], : image.shape[1]]
         # a.jpg and a.png beside each other keep their extensions.
         path = relative[index]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, Int64, Integer
+
+from cp2_jax.segmentation import boundaries
 
 
 def confusion_matrix(
@@ -36,21 +38,34 @@ def confusion_matrix(
 class Scores:
     """Scores of one confusion matrix; all in [0, 1], nan where nothing can be said.
 
-    iou: per class, intersection over union; nan for a class with neither a true nor a predicted pixel.
-    accuracy: per class, share of its true pixels that were found (recall); nan for a class without true pixels.
-    mean_iou, mean_accuracy: means over the classes that are not nan, as MMSegmentation's.
-    pixel_accuracy: share of all labelled pixels that are right.
+    Attributes:
+      iou: per class, intersection over union; nan for a class with neither a true nor a predicted pixel.
+      accuracy: per class, share of its true pixels that were found (recall); nan for a class without true pixels.
+      dice: per class, twice the intersection over the sum of true and predicted pixels (F1); nan as `iou`.
+      boundary_iou: per class, see `boundaries`; nan for a class without a border; None if it was not counted.
+      mean_iou, mean_accuracy, mean_dice, mean_boundary_iou: means over the classes that are not nan, as MMSegmentation's.
+      pixel_accuracy: share of all labelled pixels that are right.
     """
 
-    iou: np.ndarray
-    accuracy: np.ndarray
+    iou: Float[np.ndarray, " num_classes"]
+    accuracy: Float[np.ndarray, " num_classes"]
+    dice: Float[np.ndarray, " num_classes"]
+    boundary_iou: Float[np.ndarray, " num_classes"] | None
     mean_iou: float
     mean_accuracy: float
+    mean_dice: float
+    mean_boundary_iou: float
     pixel_accuracy: float
 
 
-def scores(matrix: np.ndarray) -> Scores:
-    """Return the scores of an integer matrix [num_classes, num_classes], rows = truth, columns = prediction.
+def scores(
+    matrix: Integer[np.ndarray, "num_classes num_classes"], boundary: Int64[np.ndarray, "3 num_classes"] | None = None
+) -> Scores:
+    """Return the scores of a confusion matrix.
+
+    Args:
+      matrix: of integers, rows = truth, columns = prediction.
+      boundary: counts of `boundaries.count`, summed over the images.
 
     Raises:
       ValueError: if the matrix is not square or not of integers (sums in floating point lose pixels).
@@ -61,11 +76,18 @@ def scores(matrix: np.ndarray) -> Scores:
     matrix = matrix.astype(np.int64)
     right = np.diag(matrix)
     true, predicted = matrix.sum(1), matrix.sum(0)
+    iou, accuracy = _ratio(right, true + predicted - right), _ratio(right, true)
+    dice = _ratio(2 * right, true + predicted)
+    boundary_iou = None if boundary is None else boundaries.iou(boundary)
     return Scores(
-        iou=_ratio(right, true + predicted - right),
-        accuracy=_ratio(right, true),
-        mean_iou=_mean(_ratio(right, true + predicted - right)),
-        mean_accuracy=_mean(_ratio(right, true)),
+        iou=iou,
+        accuracy=accuracy,
+        dice=dice,
+        boundary_iou=boundary_iou,
+        mean_iou=_mean(iou),
+        mean_accuracy=_mean(accuracy),
+        mean_dice=_mean(dice),
+        mean_boundary_iou=float("nan") if boundary_iou is None else _mean(boundary_iou),
         pixel_accuracy=float(_ratio(right.sum(), true.sum())),
     )
 
@@ -81,25 +103,36 @@ def _mean(values: np.ndarray) -> float:
     return float(present.mean()) if present.size else float("nan")
 
 
+# The scores of each class, and what the table calls them.
+_PER_CLASS = {"iou": "IoU %", "accuracy": "acc %", "dice": "Dice %", "boundary_iou": "border %"}
+
+
 def as_dict(result: Scores, class_names: Sequence[str]) -> dict:
     """Return the scores as plain values for JSON, per class by name; None where nan."""
-    plain = lambda value: None if np.isnan(value) else float(value)  # noqa: E731
-    return {
-        "mean_iou": plain(result.mean_iou),
-        "mean_accuracy": plain(result.mean_accuracy),
-        "pixel_accuracy": plain(result.pixel_accuracy),
-        "iou": {name: plain(value) for name, value in zip(class_names, result.iou, strict=True)},
-        "accuracy": {name: plain(value) for name, value in zip(class_names, result.accuracy, strict=True)},
-    }
+    found = {"mean_iou": _plain(result.mean_iou), "mean_accuracy": _plain(result.mean_accuracy)}
+    found |= {"mean_dice": _plain(result.mean_dice), "mean_boundary_iou": _plain(result.mean_boundary_iou)}
+    found["pixel_accuracy"] = _plain(result.pixel_accuracy)
+    for kind in _PER_CLASS:
+        if (values := getattr(result, kind)) is not None:
+            found[kind] = {name: _plain(value) for name, value in zip(class_names, values, strict=True)}
+    return found
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def table(result: Scores, class_names: Sequence[str]) -> str:
     """Return a table of all scores in percent, a line a class; '-' for a class that the split does not have."""
-    show = lambda value: f"{'-':>8}" if np.isnan(value) else f"{100 * value:8.2f}"  # noqa: E731
+    kinds = {kind: title for kind, title in _PER_CLASS.items() if getattr(result, kind) is not None}
     width = max(14, *(len(name) for name in class_names))
-    lines = [f"{'class':{width}} {'IoU %':>8} {'acc %':>8}"]
-    for name, iou, accuracy in zip(class_names, result.iou, result.accuracy, strict=True):
-        lines.append(f"{name:{width}} {show(iou)} {show(accuracy)}")
-    lines.append(f"{'mean':{width}} {show(result.mean_iou)} {show(result.mean_accuracy)}")
-    lines.append(f"{'pixel accuracy':{width}} {'':8} {show(result.pixel_accuracy)}")
+    lines = [" ".join([f"{'class':{width}}", *(f"{title:>8}" for title in kinds.values())])]
+    for name, *values in zip(class_names, *(getattr(result, kind) for kind in kinds), strict=True):
+        lines.append(" ".join([f"{name:{width}}", *map(_shown, values)]))
+    lines.append(" ".join([f"{'mean':{width}}", *(_shown(getattr(result, f"mean_{kind}")) for kind in kinds)]))
+    lines.append(f"{'pixel accuracy':{width}} {'':8} {_shown(result.pixel_accuracy)}")
     return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    return f"{'-':>8}" if np.isnan(value) else f"{100 * value:8.2f}"

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import json
+import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -13,29 +13,38 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import Float, Int64, UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax import pictures
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.labelled.examples import Examples, SegmentationError, open_examples
-from cp2_jax.options import ConfigError
 from cp2_jax.runs import mesh
-from cp2_jax.segmentation import confusion
+from cp2_jax.segmentation import boundaries, confusion, reports
+from cp2_jax.segmentation.batching import Batch
 from cp2_jax.segmentation.class_maps import class_colors, mask_values, overlay_colors, save_class_map
-from cp2_jax.segmentation.predictor import Batch, Predictor, check_variables, make_predictor
+from cp2_jax.segmentation.inputs import Inputs
+from cp2_jax.segmentation.options import EvaluationOptions
+from cp2_jax.segmentation.predictor import Predictor, check_variables, make_predictor
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Result of `evaluate`.
 
-    matrix: int64 [classes, classes], rows = truth. image_miou: float [images], each image's own mean IoU (nan where
-    nothing is labelled). compilations: network programs compiled on the way. seconds: of all, and of waiting for input.
-    batches: the images that were predicted together.
+    Attributes:
+      matrix: rows = truth, columns = prediction.
+      boundary: pixels near the classes' borders, see `boundaries.count`.
+      image_miou: each image's own mean IoU, nan where nothing is labelled.
+      compilations: network programs that were compiled on the way.
+      seconds: of all.
+      waited: seconds of waiting for input.
+      batches: the images that were predicted together.
     """
 
-    matrix: np.ndarray
-    image_miou: np.ndarray
+    matrix: Int64[np.ndarray, "classes classes"]
+    boundary: Int64[np.ndarray, "3 classes"]
+    image_miou: Float[np.ndarray, " images"]
     compilations: int
     seconds: float
     waited: float
@@ -43,17 +52,71 @@ class Evaluation:
 
     @property
     def scores(self) -> confusion.Scores:
-        return confusion.scores(self.matrix)
+        """All that follows from the counts."""
+        return confusion.scores(self.matrix, self.boundary)
 
 
-def _host_batch(examples: Examples, batch: Batch, rows: Sequence[int], predictor: Predictor):
-    """Return what the device needs of these rows of a batch; a row of -1 shows its first image, with nothing labelled."""
-    loaded = [examples.load(index if index >= 0 else batch.indices[0]) for index in rows]
+Keep = Callable[[int, UInt8[np.ndarray, "height width"]], None]
+
+
+class _Tally:
+    """Adds up what is counted; knows which rows of a batch this process has, and that no labelled pixel may get lost."""
+
+    def __init__(self, images: int, num_classes: int, rows: Sequence[int], keep: Keep | None):
+        self.matrix = np.zeros((num_classes, num_classes), np.int64)
+        self.boundary = np.zeros((3, num_classes), np.int64)
+        self.image_miou = np.full(images, np.nan)
+        self._rows, self._keep, self._labelled = rows, keep, 0
+
+    def add(self, batch: Batch, labels: np.ndarray, sizes: np.ndarray, predicted: jax.Array, matrices: jax.Array) -> None:
+        """Take one batch.
+
+        Args:
+          labels: uint8 [rows, height, width] of this process's rows; sizes: int32 [rows, 2].
+          predicted: uint8 [batch, height, width]. matrices: int32 [batch, classes, classes].
+        """
+        matrices, classes = np.asarray(matrices), len(self.matrix)
+        for index, one in zip(batch.indices, matrices, strict=True):
+            if index >= 0:
+                np.add(self.matrix, one, out=self.matrix)
+                self.image_miou[index] = confusion.scores(one).mean_iou
+        here = zip(self._rows, labels, sizes, mesh.local_part(predicted), strict=True)
+        for row, label, (height, width), found in here:
+            index, labelled = batch.indices[row], int((label < classes).sum())
+            _check_count(int(matrices[row].sum()), labelled, f"image {index}")
+            self._labelled += labelled
+            if index >= 0:
+                found = found[:height, :width]
+                self.boundary += boundaries.count(label[:height, :width], found, classes)
+                if self._keep:
+                    self._keep(index, found)
+
+    def close(self) -> None:
+        """Take the other processes' counts; all call it."""
+        _check_count(int(self.matrix.sum()), int(mesh.sum_over_processes(np.int64(self._labelled))), "all images")
+        self.boundary = mesh.sum_over_processes(self.boundary)
+
+
+def _check_count(counted: int, labelled: int, what: str) -> None:
+    """Refuse a confusion matrix that does not hold every labelled pixel: rows were lost between hosts and devices."""
+    if counted != labelled:
+        raise SegmentationError(
+            f"the confusion matrix holds {counted} pixels of {what}, of which {labelled} are labelled: images were lost or "
+            "changed places on their way to the devices. This is a fault of cp2_jax; please report it"
+        )
+
+
+def _host_batch(
+    examples: Examples, batch: Batch, rows: Sequence[int], predictor: Predictor
+) -> tuple[Inputs, UInt8[np.ndarray, "rows height width"]]:
+    """Return what the device needs of these rows of a batch; rows without an image show the first, unlabelled."""
+    indices = [batch.indices[row] for row in rows]
+    loaded = [examples.load(index if index >= 0 else batch.indices[0]) for index in indices]
     labels = np.full((len(rows), *batch.shape), 255, np.uint8)
-    for row, (index, (_, label)) in enumerate(zip(rows, loaded, strict=True)):
+    for row, (index, (_, label)) in enumerate(zip(indices, loaded, strict=True)):
         if index >= 0:
             labels[row, : label.shape[0], : label.shape[1]] = label
-    return predictor.host_inputs([image for image, _ in loaded], batch), labels
+    return predictor.inputs([image for image, _ in loaded], batch), labels
 
 
 def evaluate(
@@ -66,7 +129,7 @@ def evaluate(
     device_mesh: Mesh,
     programs: int = 0,
     threads: int = 4,
-    keep: Callable[[int, np.ndarray], None] | None = None,
+    keep: Keep | None = None,
 ) -> Evaluation:
     """Predict every image and count.
 
@@ -74,7 +137,7 @@ def evaluate(
       examples: the split; every process has the same one and loads its rows of each batch.
       variables: {'params', 'batch_stats'}, on the devices of the mesh.
       batch_size: global number of images at once; a multiple of the number of devices.
-      programs: see `Predictor.plan`.
+      programs: see `batching.plan`.
       threads: that decode and resize, while the device works.
       keep: called as (index, class map) for each image of this process's rows.
 
@@ -87,63 +150,31 @@ def evaluate(
     devices, begin = device_mesh.size, time.monotonic()
     if batch_size % devices:
         raise ValueError(f"evaluation.batch_size={batch_size} must be a multiple of the {devices} devices")
-    here = mesh.local_rows(device_mesh, batch_size)
-    labelled = 0
+    rows = mesh.local_rows(device_mesh, batch_size)
+    tally = _Tally(len(examples), num_classes, rows, keep)
     count = jax.jit(confusion.confusion_matrix, static_argnums=2, out_shardings=mesh.replicated(device_mesh))
     compiled_before, waited = predictor.compilations, 0.0
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    image_miou = np.full(len(examples), np.nan)
-
-    def collect(batch, labels, predicted, matrices):
-        matrices = np.asarray(matrices)
-        for index, one in zip(batch.indices, matrices, strict=True):
-            if index >= 0:
-                np.add(matrix, one, out=matrix)
-                image_miou[index] = confusion.scores(one).mean_iou
-        for row, label in zip(here, labels, strict=True):
-            _check_count(int(matrices[row].sum()), int((label < num_classes).sum()), f"image {batch.indices[row]}")
-        for row, one in zip(here, mesh.local_part(predicted), strict=True) if keep else ():
-            if (index := batch.indices[row]) >= 0:
-                height, width = sizes[index]
-                keep(index, one[:height, :width])
-
     with ThreadPoolExecutor(threads) as pool:
-        sizes = list(pool.map(examples.size, range(len(examples))))
-        batches = predictor.plan(sizes, batch_size, programs)
+        batches = predictor.plan(list(pool.map(examples.size, range(len(examples)))), batch_size, programs)
         _warn_of_compilations(batches)
-        work = ((_host_batch, examples, batch, [batch.indices[row] for row in here], predictor) for batch in batches)
-        loaded, uncounted = ahead(pool, work, threads), collections.deque()
+        loaded = ahead(pool, ((_host_batch, examples, batch, rows, predictor) for batch in batches), threads)
+        uncounted = collections.deque()
         for batch in batches:
             start = time.monotonic()
             inputs, labels = next(loaded)
             waited += time.monotonic() - start
-            labelled += int((labels < num_classes).sum())
-            inputs, placed = mesh.place_batch(device_mesh, (inputs, labels))
-            predicted = predictor.predict(variables, inputs, batch)
-            uncounted.append((batch, labels, predicted, count(placed, predicted, num_classes)))
+            placed, placed_labels = mesh.place_batch(device_mesh, (inputs, labels))
+            predicted = predictor.predict(variables, placed, batch)
+            uncounted.append((batch, labels, inputs.sizes, predicted, count(placed_labels, predicted, num_classes)))
             # Reading a result waits for the device: read the one before, so that it always has work.
             if len(uncounted) > 1:
-                collect(*uncounted.popleft())
+                tally.add(*uncounted.popleft())
         while uncounted:
-            collect(*uncounted.popleft())
-    _check_count(int(matrix.sum()), mesh.sum_over_processes(labelled), f"{len(examples)} images")
-    return Evaluation(
-        matrix,
-        image_miou,
-        predictor.compilations - compiled_before,
-        time.monotonic() - begin,
-        waited,
-        tuple(batches),
-    )
-
-
-def _check_count(counted: int, labelled: int, what: str) -> None:
-    """Refuse a confusion matrix that does not hold every labelled pixel: rows were lost between hosts and devices."""
-    if counted != labelled:
-        raise SegmentationError(
-            f"the confusion matrix holds {counted} pixels of {what}, of which {labelled} are labelled: images were lost or "
-            "changed places on their way to the devices. This is a fault of cp2_jax; please report it"
-        )
+            tally.add(*uncounted.popleft())
+    tally.close()
+    compiled = predictor.compilations - compiled_before
+    seconds = time.monotonic() - begin
+    return Evaluation(tally.matrix, tally.boundary, tally.image_miou, compiled, seconds, waited, tuple(batches))
 
 
 def _warn_of_compilations(batches: Sequence[Batch], many: int = 16) -> None:
@@ -154,39 +185,6 @@ def _warn_of_compilations(batches: Sequence[Batch], many: int = 16) -> None:
             "evaluation.programs=8 at most; any model one, with evaluation.window and evaluation.stride",
             shapes,
         )
-
-
-def report(result: Evaluation, class_names: Sequence[str]) -> str:
-    """Return the table of scores and a line on how they came about."""
-    images = len(result.image_miou)
-    return (
-        f"{confusion.table(result.scores, class_names)}\n"
-        f"{images} images in {result.seconds:.1f} s ({images / result.seconds:.2f} a second, {result.waited:.1f} s "
-        f"waiting for input), {result.compilations} network programs compiled"
-    )
-
-
-def write_json(path: str | pathlib.Path, result: Evaluation, class_names: Sequence[str], extra: dict) -> None:
-    """Write scores, confusion matrix and `extra` (checkpoint, step, options) as JSON."""
-    values = extra | confusion.as_dict(result.scores, class_names) | {
-        "images": len(result.image_miou),
-        "matrix": result.matrix.tolist(),
-    }  # fmt: skip
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(path).write_text(json.dumps(values, indent=1) + "\n")
-
-
-def read_scores(workdir: str | pathlib.Path) -> dict:
-    """Return what `write_json` wrote into a work directory.
-
-    Raises:
-      ConfigError: if it is not there, or no JSON: the run is not finished.
-    """
-    path = pathlib.Path(workdir) / "scores.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no scores of a finished finetuning in {workdir}: {error}") from error
 
 
 def overlays(
@@ -211,8 +209,7 @@ def overlays(
         image, label = examples.load(index)
         # With the images that it was predicted with before: nothing has to be compiled.
         batch = next(batch for batch in result.batches if index in batch.indices)
-        here = mesh.local_rows(device_mesh, len(batch.indices))
-        inputs, _ = _host_batch(examples, batch, [batch.indices[row] for row in here], predictor)
+        inputs, _ = _host_batch(examples, batch, mesh.local_rows(device_mesh, len(batch.indices)), predictor)
         predicted = predictor.predict(variables, mesh.place_batch(device_mesh, inputs), batch)
         predicted = np.asarray(mesh.local_copy(device_mesh, predicted))
         predicted = predicted[batch.indices.index(index), : label.shape[0], : label.shape[1]]
@@ -225,7 +222,15 @@ def overlays(
 class Evaluator:
     """The evaluation split of a config and the predictor for it, kept over a run so that nothing compiles twice.
 
+    Attributes:
+      config: a finetuning config whose classes are resolved.
+      device_mesh: of all devices.
+      names: of the classes.
+      examples: the images of the split.
+      predictor: of the config's model.
+
     Raises:
+      ConfigError: for an impossible model or evaluation.
       SegmentationError, SourceError: if the split cannot be opened, or a class has no name.
     """
 
@@ -237,15 +242,26 @@ class Evaluator:
                 f"data.num_classes={config.data.num_classes}, but data.class_names has {len(self.names)} names and "
                 f"model.num_classes={config.model.num_classes}: all three must agree"
             )
-        self.examples = open_examples(config.data, config.data.eval_split, config.evaluation.limit)
         self.predictor = make_predictor(config)
+        self._options: EvaluationOptions = self.predictor.options
+        self.examples = open_examples(config.data, config.data.eval_split, self._options.limit)
+
+    @property
+    def split(self) -> reports.Split:
+        """Which images are scored."""
+        names = "\n".join(self.examples.stem(index) for index in range(len(self.examples)))
+        return reports.Split(self.config.data.eval_split, hashlib.sha256(names.encode()).hexdigest()[:16])
 
     def __call__(self, variables: Any, predictions: str | pathlib.Path | None = None) -> Evaluation:
         """Score the split.
 
         Args:
+          variables: {'params', 'batch_stats'}, on the devices of the mesh.
           predictions: folder for the class map of every image, as `<its name>.png` with the values that the masks have,
             see `class_maps.mask_values`.
+
+        Raises:
+          What `evaluate` raises.
         """
         values, colors = mask_values(self.config.data), class_colors(self.config.data)
 
@@ -258,21 +274,39 @@ class Evaluator:
             self.predictor,
             variables,
             num_classes=len(self.names),
-            batch_size=self.config.evaluation.batch_size or self.device_mesh.size,
+            batch_size=self._options.batch_size or self.device_mesh.size,
             device_mesh=self.device_mesh,
-            programs=self.config.evaluation.programs,
+            programs=self._options.programs,
             keep=keep if predictions else None,
         )
 
     def check(self, variables: Any) -> None:
-        """Raise `ConfigError` if the variables are of another model."""
+        """Compare variables with the config's model.
+
+        Raises:
+          ConfigError: if they are of another model.
+        """
         check_variables(self.config, variables)
 
-    def save(self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict) -> None:
-        """Write `scores.json` and overlays into `workdir`; all processes call it (see `overlays`), the first writes."""
-        first, workdir, colors = jax.process_index() == 0, pathlib.Path(workdir), overlay_colors(self.config.data)
+    def save(
+        self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict, own: bool = True
+    ) -> pathlib.Path:
+        """Write scores and overlays into a work directory; all processes call it (see `overlays`), the first writes.
+
+        Args:
+          extra: what to write with the scores, such as the checkpoint and its step.
+          own: whether the split is the one that the run itself is evaluated on, see `reports.scores_path`.
+
+        Returns:
+          The path of the scores.
+        """
+        first, workdir, split = jax.process_index() == 0, pathlib.Path(workdir), self.split
+        path = reports.scores_path(workdir, split, own)
         if first:  # before the pictures: should they fail, the scores are kept
-            write_json(workdir / "scores.json", result, self.names, extra)
+            extra = extra | split.as_dict() | {"protocol": self.config.evaluation.to_dict()}
+            reports.write_json(path, result, self.names, extra)
+        colors = overlay_colors(self.config.data)
         drawn = overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)
         for name, picture in drawn.items() if first else ():
-            pictures.save_png(workdir / "pictures" / f"evaluation_{name}.png", picture)
+            pictures.save_png(workdir / "pictures" / f"{path.stem.replace('scores', 'evaluation', 1)}_{name}.png", picture)
+        return path

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from cp2_jax.runs.checkpoints import Checkpoints, read
 from cp2_jax.runs.writers import Writer
-from cp2_jax.segmentation.evaluation import Evaluator, report
+from cp2_jax.segmentation.evaluation import Evaluator
+from cp2_jax.segmentation.reports import report
 
 
 class Periodic:

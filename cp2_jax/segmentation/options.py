@@ -1,18 +1,141 @@
-"""What a finetuning config may say: the keys that finetuning alone has, and the whole together."""
+"""What a finetuning config may say: the sections that segmentation alone reads, as frozen values that check themselves, and
+the whole together."""
+
+import dataclasses
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from cp2_jax.convert.warm_start import InitOptions
+from cp2_jax.data.labelled import transforms
 from cp2_jax.data.labelled.options import LabelledOptions, check_limit
 from cp2_jax.models.backbones import finetuning_decay
 from cp2_jax.models.heads import HEADS
 from cp2_jax.models.network import Network
-from cp2_jax.options import at_least_0, is_number, one_of, positive, require, share, sides, whole
+from cp2_jax.options import (
+    at_least_0,
+    is_number,
+    known_fields,
+    one_of,
+    positive,
+    require,
+    share,
+    sides,
+    true_or_false,
+    whole,
+)
 from cp2_jax.runs.optim import OptimizerOptions
 from cp2_jax.runs.options import RunOptions
 from cp2_jax.runs.settings import check_kind
-from cp2_jax.segmentation.step import AVERAGES
+
+# What the sum of the pixels' losses may be divided by, see `step.cross_entropy`.
+AVERAGES = ("all", "labelled")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """How images are tested: `config.evaluation`.
+
+    Attributes:
+      batch_size: images at once, over all devices; 0: one for each device.
+      resize: (long, short) edges in pixels that images are fitted into with their aspect kept, such as MMSegmentation's
+        (2048, 512); empty: each image's own size.
+      ratios: factors of that size, each one pass over the image. Class probabilities are averaged over the passes.
+      flip: make each pass also over the mirrored image.
+      window, stride: (height, width) of sliding windows and of the steps between them; empty: the whole image at once.
+      programs: compiled at most, where images differ in size and the network can be masked; 0: one for each size.
+      limit: of images: 0 all, up to 1 that share, else that number.
+
+    Raises:
+      ConfigError: naming the key, its value and what would work.
+    """
+
+    batch_size: int = 0
+    resize: tuple[int, ...] = ()
+    ratios: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    programs: int = 0
+    limit: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: Any) -> "EvaluationOptions":
+        """Read `config.evaluation`.
+
+        Args:
+          config: a finetuning config (an ml_collections ConfigDict or a mapping).
+
+        Raises:
+          ConfigError: for an unknown key or an impossible value.
+        """
+        return cls(**known_fields(cls, config["evaluation"], "evaluation."))
+
+    def __post_init__(self):
+        for key in ("batch_size", "programs"):
+            whole(f"evaluation.{key}", getattr(self, key))
+            at_least_0(f"evaluation.{key}", getattr(self, key))
+        true_or_false("evaluation.flip", self.flip)
+        check_limit("evaluation.limit", self.limit)
+        for key in ("resize", "window", "stride"):
+            sides(f"evaluation.{key}", getattr(self, key))
+        pairs = zip(self.stride, self.window, strict=False)
+        good = len(self.window) == len(self.stride) and all(step <= side for step, side in pairs)
+        fix = f"must be between 1 and the window, {self.window}, in both directions"
+        require(good, "evaluation.stride", self.stride, fix)
+        good = bool(self.ratios) and all(is_number(ratio) and ratio > 0 for ratio in self.ratios)
+        require(good, "evaluation.ratios", self.ratios, "give one factor above 0 or more, e.g. (1.0,)")
+
+    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the (height, width) at which an image of `size` is shown to the network, one for each ratio."""
+        if not self.resize and self.ratios == (1.0,):
+            return [tuple(size)]
+        long, short = (max(size), min(size)) if not self.resize else (max(self.resize), min(self.resize))
+        return [transforms.rescaled_size(size, (int(long * r), int(short * r))) for r in self.ratios]
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxiliaryOptions:
+    """MMSegmentation's auxiliary FCN head, which serves training alone: `config.auxiliary`. The paper has none.
+
+    Attributes:
+      weight: of its loss; 0: no such head.
+      stage: of the backbone that it reads, from 0 on.
+      channels, num_convs: of its 3x3 convolutions.
+
+    Raises:
+      ConfigError: naming the key, its value and what would work.
+    """
+
+    weight: float = 0.0
+    stage: int = 2
+    channels: int = 256
+    num_convs: int = 1
+
+    @classmethod
+    def from_config(cls, config: Any, stages: int) -> "AuxiliaryOptions":
+        """Read `config.auxiliary`.
+
+        Args:
+          config: a finetuning config (an ml_collections ConfigDict or a mapping).
+          stages: number of the backbone's.
+
+        Raises:
+          ConfigError: for an unknown key or an impossible value.
+        """
+        options = cls(**known_fields(cls, config["auxiliary"], "auxiliary."))
+        fix = f"the backbone has {stages} stages: use 0 to {stages - 1}, or auxiliary.weight=0"
+        require(options.weight == 0 or options.stage < stages, "auxiliary.stage", options.stage, fix)
+        return options
+
+    def __post_init__(self):
+        for key in ("stage", "channels", "num_convs"):
+            whole(f"auxiliary.{key}", getattr(self, key))
+        at_least_0("auxiliary.weight", self.weight)
+        at_least_0("auxiliary.stage", self.stage)
+        positive("auxiliary.channels", self.channels)
+        positive("auxiliary.num_convs", self.num_convs)
 
 
 def check(config: ConfigDict, devices: int = 1) -> None:
@@ -29,7 +152,6 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     """
     check_kind(config, "finetune")
     LabelledOptions.from_config(config)
-    check_limit("evaluation.limit", config.evaluation.limit)
     network = Network.from_config(config.model)
     run = RunOptions.from_config(config)
     run.check_batch(devices, network.head_name, network.head.least_images)
@@ -43,8 +165,8 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     at_least_0("eval_every", config.eval_every)
     fix = f"must equal data.num_classes={config.data.num_classes}"
     require(config.model.num_classes == config.data.num_classes, "model.num_classes", config.model.num_classes, fix)
-    _check_evaluation(config.evaluation)
-    _check_auxiliary(config.auxiliary, network.backbone.stages)
+    EvaluationOptions.from_config(config)
+    AuxiliaryOptions.from_config(config, network.backbone.stages)
     share("model.dropout", config.model.dropout)
     _mind_decay(optimizer.weight_decay, InitOptions.from_config(config), network.backbone_name)
     one_of("loss.average", config.loss.average, AVERAGES)
@@ -60,27 +182,3 @@ def _mind_decay(decay: float, init: InitOptions, backbone: str) -> None:
             "config's variant `baseline` sets",
             usual,
         )
-
-
-def _check_evaluation(evaluation: ConfigDict) -> None:
-    for key in ("batch_size", "programs"):
-        whole(f"evaluation.{key}", evaluation[key])
-        at_least_0(f"evaluation.{key}", evaluation[key])
-    sides("evaluation.resize", evaluation.resize)
-    window, stride = sides("evaluation.window", evaluation.window), sides("evaluation.stride", evaluation.stride)
-    fix = f"must be between 1 and the window, {window}, in both directions"
-    good = len(window) == len(stride) and all(s <= w for s, w in zip(stride, window, strict=True))
-    require(good, "evaluation.stride", stride, fix)
-    ratios = tuple(evaluation.ratios)
-    good = bool(ratios) and all(is_number(ratio) and ratio > 0 for ratio in ratios)
-    require(good, "evaluation.ratios", ratios, "give one factor above 0 or more, e.g. (1.0,)")
-
-
-def _check_auxiliary(auxiliary: ConfigDict, stages: int) -> None:
-    for key in ("stage", "channels", "num_convs"):
-        whole(f"auxiliary.{key}", auxiliary[key])
-    at_least_0("auxiliary.weight", auxiliary.weight)
-    positive("auxiliary.channels", auxiliary.channels)
-    positive("auxiliary.num_convs", auxiliary.num_convs)
-    fix = f"the backbone has {stages} stages: use 0 to {stages - 1}, or auxiliary.weight=0"
-    require(auxiliary.weight == 0 or 0 <= auxiliary.stage < stages, "auxiliary.stage", auxiliary.stage, fix)

@@ -7,36 +7,17 @@ padding. The mean over an image counts the pixels inside alone. Strides count fr
 stays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float
 
-from cp2_jax.models import inputs
 from cp2_jax.models.conv import Conv
 from cp2_jax.models.interface import Masking
 from cp2_jax.options import ConfigError
-
-Size = Int[Array, "batch 2"]
-
-
-def inside(size: Size, shape: tuple[int, int]) -> Bool[Array, "batch height width 1"]:
-    """Return where the images are in a canvas of `shape`: the first `size` (height, width) pixels."""
-    rows = jnp.arange(shape[0])[None, :, None, None] < size[:, 0, None, None, None]
-    return rows & (jnp.arange(shape[1])[None, None, :, None] < size[:, 1, None, None, None])
-
-
-def normalize(
-    images: UInt8[Array, "batch height width 3"], size: Size, mean: Sequence[float], std: Sequence[float]
-) -> Float[Array, "batch height width 3"]:
-    """Normalise and set to 0, the mean, what lies outside the first `size` (height, width) pixels of each image.
-
-    MMSegmentation pads after it has normalised; here images are padded in uint8 and normalised on the device.
-    """
-    return jnp.where(inside(size, images.shape[1:3]), inputs.normalize(images, mean, std), 0)
+from cp2_jax.segmentation.inputs import Size, inside
 
 
 def masking(size: Size, canvas: tuple[int, int], methods: Masking):
@@ -86,7 +67,9 @@ def check_masking(model: nn.Module, methods: Masking, canvas: tuple[int, int]) -
     The model is traced, not run: a head that pools in a method that it does not name would take padding for image.
 
     Args:
-      model: a segmenter. methods: as `masking`. canvas: any (height, width) that the model takes.
+      model: a segmenter.
+      methods: as `masking`.
+      canvas: any (height, width) that the model takes.
 
     Raises:
       ConfigError: naming the operation and where it stands.
@@ -154,9 +137,9 @@ def bilinear(
         place = jnp.clip(place, 0, have - 1)
         low = jnp.floor(place).astype(jnp.int32)
         high = jnp.minimum(low + 1, have - 1)
-        spread = lambda v, a=axis: jnp.expand_dims(v, (2, 3) if a == 0 else (1, 3))  # noqa: E731
-        share = spread(place - low).astype(x.dtype)
-        below, above = (jnp.take_along_axis(x, spread(index), axis=axis + 1) for index in (low, high))
+        others = (2, 3) if axis == 0 else (1, 3)
+        share = jnp.expand_dims(place - low, others).astype(x.dtype)
+        below, above = (jnp.take_along_axis(x, jnp.expand_dims(index, others), axis=axis + 1) for index in (low, high))
         x = below * (1 - share) + above * share
     return x
 
@@ -166,38 +149,3 @@ def mirror(x: Array, size: Size) -> Array:
     columns, width = jnp.arange(x.shape[2]), size[:, 1, None]
     index = jnp.where(columns < width, width - 1 - columns, columns)
     return jnp.take_along_axis(x, index[:, None, :, None], axis=2)
-
-
-def round_up(size: Sequence[int], multiple: int) -> tuple[int, int]:
-    """Return the size made a multiple of a number."""
-    return tuple(-(-side // multiple) * multiple for side in size)
-
-
-def group(sizes: Sequence[tuple[int, int]], counts: Sequence[int], groups: int, multiple: int) -> list[list[int]]:
-    """Put sizes into at most `groups` groups that share a canvas, with little padding.
-
-    Those two are merged, again and again, whose common canvas adds the fewest pixels over all images.
-
-    Args:
-      sizes: (height, width), all different. counts: number of images of each.
-      groups: 0 leaves each by itself.
-      multiple: that canvases are rounded up to.
-
-    Returns:
-      Indices of `sizes`, a list for each group.
-    """
-    members = [[index] for index in range(len(sizes))]
-    if not groups or len(sizes) <= groups:
-        return members
-    extent, number = np.array(sizes, np.int64).reshape(-1, 2), np.array(counts, np.int64)
-    area = lambda size: np.prod(-(-size // multiple) * multiple, axis=-1)  # noqa: E731
-    while len(members) > groups:
-        joint = np.maximum(extent[:, None], extent[None])
-        alone = number * area(extent)
-        added = area(joint) * (number[:, None] + number[None]) - alone[:, None] - alone[None]
-        added[np.tril_indices(len(members))] = np.iinfo(np.int64).max
-        first, second = np.unravel_index(np.argmin(added), added.shape)
-        members[first] += members.pop(second)
-        extent[first], number[first] = joint[first, second], number[first] + number[second]
-        extent, number = np.delete(extent, second, axis=0), np.delete(number, second)
-    return members

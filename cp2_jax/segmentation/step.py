@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.models import resize, segmenter
 from cp2_jax.runs import mesh, optim, rngs
-from cp2_jax.segmentation.padded import normalize
+from cp2_jax.segmentation.inputs import normalize
 
 
 @flax.struct.dataclass
@@ -38,10 +38,6 @@ class FinetuneMetrics(clu_metrics.Collection):
     pixel_accuracy: clu_metrics.Average.from_output("pixel_accuracy")
     gradient_norm: clu_metrics.Average.from_output("gradient_norm")
     learning_rate: clu_metrics.LastValue.from_output("learning_rate")
-
-
-# What the sum of the pixels' losses may be divided by, see `cross_entropy`.
-AVERAGES = ("all", "labelled")
 
 
 def cross_entropy(

@@ -116,7 +116,8 @@ def test_a_batch_that_cannot_be_split_is_refused():
 
 
 def test_sums_beyond_32_bits():
-    assert mesh.sum_over_processes(3 * 2**33 + 5) == 3 * 2**33 + 5
+    values = np.array([[3 * 2**33 + 5, 7], [0, 2**31]])
+    np.testing.assert_array_equal(mesh.sum_over_processes(values), values)
 
 
 def run_processes(command, count, devices):

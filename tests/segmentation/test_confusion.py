@@ -108,7 +108,7 @@ def test_table_and_json_name_every_class():
     result = confusion.scores(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
     text = confusion.table(result, ["road", "sky", "car"])
     assert "road" in text and "75.00" in text
-    assert [line.split() for line in text.splitlines() if line.startswith("car")] == [["car", "-", "-"]]
+    assert [line.split() for line in text.splitlines() if line.startswith("car")] == [["car", "-", "-", "-"]]
     values = json.loads(json.dumps(confusion.as_dict(result, ["road", "sky", "car"])))
     assert values["iou"] == {"road": 0.75, "sky": 0.8, "car": None}
     with pytest.raises(ValueError):

@@ -23,7 +23,9 @@ from cp2_jax.options import ConfigError
 from cp2_jax.runs import checkpoints, mesh
 from cp2_jax.segmentation import class_maps, evaluation, hooks
 from cp2_jax.segmentation import step as finetune_step
-from cp2_jax.segmentation.predictor import Options, Predictor, check_variables, windows
+from cp2_jax.segmentation.inputs import windows
+from cp2_jax.segmentation.options import EvaluationOptions
+from cp2_jax.segmentation.predictor import build_predictor, check_variables
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -78,14 +80,14 @@ def slide_by_hand(network, image, window, stride):
 
 
 def predict(network, image, options):
-    predictor = Predictor(network[0], MEAN, STD, options)
-    views = [jnp.asarray(view[None]) for view in options.views(image)]
-    return np.asarray(predictor.probabilities(network[1], views, image.shape[:2])[0]), predictor
+    predictor = build_predictor(network[0], MEAN, STD, options)
+    (batch,) = predictor.plan([image.shape[:2]], 1)
+    return np.asarray(predictor.probabilities(network[1], predictor.inputs([image], batch), batch)[0]), predictor
 
 
 def test_whole_image(network):
     image = random_images(1, 19, 26)[0]
-    ours, _ = predict(network, image, Options())
+    ours, _ = predict(network, image, EvaluationOptions())
     np.testing.assert_allclose(ours, softmax(whole_by_hand(network, image)), atol=1e-5)
 
 
@@ -97,14 +99,14 @@ def test_whole_image(network):
 def test_sliding_windows(network, size, window, stride):
     """Also images smaller than the window, in one direction or both."""
     image = random_images(1, *size)[0]
-    ours, predictor = predict(network, image, Options(window=window, stride=stride))
+    ours, predictor = predict(network, image, EvaluationOptions(window=window, stride=stride))
     np.testing.assert_allclose(ours, softmax(slide_by_hand(network, image, window, stride)), atol=1e-5)
     assert predictor.compilations == 1
 
 
 def test_several_scales_and_flips_after_resizing(network):
     image = random_images(1, 20, 30)[0]
-    options = Options(bounds=(60, 24), ratios=(0.5, 1.0, 1.25), flip=True)
+    options = EvaluationOptions(resize=(60, 24), ratios=(0.5, 1.0, 1.25), flip=True)
     expected = np.zeros((20, 30, 4))
     for size in ((12, 18), (24, 36), (30, 45)):
         view = transforms.resize_image(image, size)
@@ -117,8 +119,8 @@ def test_several_scales_and_flips_after_resizing(network):
 
 def test_flipping_makes_the_result_symmetric(network):
     image = random_images(1, 16, 20)[0]
-    one, _ = predict(network, image, Options(flip=True))
-    other, _ = predict(network, np.ascontiguousarray(image[:, ::-1]), Options(flip=True))
+    one, _ = predict(network, image, EvaluationOptions(flip=True))
+    other, _ = predict(network, np.ascontiguousarray(image[:, ::-1]), EvaluationOptions(flip=True))
     np.testing.assert_allclose(one[:, ::-1], other, atol=1e-6)
 
 
@@ -127,12 +129,14 @@ def test_windows_with_gaps_are_refused():
         windows((20, 20), (8, 8), (9, 8))
 
 
-@pytest.mark.parametrize("options", [Options(), Options(window=(16, 16), stride=(8, 8)), Options(flip=True)])
+@pytest.mark.parametrize(
+    "options", [EvaluationOptions(), EvaluationOptions(window=(16, 16), stride=(8, 8)), EvaluationOptions(flip=True)]
+)
 def test_alone_equals_in_a_batch(network, options):
-    predictor = Predictor(network[0], MEAN, STD, options)
+    predictor = build_predictor(network[0], MEAN, STD, options)
     images = random_images(4, 24, 28)
     (batch,) = predictor.plan([(24, 28)] * 4, 4, 0)
-    together = np.asarray(predictor.predict(network[1], predictor.host_inputs(images, batch), batch))
+    together = np.asarray(predictor.predict(network[1], predictor.inputs(images, batch), batch))
     for image, expected in zip(images, together, strict=True):
         np.testing.assert_array_equal(predictor.predict_image(network[1], image), expected)
 
@@ -142,7 +146,7 @@ def test_alone_equals_in_a_batch(network, options):
 
 def test_plan_holds_every_image_once_in_batches_of_one_size(network):
     sizes = [(4, 5), (6, 5), (4, 5), (4, 5), (6, 5), (9, 9)]
-    batches = Predictor(network[0], MEAN, STD, Options()).plan(sizes, 2, 1)  # this network cannot be masked
+    batches = build_predictor(network[0], MEAN, STD, EvaluationOptions()).plan(sizes, 2, 1)  # this network cannot be masked
     assert sorted(i for batch in batches for i in batch.indices if i >= 0) == list(range(6))
     assert all({sizes[i] for i in batch.indices if i >= 0} == {batch.shape} for batch in batches)
     assert all(len(batch.indices) == 2 and batch.views == (batch.shape,) and not batch.padded for batch in batches)
@@ -164,7 +168,7 @@ def split(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_evaluation_equals_counting_images_one_by_one(network, split, batch_size):
-    predictor = Predictor(network[0], MEAN, STD, Options())
+    predictor = build_predictor(network[0], MEAN, STD, EvaluationOptions())
     result = evaluation.evaluate(
         split, predictor, network[1], num_classes=4, batch_size=batch_size, device_mesh=mesh.make_mesh(jax.devices()[:1])
     )
@@ -183,7 +187,7 @@ def test_evaluation_equals_counting_images_one_by_one(network, split, batch_size
 
 def test_unreadable_image_is_an_error(network, split):
     split.pairs.images[4].write_bytes(b"broken")
-    predictor = Predictor(network[0], MEAN, STD, Options())
+    predictor = build_predictor(network[0], MEAN, STD, EvaluationOptions())
     with pytest.raises(Exception, match=r"4\.jpg"):
         evaluation.evaluate(
             split, predictor, network[1], num_classes=4, batch_size=1, device_mesh=mesh.make_mesh(jax.devices()[:1])

@@ -8,13 +8,15 @@ from cp2_jax.cli import command
 TEXT = """\
 Set the scores of finetuning runs side by side, then say where their pictures
 are. Several runs under one name are seeds of the same thing: mean and standard
-deviation.
+deviation. Scores of different images are not compared. Of a second split that
+was evaluated, name the file.
 
-  cp2 compare CP2=runs/a CP2=runs/b scratch=runs/c"""
+  cp2 compare CP2=runs/a CP2=runs/b scratch=runs/c
+  cp2 compare a=runs/a/scores_test.json b=runs/b/scores_test.json"""
 
 
 def _options(made):
-    made.add_argument("runs", metavar="NAME=WORKDIR", nargs="+", type=_named, help="a run and what to call it")
+    made.add_argument("runs", metavar="NAME=WORKDIR", nargs="+", type=_named, help="a run or file of scores, and its name")
 
 
 def _named(text):
@@ -25,26 +27,17 @@ def _named(text):
 
 
 def _run(arguments):
-    from cp2_jax.segmentation.evaluation import read_scores
+    from cp2_jax.segmentation import reports
 
     runs: dict[str, list[pathlib.Path]] = {}
     for name, workdir in arguments.runs:
         runs.setdefault(name, []).append(workdir)
+    print(reports.compare(runs))
     width = max(map(len, runs))
-    print(f"{'':{width}}  {'mIoU %':>13}  {'pixel acc. %':>13}")
-    for name, workdirs in runs.items():
-        scores = [read_scores(workdir) for workdir in workdirs]
-        print(f"{name:{width}}  " + "  ".join(_cell([s[key] for s in scores]) for key in ("mean_iou", "pixel_accuracy")))
-    for name, workdirs in runs.items():
-        for picture in sorted((workdirs[0] / "pictures").glob("*.png")):
+    for name, places in runs.items():
+        workdir = places[0].parent if places[0].suffix == ".json" else places[0]
+        for picture in sorted((workdir / "pictures").glob("*.png")):
             print(f"{name:{width}}  {picture}")
-
-
-def _cell(values):
-    import numpy as np
-
-    text = f"{100 * np.mean(values):.2f}" + (f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
-    return f"{text:>13}"
 
 
 COMMAND = command.Command(TEXT, _options, _run)

@@ -32,7 +32,7 @@ def _run(arguments):
     from cp2_jax.data.labelled import classes
     from cp2_jax.runs import distributed, mesh
     from cp2_jax.runs.checkpoints import read_variables
-    from cp2_jax.segmentation import evaluation
+    from cp2_jax.segmentation import evaluation, reports
 
     processes.join(arguments)
     config = command.typed_config(arguments)
@@ -46,7 +46,7 @@ def _run(arguments):
     variables = jax.device_put(variables, mesh.replicated(evaluator.device_mesh))
     print(f"{len(evaluator.examples)} images, checkpoint {source}", flush=True)
     result = evaluator(variables, arguments.predictions)
-    print(evaluation.report(result, evaluator.names))
+    print(reports.report(result, evaluator.names))
     extra = {"checkpoint": str(source), "step": meta.get("iterator", meta).get("next_batch", meta.get("step"))}
     evaluator.save(workdir, result, variables, extra | {"protocol": config.evaluation.to_dict()})
 
