@@ -98,6 +98,7 @@ class Backbone:
       with_stride: `(options, stride)` → options of the same weights at another output stride, or None if it has but one.
       must_agree: keys of its section whose value must be the checkpoint's, for the weights compute nonsense with another.
       may_differ: keys that may be another than the checkpoint's; this is then reported.
+      computed_by: keys that say how it is computed, not what: they may change at any time, after finetuning too.
       fit: `(params, options, image_size)` → (the backbone's parameters changed to fit, what was changed, a line each).
         Raises ValueError if they cannot.
       describe: `(shapes)` → what the weights tell, or None if they are of another backbone. Raises ValueError with the
@@ -125,6 +126,7 @@ class Backbone:
     with_stride: Callable[[Any, int], Any] | None = None
     must_agree: tuple[str, ...] = ()
     may_differ: tuple[str, ...] = ()
+    computed_by: tuple[str, ...] = ()
     fit: Callable[[Mapping, Any, int], tuple[dict, list[str]]] | None = None
     describe: Callable[[Shapes], Described | None] = nothing
     reads_image: str = ""

@@ -263,6 +263,7 @@ BACKBONE = Backbone(
     stride_is="the ViT's patch",
     must_agree=("patch", "width", "depth", "heads", "mlp_ratio"),
     may_differ=("remainder",),
+    computed_by=("attention",),
     fit=fit,
     describe=describe,
     reads_image="patch_embed/kernel",

@@ -1,20 +1,13 @@
-"""Class maps as files and pictures: palette PNGs with a data set's own values and colours, overlays, a folder of images."""
+"""Class maps as files and pictures: palette PNGs with a data set's own values and colours."""
 
-import collections
 import pathlib
-from collections.abc import Iterator
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
 from cp2_jax import pictures
-from cp2_jax.data.images.decoding import UnreadableImage, decode, upright_size
-from cp2_jax.data.images.sources import ImageFolder
-from cp2_jax.segmentation.predictor import make_predictor
 
 
 def class_colors(data: ConfigDict) -> UInt8[np.ndarray, "256 3"]:
@@ -63,44 +56,3 @@ def save_class_map(
     picture = Image.fromarray(values[predicted])
     picture.putpalette(palette.tobytes())
     picture.save(path, format="PNG")
-
-
-def predict_folder(
-    config: ConfigDict, variables: Any, images: ImageFolder, output: str | pathlib.Path, own_values: bool = False
-) -> Iterator[str]:
-    """Write `output/masks` and `output/overlays` of every image of a folder, each at its own size and place.
-
-    Args:
-      config, variables: a finetuned model's.
-      own_values: write what the data set's masks have (see `mask_values`), not class indices.
-
-    Yields:
-      For each image "", or why it could not be read; the others are predicted all the same.
-    """
-    predictor, variables = make_predictor(config), jax.device_put(variables)
-    colors, values = class_colors(config.data), mask_values(config.data) if own_values else None
-    relative = [pathlib.Path(images.name(index)).relative_to(images.root) for index in range(len(images))]
-    alike = collections.Counter(path.with_suffix("") for path in relative)
-    sizes, readable = [], []
-    for index in range(len(images)):
-        try:
-            sizes.append(upright_size(images[index], images.name(index)))
-            readable.append(index)
-        except UnreadableImage as error:
-            yield str(error)
-    for batch in predictor.plan(sizes, 1, config.evaluation.programs):
-        index = readable[batch.indices[0]]
-        try:
-            image = decode(images[index], images.name(index), tuple(config.data.get("value_range", ())))
-        except UnreadableImage as error:
-            yield str(error)
-            continue
-        predicted = np.asarray(predictor.predict(variables, predictor.inputs([image], batch), batch)[0])
-        predicted = predicted[: image.shape[0], : image.shape[1]]
-        # a.jpg and a.png beside each other keep their extensions.
-        path = relative[index]
-        name = path.with_suffix(".png") if alike[path.with_suffix("")] == 1 else path.with_name(f"{path.name}.png")
-        save_class_map(pathlib.Path(output) / "masks" / name, predicted, colors, values)
-        drawn = pictures.overlay(image, predicted, config.data.class_names, overlay_colors(config.data), caption=str(path))
-        pictures.save_png(pathlib.Path(output) / "overlays" / name, drawn)
-        yield ""

@@ -1,5 +1,6 @@
-"""Finetuning for semantic segmentation as a function: labelled images, a model and its step, in a work directory."""
+"""Finetuning, evaluation and prediction as functions: `train`, `evaluate`, `predict`."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -12,9 +13,10 @@ from cp2_jax.data.images.stream import Batches
 from cp2_jax.data.labelled import classes
 from cp2_jax.data.labelled.examples import Examples, open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
-from cp2_jax.runs import distributed, mesh, session
-from cp2_jax.segmentation import hooks, options, step
-from cp2_jax.segmentation.evaluation import Evaluator
+from cp2_jax.runs import distributed, mesh, progress, session
+from cp2_jax.segmentation import folders, hooks, options, reports, saved, step
+from cp2_jax.segmentation.confusion import Scores
+from cp2_jax.segmentation.evaluation import Evaluation, Evaluator
 
 
 def train(
@@ -61,6 +63,123 @@ def train(
         hooks=watchers,
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What `evaluate` found.
+
+    Attributes:
+      scores: of the split.
+      path: of the file that they were written to.
+      result: the counts that they follow from.
+    """
+
+    scores: Scores
+    path: pathlib.Path
+    result: Evaluation
+
+
+def evaluate(
+    workdir: str | pathlib.Path,
+    *,
+    checkpoint: str | pathlib.Path | None = None,
+    config: ConfigDict | None = None,
+    adapt: saved.Adapt | None = None,
+    predictions: str | pathlib.Path | None = None,
+) -> Scored:
+    """Score a finetuned model; the network is that of the checkpoint's own config, and so is what is tested and how.
+
+    Writes `scores.json` and pictures of the best, the median and the worst image into `workdir`; of another split than the
+    run's own, `scores_SPLIT.json` and pictures of that name.
+
+    Args:
+      workdir: of the finetuning.
+      checkpoint, config, adapt: see `saved.open_saved`.
+      predictions: folder for the class map of every image, with the values that the data set's masks have.
+
+    Returns:
+      The scores.
+
+    Raises:
+      CheckpointError, ConfigError: see `saved.open_saved`.
+      SegmentationError, SourceError: the images or masks cannot be opened.
+      DisagreementError: the processes of the run see different things.
+    """
+    workdir = pathlib.Path(workdir).expanduser().absolute()
+    model = saved.open_saved(workdir, checkpoint, config, adapt)
+    distributed.agree(distributed.facts(model.config, {"--workdir": workdir, "step": str(model.step)}))
+    evaluator = Evaluator(model.config, mesh.make_mesh())
+    split = evaluator.split
+    _say(f"{len(evaluator.examples)} images of split {split.name}, {model.what}")
+    if model.own is not None and tuple(model.own.data.class_names) != evaluator.names:
+        _say(f"mind: the model was finetuned for the classes {', '.join(model.own.data.class_names)}")
+    variables = jax.device_put(model.variables, mesh.replicated(evaluator.device_mesh))
+    result = evaluator(variables, predictions)
+    _say(reports.report(result, evaluator.names))
+    extra = {"checkpoint": str(model.path), "step": model.step} | saved.best_of(workdir)
+    own = _is_own(model, split) and reports.is_free(workdir / "scores.json", split)
+    path = evaluator.save(workdir, result, variables, extra, own)
+    return Scored(result.scores, path, result)
+
+
+def _is_own(model: saved.Saved, split: reports.Split) -> bool:
+    """Say whether a split is the one that the run is evaluated on by itself, as a whole."""
+    if model.own is None:
+        return True
+    mine = model.own.data.eval_split, model.own.evaluation.limit
+    return mine == (split.name, model.config.evaluation.limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What `predict` did.
+
+    Attributes:
+      count: number of images that were predicted.
+      problems: a line for each image that was not, with the reason.
+      output: the folder with `masks` and `overlays`.
+    """
+
+    count: int
+    problems: tuple[str, ...]
+    output: pathlib.Path
+
+
+def predict(
+    run: str | pathlib.Path,
+    images: str | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    checkpoint: str | pathlib.Path | None = None,
+    config: ConfigDict | None = None,
+    adapt: saved.Adapt | None = None,
+    own_values: bool = False,
+) -> Predicted:
+    """Write class maps and overlays of a folder of images.
+
+    Args:
+      run, checkpoint, config, adapt: see `saved.open_saved`.
+      images, output, own_values: see `folders.predict_folder`.
+
+    Returns:
+      How many images were predicted, and which were not.
+
+    Raises:
+      CheckpointError, ConfigError: see `saved.open_saved`.
+      SourceError, SegmentationError: see `folders.predict_folder`.
+    """
+    model = saved.open_saved(run, checkpoint, config, adapt)
+    _say(model.what)
+    made_by = {"checkpoint": str(model.path.absolute()), "step": model.step, "classes": list(model.config.data.class_names)}
+    count, done = folders.predict_folder(model.config, model.variables, images, output, own_values, made_by)
+    problems = tuple(problem for problem in progress.track(done, "predicting", count) if problem)
+    return Predicted(count - len(problems), problems, pathlib.Path(output))
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):

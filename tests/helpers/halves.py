@@ -28,3 +28,16 @@ def folder_config(root, **changes):
     config.data.update(label_map=((2, 0), (5, 1)), workers=0)
     config.evaluation.update(resize=(), batch_size=1)
     return config
+
+
+def finetuned(root, workdir, steps=2, **changes):
+    """Finetune `folder_config` on `root` for a few steps and return the config; `workdir` is then a run with scores."""
+    from cp2_jax.segmentation import run
+
+    config = folder_config(root, steps=steps, batch_size=4, save_every=1, keep=9, eval_every=1)
+    config.model.resnet.stage_sizes = (1, 1, 1, 1)
+    config.data.update(num_classes=2, class_names=("left", "right"))
+    config.model.num_classes = 2
+    config.update_from_flattened_dict(changes)
+    run.train(config, workdir)
+    return config

@@ -6,9 +6,8 @@ from helpers.tiny import tiny_config
 from PIL import Image
 
 from configs import finetune_ade20k, finetune_cityscapes
-from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.labelled import examples
-from cp2_jax.segmentation import class_maps
+from cp2_jax.segmentation import class_maps, folders
 from cp2_jax.segmentation import step as finetune_step
 
 
@@ -37,7 +36,10 @@ def test_a_folder_with_odd_files(tmp_path):
     images = tmp_path / "images"
     (images / "sub").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    save = lambda name, array, **o: Image.fromarray(array).save(images / name, **o)  # noqa: E731
+
+    def save(name, array, **options):
+        Image.fromarray(array).save(images / name, **options)
+
     save("a.jpg", rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
     save("a.png", rng.integers(0, 256, (21, 30), dtype=np.uint8))
     save("sub/deep.png", rng.integers(0, 65536, (19, 31), dtype=np.uint16))
@@ -53,8 +55,9 @@ def test_a_folder_with_odd_files(tmp_path):
     config.evaluation.update(resize=(), programs=2)
     variables = jax.device_get(finetune_step.init_variables(config))
     out = tmp_path / "out"
-    folder = ImageFolder(images)
-    problems = [p for p in class_maps.predict_folder(config, variables, folder, out) if p]
+    count, done = folders.predict_folder(config, variables, images, out)
+    problems = [problem for problem in done if problem]
+    assert count == 7
     assert len(problems) == 1 and "broken.jpg" in problems[0]
     sizes = {"a.jpg.png": (30, 20), "a.png.png": (30, 21), "sub/deep.png": (31, 19), "clear.png": (29, 22),
              "turned.png": (18, 30), "tiny.png": (2, 1)}  # fmt: skip

@@ -6,10 +6,12 @@ TEXT = """\
 Predict the class maps of a folder of images.
 
   cp2 predict runs/mine photos predicted
+  cp2 predict runs/mine maps predicted --config.evaluation.window="(512, 512)" \\
+      --config.evaluation.stride="(341, 341)"
 
 Writes OUTPUT/masks (palette PNGs of class indices, at the images' own sizes)
-and OUTPUT/overlays. A model without a config in its checkpoint, such as a
-converted one, takes --config."""
+and OUTPUT/overlays. The run's own config says what the network is. A model
+without a config in its checkpoint, such as a converted one, takes --config."""
 
 
 def _options(made):
@@ -20,28 +22,21 @@ def _options(made):
 
 
 def _run(arguments):
-    from ml_collections import ConfigDict
+    from cp2_jax.data.errors import UnreadableImage
+    from cp2_jax.interface import overrides
+    from cp2_jax.segmentation import run
 
-    from cp2_jax.data.images.decoding import UnreadableImage
-    from cp2_jax.data.images.sources import ImageFolder
-    from cp2_jax.data.labelled import classes
-    from cp2_jax.options import ConfigError
-    from cp2_jax.runs import progress
-    from cp2_jax.runs.checkpoints import read_variables
-    from cp2_jax.segmentation import class_maps, predictor
-
-    variables, meta = read_variables(arguments.checkpoint)
-    if not arguments.config and "config" not in meta:
-        raise ConfigError(f"{arguments.checkpoint} has no config in it; give one with --config finetune_…")
-    config = command.typed_config(arguments) if arguments.config else ConfigDict(meta["config"])
-    classes.resolve(config)
-    predictor.check_variables(config, variables)
-    images = ImageFolder(arguments.images)
-    done = class_maps.predict_folder(config, variables, images, arguments.output, arguments.mask_values)
-    unreadable = [problem for problem in progress.track(done, "predicting", len(images)) if problem]
-    print(f"{len(images) - len(unreadable)} images; masks and overlays in {arguments.output}")
-    if unreadable:
-        raise UnreadableImage("not predicted", "\n  ".join(["", *unreadable]))
+    done = run.predict(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.output,
+        config=command.typed_config(arguments) if arguments.config else None,
+        adapt=None if arguments.config else lambda config: overrides.parse(config, arguments.changes),
+        own_values=arguments.mask_values,
+    )
+    print(f"{done.count} images; masks and overlays in {done.output}")
+    if done.problems:
+        raise UnreadableImage("not predicted", "\n  ".join(["", *done.problems]))
 
 
 COMMAND = command.Command(TEXT, _options, _run, config="finetune_voc")
