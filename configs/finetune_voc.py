@@ -129,6 +129,15 @@ def get_config(variants: str = "") -> ConfigDict:
     config.optimizer.power = 0.9  # of the "poly" schedule
     config.optimizer.min_learning_rate = 1e-4  # lowest rate of the "poly" schedule
 
+    # What the paper's finetuning does not have, all off (docs/finetuning.md).
+    config.tuning = ConfigDict()
+    config.tuning.freeze_backbone = False  # True: the backbone keeps its weights and running averages
+    config.tuning.head_rate = 1.0  # learning rate of head and classifier, times optimizer.learning_rate
+    config.tuning.layer_decay = 1.0  # a ViT: the rate of each layer is that of the layer above times this, e.g. 0.65
+    config.tuning.class_weights = ()  # of each class in the cross entropy; empty: all the same
+    config.tuning.dice = 0.0  # weight of the Dice loss beside the cross entropy
+    config.tuning.patience = 0  # evaluations without a better mean IoU until the run ends; 0: it does not
+
     config.evaluation = _evaluation()
 
     config.log_every = 50  # steps between lines of metrics

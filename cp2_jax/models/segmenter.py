@@ -53,9 +53,17 @@ class Segmenter(nn.Module):
         self, images: Float[Array, "batch height width 3"], train: bool
     ) -> tuple[Float[Array, "batch _ _ classes"], Float[Array, "batch _ _ classes"]]:
         """Return the logits of the classifier and of the auxiliary one, float32."""
-        stages = self.backbone(images, train)
-        auxiliary = self.auxiliary_classifier(self.auxiliary_head(stages[self.auxiliary_stage], train), train)
-        return _widen(self.classifier(self.head(stages[-1], train), train)), _widen(auxiliary)
+        return self.from_stages(self.backbone(images, train), train, auxiliary=True)
+
+    def from_stages(
+        self, stages: tuple[Array, ...], train: bool, auxiliary: bool
+    ) -> tuple[Float[Array, "batch _ _ classes"], ...]:
+        """Return the logits of the classifier, and with `auxiliary` of the auxiliary one, float32, from `stages`."""
+        more = ()
+        if auxiliary:
+            features = self.auxiliary_head(stages[self.auxiliary_stage], train)
+            more = (_widen(self.auxiliary_classifier(features, train)),)
+        return _widen(self.classifier(self.head(stages[-1], train), train)), *more
 
 
 def _widen(x):

@@ -254,6 +254,19 @@ def _multiple(options: ViTOptions) -> int:
 # Of pretraining and finetuning alike (section 4.1).
 _ADAMW = {"name": "adamw", "learning_rate": 5e-5}
 
+
+def layers(options: ViTOptions) -> tuple[int, Callable[[str], int]]:
+    """Return the number of layers and the layer of each parameter, as BEiT counts them: embeddings, blocks, last norm."""
+
+    def layer(path: str) -> int:
+        name = path.partition("/")[0]
+        if name.startswith("blocks_"):
+            return int(name.removeprefix("blocks_")) + 1
+        return options.depth + 1 if name == "norm" else 0
+
+    return options.depth + 2, layer
+
+
 BACKBONE = Backbone(
     options=ViTOptions,
     build=_build,
@@ -264,6 +277,7 @@ BACKBONE = Backbone(
     must_agree=("patch", "width", "depth", "heads", "mlp_ratio"),
     may_differ=("remainder",),
     computed_by=("attention",),
+    layers=layers,
     fit=fit,
     describe=describe,
     reads_image="patch_embed/kernel",

@@ -30,10 +30,9 @@ from cp2_jax.options import ConfigError, flatten
 from cp2_jax.pretraining import hooks, probes
 from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
-from cp2_jax.reproduce import frozen
 from cp2_jax.reproduce.recipes import NO_COPY_PASTE
 from cp2_jax.runs import checkpoints, mesh, optim, rngs, settings
-from cp2_jax.segmentation import confusion, evaluation
+from cp2_jax.segmentation import confusion, evaluation, frozen
 from cp2_jax.segmentation import options as finetune_options
 from cp2_jax.segmentation import step as finetune_step
 

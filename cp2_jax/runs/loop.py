@@ -17,6 +17,10 @@ class NonFiniteLoss(Exception):
     """The loss became NaN or infinite; the message names the step, its metrics and the last good checkpoint."""
 
 
+class Finished(Exception):
+    """A hook raises it to end a run before its last step: the state is saved, and the run counts as finished."""
+
+
 class Preempted(Exception):
     """SIGTERM or SIGINT came; the state was saved. Entry points leave with status 75 so that a launcher restarts them."""
 
@@ -48,7 +52,7 @@ def fit(
         a line too, so that a resumed run writes the lines that an unbroken one does. The last step is saved.
       samples_per_step: for the rate.
       extra_metrics: read at each line of the log.
-      on_step: called as `(number of finished steps, state)` after each step.
+      on_step: called as `(number of finished steps, state)` after each step; one that raises `Finished` ends the run.
 
     Returns:
       The last state, which is saved.
@@ -98,8 +102,11 @@ def fit(
             number += 1
             unread = (number, metrics, waited, time.monotonic())
             writer.progress(number)
-            for hook in on_step:
-                hook(number, state)
+            try:
+                for hook in on_step:
+                    hook(number, state)
+            except Finished:
+                total_steps = number
             if number % save_every == 0:
                 save()
         save()

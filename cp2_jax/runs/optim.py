@@ -1,8 +1,10 @@
 """Learning-rate schedules and optimisers, made of optax; equal to PyTorch's SGD and AdamW step for step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from cp2_jax.options import at_least_0, known_fields, one_of, positive, require, share, whole
@@ -107,6 +109,28 @@ def make(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.Grad
       KeyError: for an unknown name.
     """
     return {"sgd": _sgd, "adamw": _adamw}[options.name](options, learning_rate)
+
+
+def scaled(optimizer: optax.GradientTransformation, factor: Callable[[str], float]) -> optax.GradientTransformation:
+    """Return an optimiser whose learning rate, and with it AdamW's decay, is multiplied for each parameter.
+
+    Args:
+      optimizer: of `make`.
+      factor: from a parameter's path, such as "head/aspp_0/conv/kernel", to its factor; one with 0 is not trained and has
+        no optimiser state.
+    """
+
+    def factors(tree):
+        return jax.tree_util.tree_map_with_path(lambda path, _: factor("/".join(key.key for key in path)), tree)
+
+    def multiply(updates, _):
+        return jax.tree.map(lambda update, by: update * by, updates, factors(updates))
+
+    def kinds(params):
+        return jax.tree.map(lambda by: "trained" if by else "frozen", factors(params))
+
+    trained = optax.chain(optimizer, optax.stateless(multiply))
+    return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, kinds)
 
 
 def _sgd(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:

@@ -59,6 +59,7 @@ class Job:
       batches: `(first step) -> iterator` of placed batches, with a method `close`.
       hooks: `(writer, total_steps, meta) -> hooks` that `loop.fit` calls after each step.
       extra_metrics: `(batches) -> values` for each line of the log.
+      ended: `(number of finished steps) -> reason` why a run counts as finished before its last step, "" if it does not.
     """
 
     config: ConfigDict
@@ -71,6 +72,7 @@ class Job:
     batches: Callable[[int], Iterator]
     hooks: Callable[[Writer, int, dict], Iterable[Hook]]
     extra_metrics: Callable[[Iterator], dict[str, float]] = lambda batches: {}
+    ended: Callable[[int], str] = lambda step: ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,9 @@ def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_t
         length = f"{total_steps} steps, {steps_per_epoch} an epoch"
         _overview(job, state, first, workdir, length)
         start = int(state.step)
+        if reason := job.ended(start):
+            _say(reason)
+            return Result(start, workdir, {})
         batches = closing.enter_context(contextlib.closing(job.batches(start)))
         if profile:
             _say(profiling.profile(step, state, batches, workdir / "profile"))

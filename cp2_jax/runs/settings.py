@@ -16,7 +16,7 @@ from cp2_jax.options import ConfigError, flatten
 _HARMLESS = (
     "steps", "epochs", "log_every", "save_every", "keep", "picture_every", "probe_every", "probe_images",
     "eval_every", "evaluation.batch_size", "data.workers", "data.prefetch", "data.path", "data.probe_path",
-    "data.probe_split", "data.attention", "accumulate", "remat", "shard_state",
+    "data.probe_split", "data.attention", "accumulate", "remat", "shard_state", "tuning.patience",
 )  # fmt: skip
 
 
@@ -29,6 +29,17 @@ _ADDED_TO_MODELS = {"model.resnet.basic_dilation": "both", "model.vit.remainder"
 ADDED = {
     "pretrain": {"data.list": "", "data.value_range": []} | _ADDED_TO_MODELS,
     "finetune": {"data.value_range": [], "data.exif": True} | _ADDED_TO_MODELS,
+}
+
+
+# A section that older configs of finetuning do not have: what it says is off.
+TUNING = {
+    "freeze_backbone": False,
+    "head_rate": 1.0,
+    "layer_decay": 1.0,
+    "class_weights": [],
+    "dice": 0.0,
+    "patience": 0,
 }
 
 
@@ -46,6 +57,8 @@ def upgrade(config: Mapping) -> dict:
         (section, key), (new_section, new_key) = old.split("."), new.split(".")
         if key in config.get(section, {}):
             config[new_section].setdefault(new_key, config[section].pop(key))
+    if config["kind"] == "finetune":
+        config["tuning"] = TUNING | config.get("tuning", {})
     for new, value in ADDED.get(config["kind"], {}).items():
         *sections, key = new.split(".")
         inner: Any = config

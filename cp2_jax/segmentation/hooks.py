@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cp2_jax.runs.checkpoints import Checkpoints, read
+from cp2_jax.runs.loop import Finished
 from cp2_jax.runs.writers import Writer
 from cp2_jax.segmentation.evaluation import Evaluator
 from cp2_jax.segmentation.reports import report
@@ -16,7 +17,8 @@ class Periodic:
     """A hook of `loop.fit`: evaluates every so many steps and after the last, and keeps the best model.
 
     The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
-    in its meta; a resumed run goes on comparing with it. The last evaluation is saved, see `Evaluator.save`.
+    in its meta; a resumed run goes on comparing with it. The last evaluation is saved, see `Evaluator.save`. With
+    `patience`, the run ends when so many evaluations in a row have found nothing better.
     """
 
     def __init__(
@@ -27,9 +29,10 @@ class Periodic:
         writer: Writer,
         workdir: str | pathlib.Path,
         meta: dict,
+        patience: int = 0,
     ):
         self._evaluator, self._every, self._total, self._writer = evaluator, every, total_steps, writer
-        self._workdir, self._meta = pathlib.Path(workdir), meta
+        self._workdir, self._meta, self._patience = pathlib.Path(workdir), meta, patience
         self._checkpoints = Checkpoints(self._workdir / "best", keep=1)
         known = self._checkpoints.latest_step() is not None
         self.best = read(self._workdir / "best")[1]["mean_iou"] if known else -1.0
@@ -52,5 +55,30 @@ class Periodic:
             self.best = scores.mean_iou
             self._checkpoints.save(number, variables, self._meta | {"step": number, "mean_iou": self.best})
             self._checkpoints.wait()
-        if number == self._total:
-            self._evaluator.save(self._workdir, result, variables, {"step": number, "best_mean_iou": self.best})
+        reason = ended(number, self._checkpoints.latest_step() or 0, self._every, self._patience)
+        if number == self._total or reason:
+            extra = {"checkpoint": str(self._workdir), "step": number}
+            extra |= {"best_mean_iou": self.best, "best_step": self._checkpoints.latest_step()}
+            self._evaluator.save(self._workdir, result, variables, extra)
+        if reason:
+            self._writer.text(reason)
+            raise Finished(reason)
+
+
+def ended(step: int, best: int, every: int, patience: int) -> str:
+    """Return why a run ends after a step, because too many evaluations have found nothing better; "" if it does not.
+
+    Args:
+      step: number of finished steps.
+      best: the step of the best model, 0 if there is none.
+      every: steps between evaluations.
+      patience: number of evaluations, see `TuningOptions`; 0: never.
+    """
+    if not patience or step % every or step - best < patience * every:
+        return ""
+    return f"ended after step {step}: no better mean IoU in {patience} evaluations since step {best} (tuning.patience)"
+
+
+def best_step(workdir: str | pathlib.Path) -> int:
+    """Return the step of a run's best model, 0 if it has none."""
+    return max((int(p.name) for p in (pathlib.Path(workdir) / "best").glob("*") if p.name.isdecimal()), default=0)

@@ -28,6 +28,7 @@ from cp2_jax.options import (
 from cp2_jax.runs.optim import OptimizerOptions
 from cp2_jax.runs.options import RunOptions
 from cp2_jax.runs.settings import check_kind
+from cp2_jax.segmentation.tuning import TuningOptions
 
 # What the sum of the pixels' losses may be divided by, see `step.cross_entropy`.
 AVERAGES = ("all", "labelled")
@@ -167,6 +168,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     require(config.model.num_classes == config.data.num_classes, "model.num_classes", config.model.num_classes, fix)
     EvaluationOptions.from_config(config)
     AuxiliaryOptions.from_config(config, network.backbone.stages)
+    TuningOptions.from_config(config).check(network, config.eval_every)
     share("model.dropout", config.model.dropout)
     _mind_decay(optimizer.weight_decay, InitOptions.from_config(config), network.backbone_name)
     one_of("loss.average", config.loss.average, AVERAGES)

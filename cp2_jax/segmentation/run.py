@@ -17,6 +17,7 @@ from cp2_jax.runs import distributed, mesh, progress, session
 from cp2_jax.segmentation import folders, hooks, options, reports, saved, step
 from cp2_jax.segmentation.confusion import Scores
 from cp2_jax.segmentation.evaluation import Evaluation, Evaluator
+from cp2_jax.segmentation.tuning import TuningOptions
 
 
 def train(
@@ -48,8 +49,11 @@ def train(
     distributed.agree({"number of images to evaluate": str(len(evaluator.examples))})
     device_mesh = evaluator.device_mesh
 
+    patience = TuningOptions.from_config(config).patience
+
     def watchers(writer, total_steps, meta):
-        yield hooks.Periodic(evaluator, config.eval_every or total_steps, total_steps, writer, workdir, meta)
+        every = config.eval_every or total_steps
+        yield hooks.Periodic(evaluator, every, total_steps, writer, workdir, meta, patience)
 
     job = session.Job(
         config=config,
@@ -61,6 +65,7 @@ def train(
         first=lambda: _first(config),
         batches=lambda start: _batches(config, examples, device_mesh, start),
         hooks=watchers,
+        ended=lambda number: hooks.ended(number, hooks.best_step(workdir), config.eval_every, patience),
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
 

@@ -4,6 +4,8 @@ The protocol is that of the paper's section 4.1, MMSegmentation's EncoderDecoder
 classifier, logits are upsampled to the labels' size, batch norm is synchronised over the batch (`bn_groups` = 1).
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -16,8 +18,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax.models import resize, segmenter
+from cp2_jax.models.network import Network
 from cp2_jax.runs import mesh, optim, rngs
 from cp2_jax.segmentation.inputs import normalize
+from cp2_jax.segmentation.tuning import TuningOptions
 
 
 @flax.struct.dataclass
@@ -44,6 +48,7 @@ def cross_entropy(
     logits: Float[Array, "batch h w classes"],
     label: Int[Array, "batch height width"] | UInt8[Array, "batch height width"],
     average: str,
+    class_weights: Sequence[float] = (),
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the loss and the share of labelled pixels that are right, at the labels' resolution.
 
@@ -52,6 +57,8 @@ def cross_entropy(
       label: pixels that are no class (255) have no loss.
       average: "all" divides by the number of all pixels, ignored ones included, as the original and MMSegmentation do
         (paper_vs_code item 23); "labelled" by the number of labelled ones.
+      class_weights: factor of the loss of each true class; empty: 1. "labelled" then divides by the sum of the pixels'
+        weights, as PyTorch does, "all" by the number of all pixels, as MMSegmentation.
 
     Raises:
       KeyError: for another `average`.
@@ -62,9 +69,36 @@ def cross_entropy(
     target = jnp.where(labelled, label, 0).astype(jnp.int32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target) * labelled
     count = jnp.maximum(jnp.sum(labelled), 1).astype(losses.dtype)
-    loss = jnp.sum(losses) / {"all": jnp.asarray(label.size, losses.dtype), "labelled": count}[average]
+    total = count
+    if class_weights:
+        weights = jnp.asarray(class_weights, losses.dtype)[target]
+        losses, total = losses * weights, jnp.sum(weights * labelled)
+        total = jnp.where(total > 0, total, 1)
+    loss = jnp.sum(losses) / {"all": jnp.asarray(label.size, losses.dtype), "labelled": total}[average]
     right = (jnp.argmax(logits, axis=-1) == target) & labelled
     return loss, jnp.sum(right) / count
+
+
+def dice_loss(
+    logits: Float[Array, "batch h w classes"],
+    label: Int[Array, "batch height width"] | UInt8[Array, "batch height width"],
+) -> Float[Array, ""]:
+    """Return one minus the soft Dice coefficient (Milletari et al. 2016), averaged over the classes that the batch shows.
+
+    2 Σpt / (Σp + Σt) for each class, with probabilities p and truth t summed over the labelled pixels of the whole batch.
+
+    Args:
+      logits, label: as of `cross_entropy`.
+    """
+    logits = resize.bilinear(logits, label.shape[1:])
+    classes = logits.shape[-1]
+    labelled = (label < classes)[..., None]
+    truth = jax.nn.one_hot(label, classes, dtype=logits.dtype)  # zeros where nothing is labelled
+    found = jax.nn.softmax(logits, axis=-1) * labelled
+    both, either = (jnp.sum(x, axis=(0, 1, 2)) for x in (found * truth, found + truth))
+    shown = jnp.sum(truth, axis=(0, 1, 2)) > 0
+    losses = jnp.where(shown, 1 - 2 * both / jnp.where(shown, either, 1), 0)
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(shown), 1)
 
 
 def build_model(config: ConfigDict) -> segmenter.Segmenter:
@@ -78,6 +112,14 @@ def build_model(config: ConfigDict) -> segmenter.Segmenter:
         remat=config.remat,
         auxiliary=config.auxiliary if config.auxiliary.weight else None,
     )
+
+
+def _logits(model: segmenter.Segmenter, images: Array, *, auxiliary: bool, frozen: bool) -> tuple[Array, ...]:
+    """Return the logits of the classifier, and of the auxiliary one if there is one, in training."""
+    if frozen:
+        stages = jax.lax.stop_gradient(model.backbone(images, False))
+        return model.from_stages(stages, True, auxiliary)
+    return model.with_auxiliary(images, True) if auxiliary else (model(images, True),)
 
 
 def init_variables(config: ConfigDict) -> dict:
@@ -109,10 +151,18 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
       initial_state: `(variables) -> State`, placed on the mesh.
       step: `(state, batch) -> (state, FinetuneMetrics)`; batch is what `data.segmentation_stream` yields.
     """
+    tuning = TuningOptions.from_config(config)
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = optim.make(config.optimizer, schedule)
+    if (rates := tuning.rates(Network.from_config(config.model))) is not None:
+        optimizer = optim.scaled(optimizer, rates)
     model = build_model(config)
+    forward = functools.partial(_logits, auxiliary=config.auxiliary.weight > 0, frozen=tuning.freeze_backbone)
     everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
+
+    def loss_of_logits(logits, label):
+        loss, accuracy = cross_entropy(logits, label, config.loss.average, tuning.class_weights)
+        return (loss + tuning.dice * dice_loss(logits, label) if tuning.dice else loss), accuracy
 
     def step(state: State, batch: dict[str, Array]):
         images = normalize(batch["image"], batch["size"], config.model.mean, config.model.std)
@@ -120,14 +170,10 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
 
         def loss_of(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            method = model.with_auxiliary if config.auxiliary.weight else None
-            logits, changed = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs=dropout, method=method
-            )
-            logits, *auxiliary = logits if config.auxiliary.weight else (logits,)
-            loss, accuracy = cross_entropy(logits, batch["label"], config.loss.average)
-            for more in auxiliary:
-                loss += config.auxiliary.weight * cross_entropy(more, batch["label"], config.loss.average)[0]
+            found, changed = model.apply(variables, images, mutable=["batch_stats"], rngs=dropout, method=forward)
+            (loss, accuracy), *auxiliary = (loss_of_logits(logits, batch["label"]) for logits in found)
+            for more, _ in auxiliary:
+                loss += config.auxiliary.weight * more
             return loss, (accuracy, changed.get("batch_stats", {}))
 
         params = mesh.constrain(state.params, everywhere) if config.shard_state else state.params

@@ -11,7 +11,8 @@ from scipy import optimize
 from configs import study_demo
 from cp2_jax.data import demo
 from cp2_jax.options import ConfigError
-from cp2_jax.reproduce import frozen, study
+from cp2_jax.reproduce import study
+from cp2_jax.segmentation import frozen
 
 
 def test_cell_shares_count_pixels():
