@@ -1,9 +1,10 @@
 """Pretraining and finetuning as functions: a folder in, a run out."""
 
 import dataclasses
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,8 +12,11 @@ from ml_collections import ConfigDict
 from cp2_jax import config_files
 from cp2_jax.interface import converting, kinds, overrides, processes
 from cp2_jax.models import backbones
-from cp2_jax.options import ConfigError
+from cp2_jax.models.backbones import BACKBONES
+from cp2_jax.models.heads import HEADS
+from cp2_jax.options import ConfigError, flatten
 from cp2_jax.runs.checkpoints import read_variables
+from cp2_jax.runs.settings import upgrade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,9 @@ def pretrain(
       Preempted: stopped by a signal, and saved.
     """
     settings = pretraining_config(images, out, checkpoint, model, config)
-    overrides.update(settings, dict(changes or {}) | keys)
+    changes = dict(changes or {}) | keys
+    overrides.update(settings, changes)
+    settle(settings, out, _names(changes, model))
     return run_pretraining(settings, out)
 
 
@@ -108,7 +114,9 @@ def finetune(
       SegmentationError: images and masks do not belong together, or masks do not fit the classes.
     """
     settings = finetuning_config(data, out, checkpoint, model, config)
-    overrides.update(settings, dict(changes or {}) | keys)
+    changes = dict(changes or {}) | keys
+    overrides.update(settings, changes)
+    settle(settings, out, _names(changes, model))
     return run_finetuning(settings, out)
 
 
@@ -170,39 +178,89 @@ def _finished(result, next_line: str) -> None:
     print(f"finished: {result.steps} steps{score}; pictures in {pictures}\n{next_line}", flush=True)
 
 
-def follow(config: ConfigDict, checkpoint: str | os.PathLike) -> None:
+def _names(changes: Mapping, model: str | Mapping | None) -> set[str]:
+    """Return the names of all keys that a caller has given a value."""
+    given = dict(changes) | ({"model": model} if isinstance(model, Mapping) else {})
+    return set(flatten(given))
+
+
+def settle(config: ConfigDict, out: str | os.PathLike, explicit: Collection[str]) -> None:
+    """Make a config's model that of the checkpoint that it starts from, but for what was asked for by name.
+
+    Args:
+      config: of a run, with everything that was asked for; changed in place.
+      out: the run's work directory. A run that goes on keeps the model that it has.
+      explicit: names of the keys that were asked for, such as "model.aspp.dilations".
+
+    Raises:
+      CheckpointError: there is no checkpoint.
+    """
+    out = pathlib.Path(out).expanduser()
+    if any(step.name.isdecimal() for step in (out / "checkpoints").glob("*")) and (out / "config.json").is_file():
+        saved = upgrade(json.loads((out / "config.json").read_text()))
+        if saved.get("init", {}).get("checkpoint") == config.init.checkpoint != "":
+            _take(config, saved["model"], explicit, str(out))
+    elif config.init.checkpoint and not pathlib.Path(config.init.checkpoint).is_file():
+        follow(config, config.init.checkpoint, explicit)
+
+
+def follow(config: ConfigDict, checkpoint: str | os.PathLike, explicit: Collection[str] = ()) -> None:
     """Make a config's model that of a checkpoint, as far as it describes one; others' heads are left out.
+
+    With `init.head=random` the head stays as the config has it. What is changed is printed, and so is what was asked for
+    though the checkpoint has another value.
 
     Args:
       config: changed in place.
+      checkpoint: a run of ours, or a converted checkpoint.
+      explicit: names of keys that keep the config's value.
 
     Raises:
       CheckpointError: there is no checkpoint.
     """
     _, meta = read_variables(checkpoint)
     theirs = meta.get("model") or meta.get("config", {}).get("model") or {}
-    inputs = meta.get("input") or theirs
-    kept = ("backbone", "head", "resnet", "vit", "aspp", "fcn", "mean", "std")
-    stated = {key: value for key, value in dict(theirs, **inputs).items() if key in kept}
-    if "backbone" in stated and stated["backbone"] != config.model.backbone:
-        _other_backbone(config, stated["backbone"])
-    for key, value in stated.items():
-        overrides.update(config, {"model": {key: _known(value, config.model[key])}})
-    if "head" not in stated:
+    _take(config, dict(theirs, **(meta.get("input") or {})), explicit, os.fspath(checkpoint))
+    if "head" not in theirs:
         config.init.head = "random"
-        if config.kind == "finetune":
+        if config.kind == "finetune" and "optimizer.weight_decay" not in explicit:
             config.optimizer.weight_decay = backbones.finetuning_decay(config.model.backbone, "random")
 
 
-def _known(value: Any, ours: Any) -> Any:
-    return {k: v for k, v in value.items() if k in ours} if isinstance(value, Mapping) else value
+def _take(config: ConfigDict, theirs: Mapping, explicit: Collection[str], source: str) -> None:
+    """Take what makes the network from a checkpoint's `config.model`, and print what that changes."""
+    kept = {"backbone", "mean", "std", *BACKBONES}
+    if config.init.head == "checkpoint":
+        kept |= {"head", *HEADS}
+    stated = {key: value for key, value in theirs.items() if key in kept and key in config.model}
+    before = flatten(config.model)
+    wanted = {key: _plain(value) for key, value in flatten(stated).items() if key in before}
+    if wanted.get("backbone", config.model.backbone) != config.model.backbone and "model.backbone" not in explicit:
+        _other_backbone(config, wanted["backbone"], explicit)
+    for key, value in wanted.items():
+        if f"model.{key}" not in explicit:
+            overrides.update(config, {"model": {key: value}})
+    used = ("backbone", "head", "mean", "std", f"{config.model.backbone}.", f"{config.model.head}.")
+    asked, changed = [], []
+    for key, value in wanted.items():
+        if key.startswith(used) and _plain(before[key]) != value:
+            told = asked if f"model.{key}" in explicit else changed
+            told.append(f"model.{key}={value} ({before[key]})")
+    for words, found in (("the model is that of", changed), ("mind: the model is not, as asked for, that of", asked)):
+        if found:
+            more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+            print(f"{words} {source}: {', '.join(found[:6])}{more}; in brackets what the config has", flush=True)
 
 
-def _other_backbone(config: ConfigDict, backbone: str) -> None:
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _other_backbone(config: ConfigDict, backbone: str, explicit: Collection[str]) -> None:
     """Take the optimiser that the paper has for this backbone."""
     variants = {"vit": "vit", "resnet": "r50"}
     like = config_files.load(f"{'pretrain' if config.kind == 'pretrain' else 'finetune_voc'}:{variants[backbone]}")
-    config.optimizer.update(like.optimizer)
+    config.optimizer.update({key: v for key, v in like.optimizer.items() if f"optimizer.{key}" not in explicit})
 
 
 def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | None) -> ConfigDict:

@@ -37,6 +37,7 @@ def _run(arguments):
     processes.join(arguments)
     config = training.finetuning_config(arguments.data, arguments.workdir, arguments.checkpoint, config=arguments.config)
     overrides.parse(config, arguments.changes)
+    training.settle(config, arguments.workdir, {name for name, _ in arguments.changes})
     training.run_finetuning(config, arguments.workdir, profile=arguments.profile, stall_timeout=arguments.stall_timeout)
 
 

@@ -36,6 +36,7 @@ def _run(arguments):
     processes.join(arguments)
     config = training.pretraining_config(arguments.images, arguments.workdir, arguments.checkpoint, config=arguments.config)
     overrides.parse(config, arguments.changes)
+    training.settle(config, arguments.workdir, {name for name, _ in arguments.changes})
     training.run_pretraining(config, arguments.workdir, profile=arguments.profile, stall_timeout=arguments.stall_timeout)
 
 
