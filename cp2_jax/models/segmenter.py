@@ -56,7 +56,7 @@ class Segmenter(nn.Module):
         return self.from_stages(self.backbone(images, train), train, auxiliary=True)
 
     def from_stages(
-        self, stages: tuple[Array, ...], train: bool, auxiliary: bool
+        self, stages: tuple[Float[Array, "batch _ _ _"], ...], train: bool, auxiliary: bool
     ) -> tuple[Float[Array, "batch _ _ classes"], ...]:
         """Return the logits of the classifier, and with `auxiliary` of the auxiliary one, float32, from `stages`."""
         more = ()

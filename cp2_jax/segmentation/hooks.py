@@ -19,6 +19,9 @@ class Periodic:
     The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
     in its meta; a resumed run goes on comparing with it. The last evaluation is saved, see `Evaluator.save`. With
     `patience`, the run ends when so many evaluations in a row have found nothing better.
+
+    Raises:
+      Finished: when it is called and patience is at its end; `loop.fit` takes it.
     """
 
     def __init__(
