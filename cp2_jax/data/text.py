@@ -37,6 +37,19 @@ def read_lines(path: str | os.PathLike, error: type[SourceError] = SourceError) 
         data = files.read(path)
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    return lines_of(data, str(path), error)
+
+
+def lines_of(data: bytes, path: str, error: type[SourceError] = SourceError) -> list[str]:
+    """Return the lines of a text file that was read.
+
+    Args:
+      data: what is in it.
+      path: for messages; error: what to raise.
+
+    Raises:
+      SourceError: (or `error`) naming the file, if it is in another encoding; see `read_lines`.
+    """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

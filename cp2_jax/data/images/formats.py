@@ -18,11 +18,11 @@ SUFFIXES = frozenset(
 )
 UNKNOWN = "not an image of a known format"
 # Images up to this size may be as small in bytes as they like.
-_FREE_PIXELS = 2**22
+_FREE_PIXELS = 2**24
 # Beyond it: pixels that a byte can stand for at most. JPEG spends a bit or more on each block of 8 x 8 (of which other
 # colours may have fewer), GIF at least 12 bits on 4,096 pixels, PPM a bit on each; for the rest this is generous.
 _PIXELS_PER_BYTE = {"JPEG": 1024, "MPO": 1024, "GIF": 2731, "PPM": 8, "BMP": 8256, "DIB": 8256}
-_OTHERWISE = 65536
+_OTHERWISE = 16384
 # Deflate stands for at most 1,032 bytes a byte, and PNG's header says how many bits a pixel has.
 _DEFLATE, _PNG_CHANNELS = 1032, {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -24,9 +25,17 @@ def read_classes(path: str | Path) -> tuple[tuple[str, ...], tuple[tuple[int, in
       SegmentationError: naming file and line, for a colour that is none, a name given twice, a line without a colour
         where others have one; or for a file that cannot be read or has fewer than two names.
     """
-    path = Path(path)
+    return parse_classes(text.read_lines(path, SegmentationError), str(path))
+
+
+def parse_classes(lines: Sequence[str], path: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Return names and colours from the lines of a class file; `path` is for messages. See `read_classes`.
+
+    Raises:
+      SegmentationError: as there.
+    """
     names, colors, numbers = [], [], []
-    for number, line in enumerate(text.read_lines(path, SegmentationError), 1):
+    for number, line in enumerate(lines, 1):
         words = [word for word in re.split(r"[,\s]+", line) if word]
         if not words or words[0].startswith("#"):
             continue
