@@ -15,6 +15,7 @@ prepared as array_record. Variants follow a colon, in any order: `--config confi
 | `moco_v2` | MoCo v2, the paper's baseline: global average pooling, no copy-paste | 74.9 mIoU (Table 1, row MoCo v2, 200) |
 | `original` | the released code's choices where they differ from the paper (docs/paper_vs_code.md) | none |
 | `paper` | the paper's choices: the default | |
+| `small` | sizes that fit the number of images and the machine, chosen at the start (docs/small_data.md) | |
 | `demo` | a small network on the demo scenes, minutes on a laptop (scripts/quickstart.sh) | docs/results.md |
 
 Where paper and released code disagree, the paper's choice is taken; `original` takes all of the code's choices, and
@@ -101,6 +102,15 @@ def moco_v2(config: ConfigDict) -> None:
     config.optimizer.schedule = "cosine_by_epoch"  # as the official code steps it
 
 
+def small(config: ConfigDict) -> None:
+    """Sizes that fit your images: -1 leaves a key open, for cp2_jax/pretraining/sizes.py to choose (docs/small_data.md)."""
+    config.update(batch_size=-1, bn_groups=-1, epochs=-1, log_every=-1, save_every=-1)
+    config.update(picture_every=-1, probe_every=-1, probe_images=-1)
+    config.loss.update(queue_size=-1, momentum=-1.0)
+    config.optimizer.update(learning_rate=-1.0, warmup_steps=-1)
+    config.data.workers = -1
+
+
 def paper(config: ConfigDict) -> None:
     """The paper's choices, which are the default."""
 
@@ -138,11 +148,12 @@ VARIANTS = {
     "quick_tune": (("method", "start"), quick_tune),
     "moco_v2": (("method", "head", "values"), moco_v2),
     "paper": (("values",), paper),
-    "original": (("values",), original),
+    "original": (("values", "learning rate"), original),
     "r50": (("backbone",), r50),
     "vit": (("backbone",), vit),
     "aspp": (("head",), aspp),
     "fcn": (("head",), fcn),
+    "small": (("size", "learning rate"), small),
 }
 
 
@@ -160,6 +171,8 @@ def get_config(variants: str = "") -> ConfigDict:
     config.kind = "pretrain"  # which job the config is for
     config.seed = 0  # of the initial weights, the order of the images and every random choice
     config.image_size = 224  # side of the crops in pixels
+    # -1 leaves a key open for `small` to choose: batch_size, bn_groups, epochs, loss.queue_size, loss.momentum, the
+    # optimiser's learning_rate and warmup_steps, data.workers, and how often to look.
     config.batch_size = 256  # global, over all devices and processes
     config.epochs = 200  # passes over the images
     config.steps = 0  # length in steps instead of epochs, if not 0

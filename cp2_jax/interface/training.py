@@ -15,6 +15,7 @@ from cp2_jax.models import backbones
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.runs import sizes
 from cp2_jax.runs.checkpoints import read_variables
 from cp2_jax.runs.settings import upgrade
 
@@ -63,7 +64,8 @@ def pretrain(
       checkpoint: weights to start from (Quick Tuning): a run, a converted checkpoint, or somebody else's file, which is
         converted into `out/converted`. Without it, from scratch. The model is the checkpoint's.
       model: variants of `configs/pretrain.py`, such as "vit" or "vit,fcn"; or a mapping of keys of `config.model`.
-      config: name or path of another config than `pretrain`, or a config.
+      config: name or path of another config than `pretrain:small`, whose sizes fit the data (docs/small_data.md), or a
+        config.
       changes, keys: values of the config, by key: `epochs=50`, `batch_size=32`, `loss={"alpha": 0.1}`,
         `changes={"optimizer.learning_rate": 0.01}`.
 
@@ -128,7 +130,7 @@ def pretraining_config(images, out, checkpoint=None, model=None, config=None) ->
       SourceError: `images` is something else.
     """
     kinds.refuse_a_model(images)
-    settings = _base(config, "quick_tune" if checkpoint else "pretrain", model)
+    settings = _base(config, "quick_tune:small" if checkpoint else "pretrain:small", model)
     if checkpoint:
         settings.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))
         follow(settings, settings.init.checkpoint)
@@ -220,11 +222,13 @@ def follow(config: ConfigDict, checkpoint: str | os.PathLike, explicit: Collecti
     """
     _, meta = read_variables(checkpoint)
     theirs = meta.get("model") or meta.get("config", {}).get("model") or {}
+    before = config.model.backbone, config.init.head
     _take(config, dict(theirs, **(meta.get("input") or {})), explicit, os.fspath(checkpoint))
     if "head" not in theirs:
         config.init.head = "random"
-        if config.kind == "finetune" and "optimizer.weight_decay" not in explicit:
-            config.optimizer.weight_decay = backbones.finetuning_decay(config.model.backbone, "random")
+    now = config.model.backbone, config.init.head
+    if config.kind == "finetune" and now != before and "optimizer.weight_decay" not in explicit:
+        config.optimizer.weight_decay = backbones.finetuning_decay(*now)
 
 
 def _take(config: ConfigDict, theirs: Mapping, explicit: Collection[str], source: str) -> None:
@@ -260,7 +264,9 @@ def _other_backbone(config: ConfigDict, backbone: str, explicit: Collection[str]
     """Take the optimiser that the paper has for this backbone."""
     variants = {"vit": "vit", "resnet": "r50"}
     like = config_files.load(f"{'pretrain' if config.kind == 'pretrain' else 'finetune_voc'}:{variants[backbone]}")
-    config.optimizer.update({key: v for key, v in like.optimizer.items() if f"optimizer.{key}" not in explicit})
+    open_ = {key for key, value in config.optimizer.items() if value == sizes.OPEN}  # chosen later, by the backbone
+    kept = open_ | {key.removeprefix("optimizer.") for key in explicit if key.startswith("optimizer.")}
+    config.optimizer.update({key: value for key, value in like.optimizer.items() if key not in kept})
 
 
 def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | None) -> ConfigDict:

@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax.convert import warm_start
-from cp2_jax.data.images import sizes
+from cp2_jax.data.images.sizes import warnings
 from cp2_jax.data.images.sources import open_held_out, open_source
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
-from cp2_jax.pretraining import attention_maps, hooks, options, step
+from cp2_jax.pretraining import attention_maps, hooks, options, sizes, step
 from cp2_jax.runs import distributed, mesh, session
+from cp2_jax.runs import sizes as open_sizes
+from cp2_jax.runs.settings import check_kind
 from cp2_jax.runs.writers import Writer
 
 
@@ -25,7 +27,8 @@ def train(
     """Pretrain a segmentation model with CP2 (the paper's section 3), or go on where the work directory stands.
 
     Args:
-      config: a pretraining config (see `configs/`); it is not changed.
+      config: a pretraining config (see `configs/`); it is not changed. Where it leaves sizes open (-1, as the variant
+        `small` does), they are chosen from the number of images and the devices, and printed (see `sizes.fit_to_data`).
       workdir, profile, stall_timeout: see `session.run`.
 
     Returns:
@@ -42,11 +45,13 @@ def train(
       >>> train(config, "runs/photos").metrics["loss"]
     """
     config = config.copy_and_resolve_references()
-    options.check(config, jax.device_count())
+    if not open_sizes.is_open(config, sizes.KEYS):
+        options.check(config, jax.device_count())
     distributed.agree(distributed.facts(config, {"--workdir": workdir}))
     source, device_mesh = open_source(config.data), mesh.make_mesh()
+    _settle(config, len(source), workdir)
     multiple = math.lcm(config.bn_groups, device_mesh.size)
-    for line in sizes.warnings(len(source), config.batch_size, config.loss.queue_size, multiple):
+    for line in warnings(len(source), config.batch_size, config.loss.queue_size, multiple):
         logging.warning(line)
     read = _reader(config)
     read_training = functools.partial(read, source, attention=attention_maps.open_maps(config, source))
@@ -63,6 +68,14 @@ def train(
         extra_metrics=lambda batches: {"unreadable_images": batches.unreadable_count},
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
+
+
+def _settle(config: ConfigDict, num_images: int, workdir: str | pathlib.Path) -> None:
+    """Choose the sizes that a config leaves open; then the whole can be checked."""
+    check_kind(config, "pretrain")
+    if reasons := sizes.settle(config, num_images, open_sizes.this_machine(), workdir):
+        sizes.say(config, reasons, workdir)
+        options.check(config, jax.device_count())
 
 
 def _reader(config: ConfigDict) -> Callable:

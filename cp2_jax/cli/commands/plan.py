@@ -1,5 +1,6 @@
 """`cp2 plan`: what a run needs, before it is started."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -42,6 +43,20 @@ def _shares(text):
 _shares.__name__ = "list of numbers, such as 1,0.5,"
 
 
+def _settle(config, topology, images):
+    """Choose the sizes that a pretraining config leaves open for the topology's devices, and print them."""
+    from cp2_jax.pretraining import sizes
+    from cp2_jax.runs.sizes import this_machine
+
+    if config.kind != "pretrain":
+        return
+    machine = dataclasses.replace(this_machine(), devices=len(topology.devices))
+    if topology.chip:
+        machine = dataclasses.replace(machine, memory=topology.chip.memory, accelerator=True)
+    if reasons := sizes.settle(config, images, machine):
+        print(reasons + "\n")
+
+
 def _run(arguments):
     from cp2_jax.planning import chips, program, report
     from cp2_jax.pretraining import options as pretraining
@@ -51,6 +66,7 @@ def _run(arguments):
     config = command.typed_config(arguments)
     topology = chips.get(arguments.topology)
     config.data.path = config.data.path or "unread"
+    _settle(config, topology, arguments.images)
     check = {"pretrain": pretraining.check, "finetune": segmentation.check}
     check[config.kind](config, len(topology.devices))
     compiled = program.compile_step(config, topology, arguments.images)

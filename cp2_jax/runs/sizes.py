@@ -1,0 +1,122 @@
+"""Values that follow from the data and the machine: what a config leaves open, and how what is chosen is filled in.
+
+A config leaves a key open by the value -1, as the variant `small` does with all of them. A job's own rule (such as
+`pretraining.sizes.fit_to_data`) chooses; a value that the user gives is never changed.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from cp2_jax.options import flatten
+from cp2_jax.runs import settings
+
+OPEN = -1  # the value of a key that is chosen when the run starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the rules have to know of the devices.
+
+    Attributes:
+      devices: of all processes.
+      memory: bytes of each device.
+      cores: of each process's host.
+      accelerator: whether the devices are GPUs or TPUs.
+    """
+
+    devices: int
+    memory: float
+    cores: int
+    accelerator: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A value that was chosen, and why, in words that follow "key = value: "."""
+
+    value: Any
+    reason: str
+
+
+def this_machine() -> Machine:
+    """Return the devices of this run. Processes take the numbers of the first one, so that all choose alike."""
+    device = jax.local_devices()[0]
+    accelerator = device.platform != "cpu"
+    memory = (device.memory_stats() or {}).get("bytes_limit") if accelerator else None
+    if not memory:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+    numbers = np.array([memory, os.cpu_count() or 1])
+    if jax.process_count() > 1:
+        numbers = multihost_utils.broadcast_one_to_all(numbers)
+    return Machine(jax.device_count(), float(numbers[0]), int(numbers[1]), accelerator)
+
+
+def is_open(config: ConfigDict, keys: tuple[str, ...]) -> bool:
+    """Say whether a config leaves one of these keys open."""
+    flat = flatten(config)
+    return any(flat[key] == OPEN for key in keys)
+
+
+def fixed(config: ConfigDict, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values of those keys that a config does not leave open."""
+    flat = flatten(config)
+    return {key: flat[key] for key in keys if flat[key] != OPEN}
+
+
+def earlier(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """Return the values that a run which is going to be resumed has, by key; {} where there is none.
+
+    A run that goes on keeps what was chosen at its start, also on another machine.
+    """
+    path = pathlib.Path(workdir, "config.json")
+    started = any(step.name.isdecimal() for step in path.parent.glob("checkpoints/*"))
+    try:
+        return flatten(settings.upgrade(json.loads(path.read_text()))) if started else {}
+    except (OSError, ValueError):  # `settings.save_config` says what is wrong with it
+        return {}
+
+
+def fill(config: ConfigDict, choices: Mapping[str, Choice], before: Mapping[str, Any]) -> str:
+    """Put what was chosen where a config leaves it open.
+
+    Args:
+      config: changed in place.
+      choices: by key.
+      before: values of a run that is resumed, which go before what is chosen now; see `earlier`.
+
+    Returns:
+      Lines "key = value: reason".
+    """
+    lines = []
+    for key, choice in choices.items():
+        kept = key in before and before[key] != OPEN
+        value, reason = (before[key], "as before") if kept else (choice.value, choice.reason)
+        config.update_from_flattened_dict({key: value})
+        lines.append(f"{key} = {value:g}: {reason}" if isinstance(value, float) else f"{key} = {value}: {reason}")
+    return "\n".join(lines)
+
+
+def looking(total: int) -> dict[str, Choice]:
+    """Return how often a run of `total` steps logs, saves, draws and measures: seldom enough to cost nothing."""
+    shares = {"log_every": (100, 50), "save_every": (20, 1000), "picture_every": (4, 5000), "probe_every": (10, 1000)}
+    return {
+        key: Choice(min(most, max(1, total // times)), f"{times} times in {total:,d} steps, at most {most:,d} steps apart")
+        for key, (times, most) in shares.items()
+    }
+
+
+def workers(machine: Machine) -> Choice:
+    """Return how many processes decode images."""
+    if not machine.accelerator:
+        return Choice(0, "training itself needs the cores: images are decoded by threads")
+    count = min(16, max(1, machine.cores - 2))
+    return Choice(count, f"{machine.cores} cores, two left for training and for the system")
