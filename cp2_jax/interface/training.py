@@ -203,10 +203,12 @@ def settle(config: ConfigDict, out: str | os.PathLike, explicit: Collection[str]
         if saved.get("init", {}).get("checkpoint") == config.init.checkpoint != "":
             _take(config, saved["model"], explicit, str(out))
     elif config.init.checkpoint and not pathlib.Path(config.init.checkpoint).is_file():
-        follow(config, config.init.checkpoint, explicit)
+        follow(config, config.init.checkpoint, explicit, random_head=False)
 
 
-def follow(config: ConfigDict, checkpoint: str | os.PathLike, explicit: Collection[str] = ()) -> None:
+def follow(
+    config: ConfigDict, checkpoint: str | os.PathLike, explicit: Collection[str] = (), random_head: bool = True
+) -> None:
     """Make a config's model that of a checkpoint, as far as it describes one; others' heads are left out.
 
     With `init.head=random` the head stays as the config has it. What is changed is printed, and so is what was asked for
@@ -216,6 +218,7 @@ def follow(config: ConfigDict, checkpoint: str | os.PathLike, explicit: Collecti
       config: changed in place.
       checkpoint: a run of ours, or a converted checkpoint.
       explicit: names of keys that keep the config's value.
+      random_head: where the checkpoint describes no head, let it start at random; without it, such a run is refused.
 
     Raises:
       CheckpointError: there is no checkpoint.
@@ -224,7 +227,7 @@ def follow(config: ConfigDict, checkpoint: str | os.PathLike, explicit: Collecti
     theirs = meta.get("model") or meta.get("config", {}).get("model") or {}
     before = config.model.backbone, config.init.head
     _take(config, dict(theirs, **(meta.get("input") or {})), explicit, os.fspath(checkpoint))
-    if "head" not in theirs:
+    if random_head and "head" not in theirs:
         config.init.head = "random"
     now = config.model.backbone, config.init.head
     if config.kind == "finetune" and now != before and "optimizer.weight_decay" not in explicit:
