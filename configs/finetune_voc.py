@@ -16,6 +16,7 @@ each starts from this one and changes what its first line says.
 | `fcn` | the FCN head | 75.4 mIoU (Table 2, row CP2) |
 | `vit` | ViT-S/16 by AdamW | 79.5 mIoU (Table 1, row CP2 QT v.300) |
 | `baseline` | another method's backbone: the head starts at random | 74.9 mIoU (Table 1, row MoCo v2, 200) |
+| `small` | sizes that fit the number of images and the machine, chosen at the start (docs/small_data.md) | |
 | `original` | the network of a pretraining with `:original` (docs/paper_vs_code.md) | none |
 
 Weight decay follows the head (section 4.1): none for a head that CP2 has pretrained; for a head that starts at random
@@ -48,6 +49,12 @@ def baseline(config: ConfigDict) -> None:
     config.init.head = "random"
 
 
+def small(config: ConfigDict) -> None:
+    """Sizes that fit your images: -1 leaves a key open, for cp2_jax/segmentation/sizes.py to choose."""
+    config.update(batch_size=-1, epochs=0, steps=-1, log_every=-1, save_every=-1, eval_every=-1)
+    config.data.workers = -1
+
+
 VARIANTS = {
     "paper": (("values",), pretrain.paper),
     "original": (("values",), original),
@@ -56,6 +63,7 @@ VARIANTS = {
     "aspp": (("head",), pretrain.aspp),
     "fcn": (("head",), pretrain.fcn),
     "baseline": (("start of the head",), baseline),
+    "small": (("size",), small),
 }
 
 
@@ -89,6 +97,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.kind = "finetune"  # which job the config is for
     config.seed = 0  # of the initial weights, the order of the images and every random choice
     config.image_size = 224  # of pretraining, for which a ViT's position table was made
+    # -1 leaves a key open for `small` to choose: batch_size, steps, data.workers, and how often to look.
     config.batch_size = 16  # global, over all devices and processes
     config.epochs = 0  # length in epochs, where steps is 0
     config.steps = 40_000  # length of the run

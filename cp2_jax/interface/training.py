@@ -106,7 +106,7 @@ def finetune(
       out: work directory; run again with the same one, it resumes.
       checkpoint: a pretraining run, a converted checkpoint, or somebody else's file, which is converted into
         `out/converted`. Without it, from scratch. The model is the checkpoint's.
-      model, config, changes, keys: as of `pretrain`; the config is `finetune_folder` if none is named.
+      model, config, changes, keys: as of `pretrain`; the config is `finetune_folder:small` if none is named.
 
     Returns:
       The run.
@@ -145,7 +145,7 @@ def finetuning_config(data, out, checkpoint=None, model=None, config=None) -> Co
       SourceError: `data` is something else.
     """
     kinds.refuse_a_model(data, "a folder of labelled images")
-    settings = _base(config, "finetune_folder", model)
+    settings = _base(config, "finetune_folder:small", model)
     if checkpoint:
         settings.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))
         follow(settings, settings.init.checkpoint)

@@ -74,7 +74,7 @@ def _settle(config: ConfigDict, num_images: int, workdir: str | pathlib.Path) ->
     """Choose the sizes that a config leaves open; then the whole can be checked."""
     check_kind(config, "pretrain")
     if reasons := sizes.settle(config, num_images, open_sizes.this_machine(), workdir):
-        sizes.say(config, reasons, workdir)
+        open_sizes.say(sizes.summary(config), reasons, workdir)
         options.check(config, jax.device_count())
 
 

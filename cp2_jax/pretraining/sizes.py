@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from cp2_jax.models.network import Network
@@ -246,14 +245,11 @@ def settle(config: ConfigDict, num_images: int, machine: Machine, workdir: str |
     return sizes.fill(config, choices, before)
 
 
-def say(config: ConfigDict, reasons: str, workdir: str | pathlib.Path) -> None:
-    """Print in two lines what was chosen, and write the reasons into `workdir/sizes.txt`."""
-    if jax.process_index():
-        return
-    path = pathlib.Path(workdir, "sizes.txt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(reasons + "\n")
+def summary(config: ConfigDict) -> str:
+    """Return the sizes of a pretraining in two lines of at most 80 columns."""
     rate, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
     length = f"{config.steps} steps" if config.steps else f"{config.epochs} epochs"
-    print(f"sizes    batch {config.batch_size} in {config.bn_groups} groups, queue {config.loss.queue_size}, {length}")
-    print(f"         rate {rate:.3g} after {warmup} steps, {config.data.workers} workers (sizes.txt: why)", flush=True)
+    return (
+        f"sizes    batch {config.batch_size} in {config.bn_groups} groups, queue {config.loss.queue_size}, {length}\n"
+        f"         rate {rate:.3g} after {warmup} steps, {config.data.workers} workers (sizes.txt: why)"
+    )

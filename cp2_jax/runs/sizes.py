@@ -105,6 +105,16 @@ def fill(config: ConfigDict, choices: Mapping[str, Choice], before: Mapping[str,
     return "\n".join(lines)
 
 
+def say(text: str, reasons: str, workdir: str | pathlib.Path) -> None:
+    """Print what was chosen, in a line or two, and write the reasons into `workdir/sizes.txt`."""
+    if jax.process_index():
+        return
+    path = pathlib.Path(workdir, "sizes.txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(reasons + "\n")
+    print(text, flush=True)
+
+
 def looking(total: int) -> dict[str, Choice]:
     """Return how often a run of `total` steps logs, saves, draws and measures: seldom enough to cost nothing."""
     shares = {"log_every": (100, 50), "save_every": (20, 1000), "picture_every": (4, 5000), "probe_every": (10, 1000)}

@@ -14,7 +14,9 @@ from cp2_jax.data.labelled import classes
 from cp2_jax.data.labelled.examples import Examples, open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
 from cp2_jax.runs import distributed, mesh, progress, session
-from cp2_jax.segmentation import folders, hooks, options, reports, saved, step
+from cp2_jax.runs import sizes as open_sizes
+from cp2_jax.runs.settings import check_kind
+from cp2_jax.segmentation import folders, hooks, options, reports, saved, sizes, step
 from cp2_jax.segmentation.confusion import Scores
 from cp2_jax.segmentation.evaluation import Evaluation, Evaluator
 from cp2_jax.segmentation.tuning import TuningOptions
@@ -29,7 +31,8 @@ def train(
     `scores.json` at the end.
 
     Args:
-      config: a finetuning config (see `configs/`); it is not changed.
+      config: a finetuning config (see `configs/`); it is not changed. Where it leaves sizes open (-1, as the variant
+        `small` does), they are chosen from the number of images and the devices (see `sizes.fit_to_data`).
       workdir, profile, stall_timeout: see `session.run`.
 
     Returns:
@@ -42,9 +45,15 @@ def train(
     """
     config = config.copy_and_resolve_references()
     classes.resolve(config)
-    options.check(config, jax.device_count())
+    if not open_sizes.is_open(config, sizes.KEYS):
+        options.check(config, jax.device_count())
     distributed.agree(distributed.facts(config, {"--workdir": workdir}))
+    check_kind(config, "finetune")
     examples = open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
+    if reasons := sizes.settle(config, len(examples), open_sizes.this_machine(), workdir):
+        text = f"sizes    batch {config.batch_size}, {config.steps} steps, {config.data.workers} workers (sizes.txt: why)"
+        open_sizes.say(text, reasons, workdir)
+        options.check(config, jax.device_count())
     evaluator = Evaluator(config, mesh.make_mesh())
     distributed.agree({"number of images to evaluate": str(len(evaluator.examples))})
     device_mesh = evaluator.device_mesh

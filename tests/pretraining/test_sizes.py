@@ -143,7 +143,7 @@ def test_no_images_and_no_learning_rate():
 def test_it_is_said_in_two_lines_and_in_full_in_a_file(tmp_path, capsys):
     config = config_files.load("quick_tune:small")
     reasons = sizes.settle(config, 500, GPU)
-    sizes.say(config, reasons, tmp_path / "run")
+    open_sizes.say(sizes.summary(config), reasons, tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "sizes    batch 16 in 2 groups, queue 112, 65 epochs",
