@@ -237,13 +237,27 @@ def work(task: dict) -> int:
     config = pretrain_demo.get_config()
     config.update_from_flattened_dict(
         {
-            "steps": STEPS, "batch_size": 4, "bn_groups": 1, "save_every": SAVE_EVERY, "log_every": 1, "picture_every": 0,
-            "probe_every": 0, "image_size": 16, "data.source": "folder", "data.path": task["images"],
-            "data.workers": task["workers"], "loss.queue_size": 16, "augment.blur": 0.0, "model.resnet.width": 4,
-            "model.resnet.stem_width": 4, "model.aspp.channels": 4, "model.aspp.dilations": (1, 2),
-            "model.projection_dim": 8, "optimizer.warmup_steps": 1,
+            "steps": STEPS,
+            "batch_size": 4,
+            "bn_groups": 1,
+            "save_every": SAVE_EVERY,
+            "log_every": 1,
+            "picture_every": 0,
+            "probe_every": 0,
+            "image_size": 16,
+            "data.source": "folder",
+            "data.path": task["images"],
+            "data.workers": task["workers"],
+            "loss.queue_size": 16,
+            "augment.blur": 0.0,
+            "model.resnet.width": 4,
+            "model.resnet.stem_width": 4,
+            "model.aspp.channels": 4,
+            "model.aspp.dilations": (1, 2),
+            "model.projection_dim": 8,
+            "optimizer.warmup_steps": 1,
         }
-    )  # fmt: skip
+    )
 
     def train():
         if "port" in task:

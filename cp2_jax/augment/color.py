@@ -73,7 +73,10 @@ def jitter(
 
 def _jitter(channels: Channels, factors, order, mean) -> Channels:
     """Apply all four operations, or without a `mean` to blend with only those before contrast."""
-    column = lambda v: v[:, None, None]  # noqa: E731
+
+    def column(v):
+        return v[:, None, None]
+
     slot_of = jnp.argsort(order, axis=1)
     hue_slot = slot_of[:, HUE]
     end = jnp.full_like(hue_slot, 4) if mean is not None else slot_of[:, CONTRAST]

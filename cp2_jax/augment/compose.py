@@ -16,9 +16,17 @@ from cp2_jax.models import inputs
 from cp2_jax.runs import rngs
 
 __all__ = [
-    "AugmentOptions", "Pair", "ViewDraw", "augment", "compose_batch", "compose_pairs", "draw_view", "feature_mask",
-    "in_batch_backgrounds", "normalize",
-]  # fmt: skip
+    "AugmentOptions",
+    "Pair",
+    "ViewDraw",
+    "augment",
+    "compose_batch",
+    "compose_pairs",
+    "draw_view",
+    "feature_mask",
+    "in_batch_backgrounds",
+    "normalize",
+]
 
 # Numbers folded into a row's key. Part of every run's identity: append, never renumber.
 _FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY, _MASK_QUERY, _MASK_KEY = range(6)
@@ -54,9 +62,10 @@ def draw_view(key: Key[Array, ""], options: AugmentOptions) -> ViewDraw:
 
     An operation that is not to happen gets the parameter that does nothing: factor 1, hue shift 0, sigma 0.
     """
-    uniform = lambda n, low=0.0, high=1.0, shape=(): jax.random.uniform(  # noqa: E731
-        jax.random.fold_in(key, n), shape, jnp.float32, jnp.asarray(low), jnp.asarray(high)
-    )
+
+    def uniform(n, low=0.0, high=1.0, shape=()):
+        return jax.random.uniform(jax.random.fold_in(key, n), shape, jnp.float32, jnp.asarray(low), jnp.asarray(high))
+
     reach = (options.brightness, options.contrast, options.saturation)
     low = jnp.array([max(0.0, 1 - x) for x in reach] + [-options.hue], jnp.float32)
     high = jnp.array([1 + x for x in reach] + [options.hue], jnp.float32)
@@ -157,9 +166,14 @@ def compose_pairs(
 
 
 def compose_batch(key: Key[Array, ""], batch: Mapping[str, Array], options: AugmentOptions) -> Pair:
-    """Return `compose_pairs` of a batch as `data.pretrain` yields it: {'foreground'[, 'background'][, 'attention']}.
+    """Return `compose_pairs` of a batch as `data.images.stream` yields it.
 
-    A batch without backgrounds takes them from its own foregrounds, see `in_batch_backgrounds`.
+    Args:
+      key: of this step.
+      batch: 'foreground', uint8 (batch, 2, height, width, 3): two crops of each image. Perhaps 'background', of the same
+        shape; without it a batch takes backgrounds from its own foregrounds, see `in_batch_backgrounds`. Perhaps
+        'attention', uint8 (batch, 2, height, width).
+      options: what to draw.
     """
     foreground = batch["foreground"]
     background = batch["background"] if "background" in batch else in_batch_backgrounds(foreground)
@@ -167,7 +181,9 @@ def compose_batch(key: Key[Array, ""], batch: Mapping[str, Array], options: Augm
 
 
 def _draw_masks(keys, height, width, options):
-    draw_mask = lambda k: masks.MASKS[options.mask](k, height, width, options.mask_law)  # noqa: E731
+    def draw_mask(k):
+        return masks.MASKS[options.mask](k, height, width, options.mask_law)
+
     return jax.vmap(jax.vmap(draw_mask))(keys)
 
 

@@ -102,8 +102,11 @@ def blocks(key: Key[Array, ""], height: int, width: int, law: MaskLaw) -> Float[
     # A pixel's rank: the first block that covers it, then its height within that block.
     rank = jnp.where((y >= 0) & (y < 1), jnp.arange(_BLOCKS)[:, None] + y, jnp.inf)
     outside = jnp.where((x >= 0) & (x < 1), 0, jnp.inf).astype(jnp.float32)
+
     # A loop over blocks, not one reduction over [block, height, width], which takes 8 times as long on a CPU.
-    lay = lambda i, ranks: jnp.minimum(ranks, rank[i][:, None] + outside[i][None, :])  # noqa: E731
+    def lay(i, ranks):
+        return jnp.minimum(ranks, rank[i][:, None] + outside[i][None, :])
+
     ranks = jnp.full((height, width), _BLOCKS, jnp.float32)
     ranks = jax.lax.fori_loop(0, _BLOCKS, lay, ranks, unroll=8)
     return _lowest(ranks, _uniform(area_key, law.area))

@@ -180,7 +180,9 @@ def test_full_is_all_foreground():
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks_are_binary_float32_and_follow_their_key(kind):
-    one = lambda seed: MASKS[kind](jax.random.key(seed), 64, 48, MaskLaw())  # noqa: E731
+    def one(seed):
+        return MASKS[kind](jax.random.key(seed), 64, 48, MaskLaw())
+
     mask = one(0)
     assert mask.dtype == jnp.float32 and mask.shape == (64, 48)
     assert set(np.unique(mask)) <= {0.0, 1.0}

@@ -19,8 +19,14 @@ def test_topologies_options_and_resumption_compute_the_same_in_float64(tmp_path)
     short = "loss.queue_size=32"
     thrifty = f"2x2:accumulate=2:remat=True:shard_state=True:{short}"
     topologies = f"1x1:{short},{thrifty},1x4:{short}:from={thrifty.replace(':', '+')}"
-    command = [sys.executable, "benchmarks/topology.py", "--steps=4", "--dtypes=float64", f"--topologies={topologies}",
-               f"--json={tmp_path / 'topology.json'}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "benchmarks/topology.py",
+        "--steps=4",
+        "--dtypes=float64",
+        f"--topologies={topologies}",
+        f"--json={tmp_path / 'topology.json'}",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": FAST}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "topology.json").read_text())

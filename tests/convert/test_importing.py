@@ -194,7 +194,7 @@ def changed(state, **changes):
         ({"layer1.0.conv1.weights": np.zeros(3, np.float32)}, "nearest: layer1.0.conv1.weights"),
         ({"epoch": 3}, "holds no named tensors (its entries: epoch)"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_an_error(tmp_path, state, message):
     make.save_torch(tmp_path / "x.pth", state)
     with pytest.raises(CheckpointFormatError) as caught:

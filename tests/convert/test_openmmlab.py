@@ -148,7 +148,7 @@ def test_input_normalisations(text, mean, bgr):
         ("model = dict(backbone=dict(num_heads=4, interpolate_mode='nearest'))", "interpolate_mode='nearest'"),
         ("model = dict(backbone=dict(num_heads=4, with_cls_token=False))", "with_cls_token=False"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_understood_or_cannot_be_computed_stops(text, message):
     if message is None:
         assert "x" in config_text.parse(text)

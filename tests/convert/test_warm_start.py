@@ -43,7 +43,10 @@ def test_merge_loads_what_is_wanted_and_says_so(head):
     initial, loaded = finetune_step.init_variables(config), pretrained(config)
     loaded = jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.5, loaded)  # as read from disk, and unlike any start
     variables, table = warm_start.merge(initial, loaded, head)
-    same = lambda tree, part, other: not differs(tree["params"][part], other["params"][part])  # noqa: E731
+
+    def same(tree, part, other):
+        return not differs(tree["params"][part], other["params"][part])
+
     assert same(variables, "backbone", loaded) and same(variables, "classifier", initial)
     assert same(variables, "head", loaded if head == "checkpoint" else initial)
     assert not differs(variables["batch_stats"]["backbone"], loaded["batch_stats"]["backbone"])
@@ -190,10 +193,21 @@ def test_one_command_from_a_converted_file_to_a_finished_run(tmp_path, converted
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{index}.png")
     shutil.copytree(converted / "moco", tmp_path / "moco")
     options = dict(
-        data__path=tmp_path / "images", init__checkpoint=tmp_path / "moco", image_size=32, batch_size=8, bn_groups=2,
-        data__workers=0, picture_every=0, log_every=1, model__dtype="float32", model__resnet__depth=18,
-        model__resnet__width=2, model__resnet__stem_width=2, model__fcn__channels=4, loss__queue_size=16,
-    )  # fmt: skip
+        data__path=tmp_path / "images",
+        init__checkpoint=tmp_path / "moco",
+        image_size=32,
+        batch_size=8,
+        bn_groups=2,
+        data__workers=0,
+        picture_every=0,
+        log_every=1,
+        model__dtype="float32",
+        model__resnet__depth=18,
+        model__resnet__width=2,
+        model__resnet__stem_width=2,
+        model__fcn__channels=4,
+        loss__queue_size=16,
+    )
 
     def run(steps):
         command = [sys.executable, "scripts/pretrain.py", "--config=configs/quick_tune_r50_fcn.py:original"]

@@ -128,7 +128,10 @@ def test_crops_equal_the_plain_way(monkeypatch, library, views):
 @needs_turbojpeg
 def test_the_library_changes_no_pixel(monkeypatch):
     files = [encode(Image.fromarray(picture(seed=seed)), quality=80) for seed in range(6)]
-    take = lambda: [crops.random_crops(f, "a.jpg", np.random.default_rng(i), 32, 2) for i, f in enumerate(files)]  # noqa: E731
+
+    def take():
+        return [crops.random_crops(f, "a.jpg", np.random.default_rng(i), 32, 2) for i, f in enumerate(files)]
+
     with_library = take()
     monkeypatch.setattr(turbojpeg, "_library", lambda: None)
     np.testing.assert_array_equal(with_library, take())

@@ -31,7 +31,7 @@ def config(root, **changes):
             label_map=(),
             ignore_label=255,
         )
-        | changes  # fmt: skip
+        | changes
     )
 
 
@@ -67,8 +67,13 @@ def test_too_many_classes_are_refused():
 def test_cityscapes_layout_matches_nested_names_with_suffixes(tmp_path):
     for city in ("aachen", "bonn"):
         for number in (0, 1):
-            write_pair(tmp_path, f"{city}_{number}", split=f"train/{city}", image_suffix="_leftImg8bit",
-                       label_suffix="_gtFine_labelIds")  # fmt: skip
+            write_pair(
+                tmp_path,
+                f"{city}_{number}",
+                split=f"train/{city}",
+                image_suffix="_leftImg8bit",
+                label_suffix="_gtFine_labelIds",
+            )
             other = tmp_path / "labels/train" / city / f"{city}_{number}_gtFine_color.png"
             Image.new("RGB", (16, 12)).save(other)
     pairs = find_pairs(tmp_path, "train", image_suffix="_leftImg8bit", label_suffix="_gtFine_labelIds")
@@ -172,9 +177,10 @@ class TestBadInput:
 def test_limit_is_fixed_and_nested(tmp_path):
     for number in range(10):
         write_pair(tmp_path, f"{number}", size=(4, 4))
-    chosen = lambda limit, seed=0: set(  # noqa: E731
-        open_examples(config(tmp_path), "train", limit, seed).indices.tolist()
-    )
+
+    def chosen(limit, seed=0):
+        return set(open_examples(config(tmp_path), "train", limit, seed).indices.tolist())
+
     assert len(chosen(0.25)) == 2 and len(chosen(0.01)) == 1 and len(chosen(7)) == 7 and len(chosen(0)) == 10
     assert chosen(2) < chosen(5) < chosen(9) and chosen(3) == chosen(0.3)
     assert chosen(5, seed=1) != chosen(5)
@@ -191,9 +197,14 @@ def random_image(seed, height=40, width=50):
 
 @pytest.mark.parametrize(
     "size, bounds, expected",
-    [((375, 500), (2048, 512), (512, 683)), ((500, 333), (2048, 512), (769, 512)), ((100, 1000), (2048, 512), (205, 2048)),
-     ((1024, 2048), (2048, 1024), (1024, 2048)), ((360, 480), (480, 360), (360, 480))],
-)  # fmt: skip
+    [
+        ((375, 500), (2048, 512), (512, 683)),
+        ((500, 333), (2048, 512), (769, 512)),
+        ((100, 1000), (2048, 512), (205, 2048)),
+        ((1024, 2048), (2048, 1024), (1024, 2048)),
+        ((360, 480), (480, 360), (360, 480)),
+    ],
+)
 def test_rescaled_size_fits_into_the_bounds(size, bounds, expected):
     assert transforms.rescaled_size(size, bounds) == expected == transforms.rescaled_size(size, bounds[::-1])
 
@@ -261,7 +272,10 @@ class Script:
 )
 def test_photometric_distortion_pixel_by_pixel(seed, brightness, early, contrast, saturation, hue):
     image = random_image(seed)
-    on = lambda *steps: ([s is not None for s in steps], [s for s in steps if s is not None])  # noqa: E731
+
+    def on(*steps):
+        return ([s is not None for s in steps], [s for s in steps if s is not None])
+
     (b,), b_value = on(brightness)
     (c,), c_value = on(contrast)
     (s, h), sh_values = on(saturation, hue)

@@ -74,7 +74,10 @@ def test_voc_with_sbd_through_files_and_records(tmp_path):
     listed = (voc / "ImageSets/Segmentation/train_aug.txt").read_text().split()
     # VOC's three, then those of SBD in neither list of VOC.
     assert listed == [f"2007_00000{n}" for n in (1, 2, 3)] + [f"2008_00000{n}" for n in (1, 2, 3)]
-    read = lambda folder, name: np.asarray(Image.open(voc / folder / f"{name}.png"))  # noqa: E731
+
+    def read(folder, name):
+        return np.asarray(Image.open(voc / folder / f"{name}.png"))
+
     np.testing.assert_array_equal(read("SegmentationClassAug", "2008_000001"), sbd_masks["2008_000001"])
     own = read("SegmentationClass", "2007_000002")
     assert (own == 255).any()
@@ -151,8 +154,10 @@ def test_ade20k(tmp_path):
     assert (config.data.class_names[0], config.data.class_names[149]) == ("wall", "flag")
     train, val = checked(config)
     assert (train.images, val.images) == (4, 2)
-    raw = sum(np.bincount(np.asarray(Image.open(p)).ravel(), minlength=256)
-              for p in (tmp_path / "ADEChallengeData2016/annotations/training").iterdir())  # fmt: skip
+    raw = sum(
+        np.bincount(np.asarray(Image.open(p)).ravel(), minlength=256)
+        for p in (tmp_path / "ADEChallengeData2016/annotations/training").iterdir()
+    )
     np.testing.assert_array_equal(train.pixels[:150], raw[1:151])  # the background shift
     assert train.pixels[255] == raw[0] > 0
     result, _ = finetune_and_evaluate(config)
@@ -223,10 +228,14 @@ def damage(root):
     (images / "5.jpg").write_bytes((images / "5.jpg").read_bytes()[:200])
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(labels / "6.png", format="JPEG")
     return (
-        "images/train/0.jpg has no mask", "labels/train/1.png is 47x40", "labels/train/2.png has value 9",
-        "labels/train/3.png is an image of mode RGB", "labels/train/4.png has 16", "images/train/5.jpg",
+        "images/train/0.jpg has no mask",
+        "labels/train/1.png is 47x40",
+        "labels/train/2.png has value 9",
+        "labels/train/3.png is an image of mode RGB",
+        "labels/train/4.png has 16",
+        "images/train/5.jpg",
         "labels/train/6.png is a JPEG",
-    )  # fmt: skip
+    )
 
 
 def script(*arguments, status=0):

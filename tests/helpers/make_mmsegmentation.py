@@ -45,12 +45,23 @@ def aspp(inputs, **more):
 
 
 VIT = {
-    "img_size": (32, 32), "patch_size": 8, "embed_dims": 12, "num_layers": 2, "num_heads": 3, "mlp_ratio": 2,
-    "out_indices": (1,), "drop_path_rate": 0.0,
-}  # fmt: skip
+    "img_size": (32, 32),
+    "patch_size": 8,
+    "embed_dims": 12,
+    "num_layers": 2,
+    "num_heads": 3,
+    "mlp_ratio": 2,
+    "out_indices": (1,),
+    "drop_path_rate": 0.0,
+}
 FCN_OF_VIT = {
-    "type": "FCNHead", "in_channels": 12, "in_index": 0, "channels": 4, "num_classes": 3, "norm_cfg": {"type": "BN"},
-}  # fmt: skip
+    "type": "FCNHead",
+    "in_channels": 12,
+    "in_index": 0,
+    "channels": 4,
+    "num_classes": 3,
+    "norm_cfg": {"type": "BN"},
+}
 BASIC = RESNET | {"depth": 18, "multi_grid": None}
 MODELS = {
     "deeplab_r50_d8": ("deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py", RESNET, aspp(64)),
@@ -92,9 +103,15 @@ def main():
         config = configured(file, backbone, head, name)
         with tempfile.TemporaryDirectory() as workdir:
             runner = Runner(
-                config.model, workdir, torch.utils.data.DataLoader(Images()), cfg=config, default_scope="mmseg",
-                train_cfg={"by_epoch": False, "max_iters": 1}, optim_wrapper=config.optim_wrapper, experiment_name=name,
-            )  # fmt: skip
+                config.model,
+                workdir,
+                torch.utils.data.DataLoader(Images()),
+                cfg=config,
+                default_scope="mmseg",
+                train_cfg={"by_epoch": False, "max_iters": 1},
+                optim_wrapper=config.optim_wrapper,
+                experiment_name=name,
+            )
             model = runner.model.eval()
             with torch.no_grad():
                 for key, value in model.state_dict().items():

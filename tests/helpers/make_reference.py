@@ -67,9 +67,16 @@ KEEP = {
 SAMPLED = r"backbone_(train|eval)/\d"
 STATES = r"final/encoder_[qk]\."
 SHAPES = [
-    "params_shapes", "params_total", "params_backbone", "params_total_without_conv_seg", "bn_running_stat_elements",
-    "backbone_out_shapes", "out_shape", "finetune_whole_logits_shape_224", "finetune_params_total",
-]  # fmt: skip
+    "params_shapes",
+    "params_total",
+    "params_backbone",
+    "params_total_without_conv_seg",
+    "bn_running_stat_elements",
+    "backbone_out_shapes",
+    "out_shape",
+    "finetune_whole_logits_shape_224",
+    "finetune_params_total",
+]
 
 
 def main(reference: pathlib.Path):

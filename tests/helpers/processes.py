@@ -61,9 +61,18 @@ def run(flags):
 
     with Writer(flags.workdir, flags.steps, start) as writer:
         state = loop.fit(
-            step, state, batches, total_steps=flags.steps, writer=writer, checkpoints=saver, meta={}, save_every=2,
-            log_every=1, samples_per_step=8, on_step=[session.watchdog(flags.stall_timeout), misbehave],
-        )  # fmt: skip
+            step,
+            state,
+            batches,
+            total_steps=flags.steps,
+            writer=writer,
+            checkpoints=saver,
+            meta={},
+            save_every=2,
+            log_every=1,
+            samples_per_step=8,
+            on_step=[session.watchdog(flags.stall_timeout), misbehave],
+        )
     saver.close()
     print(f"ended at {int(state.step)} with {float(state.total)}", flush=True)
 

@@ -81,8 +81,13 @@ def test_stages_statistics_and_logits_equal_the_original_in_float32(reference, r
     updated = {"params": variables["params"], **changed}
     out = jax.jit(lambda v, x: model.apply(v, x, train=False))(updated, images)
     close("float32 forward, eval after train", nchw(out), recorded["out_eval_after_train"], 1e-4, run)
-    close("float32 forward, eval", nchw(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)),
-          recorded["out_eval"], 1e-4, run)  # fmt: skip
+    close(
+        "float32 forward, eval",
+        nchw(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)),
+        recorded["out_eval"],
+        1e-4,
+        run,
+    )
 
     model, variables = load(run, recorded, "classifier", jnp.float32)
     logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
@@ -199,8 +204,9 @@ def apply_norm(x, **options):
 def test_groups_are_separate_batches(groups, size, strided, seed):
     x = jnp.asarray(np.random.default_rng(seed).normal(2, 3, (groups * size, 3, 2, 4)), jnp.float32)
     y, changed = apply_norm(x, groups=groups, strided=strided)
-    members = [np.arange(groups * size)[g::groups] if strided else np.arange(g * size, (g + 1) * size)
-               for g in range(groups)]  # fmt: skip
+    members = [
+        np.arange(groups * size)[g::groups] if strided else np.arange(g * size, (g + 1) * size) for g in range(groups)
+    ]
     for index in members:
         alone, _ = apply_norm(x[index])
         np.testing.assert_allclose(y[index], alone, atol=2e-4)
@@ -230,7 +236,12 @@ def test_other_depths_need_no_new_code(depth, blocks):
 def test_padded_attention_equals_attention_and_its_gradient(tokens):
     """What cuDNN's kernels are given: padded sequences and their lengths, here computed by XLA."""
     arrays = [jax.random.normal(jax.random.key(i), (2, tokens, 3, 8)) for i in range(4)]
-    plain = lambda q, k, v: jnp.sum(attention.ATTENTIONS["xla"](q, k, v) * arrays[3])  # noqa: E731
-    padded = lambda q, k, v: jnp.sum(attention.attend_padded(q, k, v, "xla") * arrays[3])  # noqa: E731
+
+    def plain(q, k, v):
+        return jnp.sum(attention.ATTENTIONS["xla"](q, k, v) * arrays[3])
+
+    def padded(q, k, v):
+        return jnp.sum(attention.attend_padded(q, k, v, "xla") * arrays[3])
+
     found = [jax.value_and_grad(f, argnums=(0, 1, 2))(*arrays[:3]) for f in (plain, padded)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)

@@ -135,9 +135,14 @@ def test_images_of_several_sizes_share_a_program(one_device):
     examples, found = Memory([(20, 24), (17, 9), (24, 13)]), {}
     for programs in (0, 1):
         found[programs] = evaluation.evaluate(
-            examples, predictor.make_predictor(config), variables, num_classes=3, batch_size=1, device_mesh=one_device,
+            examples,
+            predictor.make_predictor(config),
+            variables,
+            num_classes=3,
+            batch_size=1,
+            device_mesh=one_device,
             programs=programs,
-        )  # fmt: skip
+        )
     assert found[0].compilations == 3 and found[1].compilations == 1
     np.testing.assert_array_equal(found[0].matrix, found[1].matrix)
     assert found[1].matrix.sum() == sum(label.size for label in examples.labels)

@@ -7,28 +7,17 @@ import subprocess
 import sys
 
 import pytest
-from helpers.paths import ROOT
+from helpers.paths import DATA, ROOT
 
 from configs import finetune_demo, pretrain_r50_aspp
 from cp2_jax.planning import chips, collectives, program, report, traffic
 from cp2_jax.planning.collectives import Collective
 
-# As XLA 0.10.2 writes them for CPUs and TPUs.
-HLO = """
-  %all-gather = f32[32,128]{1,0} all-gather(%fusion.1), channel_id=93, replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}, use_global_device_ids=true, metadata={op_name="jit(step)/jvp(bc,rnc->brn)/dot_general"}
-  %all-reduce.1 = (f32[1,8]{1,0}, /*index=1*/bf16[1,8]{1,0}) all-reduce(%a, %b), channel_id=2, replica_groups=mesh['axis_0'=4,'axis_1'=2,'axis_2'=1] {'axis_1'}, to_apply=%region
-  ROOT %all-reduce-start.7 = f32[64]{0:T(128)} all-reduce-start(%c), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  %all-reduce-done.7 = f32[64]{0} all-reduce-done(%all-reduce-start.7)
-  %ag = (f32[2,16]{1,0}, f32[16,16]{1,0:T(8,128)S(1)}) all-gather-start(%d), replica_groups=[1,8]<=[8], dimensions={0}
-  %cp = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%d), source_target_pairs={{0,1}}
-  %rs = pred[16]{0} reduce-scatter(%e), replica_groups=[2,4]<=[8], dimensions={0}
-  %all-gather.2 = f32[32,128]{1,0} all-gather(%fusion.2), channel_id=93, replica_groups=[1,8]<=[8], dimensions={0}
-  %fusion = f32[8]{0} fusion(%all-gather), kind=kLoop, calls=%all-reduce.clone
-"""  # noqa: E501
+HLO = DATA / "hlo"  # lines as XLA 0.10.2 writes them for CPUs and TPUs
 
 
 def test_collectives_are_read_from_the_text():
-    found = collectives.find(HLO, 8)
+    found = collectives.find((HLO / "collectives.txt").read_text(), 8)
     assert [(c.kind, c.bytes, c.group) for c in found] == [
         ("all-gather", 32 * 128 * 4, 8),
         ("all-reduce", 8 * 4 + 8 * 2, 2),
@@ -41,22 +30,7 @@ def test_collectives_are_read_from_the_text():
 
 
 def test_traffic_is_counted_by_hand():
-    text = """HloModule jit_step
-%fused_computation (p: f32[8]) -> f32[8] {
-  %p = f32[8]{0} parameter(0)
-  ROOT %inner = f32[8]{0} add(%p, %p), metadata={op_name="jit(step)/augment/add"}
-}
-ENTRY %main (a: u8[10], b: f32[4,2]) -> (f32[8], bf16[8]) {
-  %a = u8[10]{0} parameter(0)
-  %b = f32[4,2]{1,0} parameter(1)
-  %view = f32[8]{0} bitcast(%b)
-  %fusion = (f32[8]{0:T(8)}, bf16[8]{0}) fusion(%a, %view), kind=kLoop, calls=%fused_computation, metadata={op_name="jit(step)/augment/x"}
-  %first = f32[8]{0} get-tuple-element(%fusion), index=0
-  %start = (f32[8]{0}, f32[8]{0}) copy-start(%first)
-  %done = f32[8]{0} copy-done(%start)
-  ROOT %dot = f32[8]{0} multiply(%done, %first), metadata={op_name="jit(step)/transpose(jvp(query))/mul"}
-}
-"""  # noqa: E501
+    text = (HLO / "traffic.txt").read_text()
     # The copy fetches ahead what the multiplication is counted to read.
     assert traffic.by_part(text) == {"augment": 10 + 32 + 32 + 16, "backward": 3 * 32}
 
@@ -81,11 +55,25 @@ def test_bounds_follow_from_the_specification():
     chip = chips.Chip(memory=1000, flops=50.0, memory_rate=10.0, link_rate=20.0)
     topology = chips.Topology("x", [None] * 4, chip, hosts=2)
     compiled = program.Program(
-        kind="pretrain", topology="x", devices=4, hosts=2, batch_size=256, parameters=100, optimizer=100, queue=50,
-        batch=64, temporaries=320, code=10, peak=700, memory=1000, flops=100.0, bytes_accessed=50.0,
-        traffic={"augment": 48.0, "backward": 96.0}, collectives=[Collective("all-gather", 80, 4, "", ())],
+        kind="pretrain",
+        topology="x",
+        devices=4,
+        hosts=2,
+        batch_size=256,
+        parameters=100,
+        optimizer=100,
+        queue=50,
+        batch=64,
+        temporaries=320,
+        code=10,
+        peak=700,
+        memory=1000,
+        flops=100.0,
+        bytes_accessed=50.0,
+        traffic={"augment": 48.0, "backward": 96.0},
+        collectives=[Collective("all-gather", 80, 4, "", ())],
         compile_seconds=1.0,
-    )  # fmt: skip
+    )
     plan = report.plan(config, topology, compiled, images=2560, efficiencies=(1.0, 0.5))
     assert (plan.compute, plan.memory, plan.links, plan.bound) == (2.0, 5.0, 3.0, 5.0)
     assert (plan.steps, plan.steps_per_epoch) == (20, 10)
@@ -105,29 +93,55 @@ def test_a_program_that_the_compiler_refused_does_not_fit():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded"
     assert program._wanted(message) == int(20.5 * 2**30) and "20.50G" in program._reason(message)
     compiled = program.Program(
-        kind="pretrain", topology="x", devices=1, hosts=1, batch_size=256, parameters=1, optimizer=1, queue=1, batch=1,
-        temporaries=None, code=None, peak=program._wanted(message), memory=16e9, flops=None, bytes_accessed=None,
-        traffic=None, collectives=None, compile_seconds=1.0, error=program._reason(message),
-    )  # fmt: skip
+        kind="pretrain",
+        topology="x",
+        devices=1,
+        hosts=1,
+        batch_size=256,
+        parameters=1,
+        optimizer=1,
+        queue=1,
+        batch=1,
+        temporaries=None,
+        code=None,
+        peak=program._wanted(message),
+        memory=16e9,
+        flops=None,
+        bytes_accessed=None,
+        traffic=None,
+        collectives=None,
+        compile_seconds=1.0,
+        error=program._reason(message),
+    )
     assert compiled.fits is False
     plan = report.plan(pretrain_r50_aspp.get_config(), chips.Topology("x", [None], chips.TPUS["v5e"], 1), compiled, 1000)
     assert "DOES NOT FIT: 22.01 GB of 16.00 GB" in report.table(compiled, plan) and plan.bound is None
 
 
 SMALL = [
-    "--config.image_size=32", "--config.batch_size=32", "--config.model.resnet.depth=18", "--config.model.resnet.width=8",
-    "--config.model.resnet.stem_width=8", "--config.model.resnet.stage_sizes=(1, 1, 1, 1)",
-    "--config.model.aspp.channels=8", "--config.model.aspp.dilations=(1, 2)", "--config.loss.queue_size=2048",
+    "--config.image_size=32",
+    "--config.batch_size=32",
+    "--config.model.resnet.depth=18",
+    "--config.model.resnet.width=8",
+    "--config.model.resnet.stem_width=8",
+    "--config.model.resnet.stage_sizes=(1, 1, 1, 1)",
+    "--config.model.aspp.channels=8",
+    "--config.model.aspp.dilations=(1, 2)",
+    "--config.loss.queue_size=2048",
     "--config.model.dtype=float32",
-]  # fmt: skip
+]
 
 
 def plan_small(tmp_path, *flags, devices=8):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-    }  # fmt: skip
-    command = [sys.executable, "scripts/plan.py", "--config=configs/pretrain_r50_aspp.py", *SMALL,
-               f"--json={tmp_path / 'plan.json'}", *flags]  # fmt: skip
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [
+        sys.executable,
+        "scripts/plan.py",
+        "--config=configs/pretrain_r50_aspp.py",
+        *SMALL,
+        f"--json={tmp_path / 'plan.json'}",
+        *flags,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return done, json.loads((tmp_path / "plan.json").read_text()) if done.returncode == 0 else None
 

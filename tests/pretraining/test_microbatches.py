@@ -29,9 +29,12 @@ def group_of(sample, batch, groups, strided):
 
 @settings(deadline=None)
 @given(
-    count=st.integers(1, 4), groups_each=st.integers(1, 4), group_size=st.integers(1, 4), strided=st.booleans(),
+    count=st.integers(1, 4),
+    groups_each=st.integers(1, 4),
+    group_size=st.integers(1, 4),
+    strided=st.booleans(),
     devices=st.sampled_from([1, 2, 4]),
-)  # fmt: skip
+)
 def test_each_microbatch_holds_whole_groups_in_the_same_layout(count, groups_each, group_size, strided, devices):
     groups, batch = count * groups_each, count * groups_each * group_size
     parts = Microbatches(count, groups, strided)
@@ -113,8 +116,15 @@ def test_out_of_memory_names_the_values_to_lower():
     assert out_of_memory.is_out_of_memory(error) and not out_of_memory.is_out_of_memory(RuntimeError("INTERNAL: else"))
     text = out_of_memory.advice(config(), error)
     assert "Out of memory allocating 123 bytes." in text and "dump" not in text
-    for line in ("remat=False: True", "accumulate=1: up to bn_groups=4", "shard_state=False", "batch_size=256: less",
-                 "image_size=224", "loss.queue_size=65536", "data.prefetch=2"):  # fmt: skip
+    for line in (
+        "remat=False: True",
+        "accumulate=1: up to bn_groups=4",
+        "shard_state=False",
+        "batch_size=256: less",
+        "image_size=224",
+        "loss.queue_size=65536",
+        "data.prefetch=2",
+    ):
         assert line in text
     # What is used already is not proposed again.
     text = out_of_memory.advice(config(remat=True, accumulate=4, batch_size=4), error)

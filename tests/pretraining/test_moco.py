@@ -68,10 +68,13 @@ def test_the_steps_loss_is_info_nce_over_the_queue(trained):
     pair = compose.compose_pairs(key, crops, crops[::-1], options)
     query_model, key_model = pretrain_step.build_models(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
-    forward = lambda model, images: unit(  # noqa: E731
-        np.asarray(model.apply(variables, images, train=True, mutable=["batch_stats"])[0])[:, 0, 0]
-    )
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    def forward(model, images):
+        return unit(np.asarray(model.apply(variables, images, train=True, mutable=["batch_stats"])[0])[:, 0, 0])
+
     query, positive = forward(query_model, pair.image_query), forward(key_model, pair.image_key)
     bank = state.queue.reshape(-1, 128)
     logits = np.concatenate([np.sum(query * positive, 1, keepdims=True), query @ bank.T], axis=1) / 0.2
@@ -137,9 +140,13 @@ def test_config_is_moco_v2s():
 
 @pytest.mark.parametrize(
     "changes, key",
-    [({"augment.mask": "rectangle"}, "augment.mask"), ({"loss.alpha": 0.2}, "loss.alpha"),
-     ({"loss.alpha_instance": 0.0}, "loss.alpha_instance"), ({"model.head": "mlp"}, "model.head")],
-)  # fmt: skip
+    [
+        ({"augment.mask": "rectangle"}, "augment.mask"),
+        ({"loss.alpha": 0.2}, "loss.alpha"),
+        ({"loss.alpha_instance": 0.0}, "loss.alpha_instance"),
+        ({"model.head": "mlp"}, "model.head"),
+    ],
+)
 def test_modes_that_make_no_sense_are_refused(changes, key):
     config = pretrain_moco_v2.get_config()
     config.data.path = "somewhere"

@@ -26,8 +26,9 @@ def auc_by_pairs(query, key, mask_query, mask_key):
     for row in similarity[mask_query > 0]:
         wins = [
             (positive > negative) + 0.5 * (positive == negative)
-            for positive in row[mask_key > 0] for negative in row[mask_key == 0]
-        ]  # fmt: skip
+            for positive in row[mask_key > 0]
+            for negative in row[mask_key == 0]
+        ]
         areas.append(np.mean(wins))
     return np.mean(areas)
 
@@ -58,7 +59,9 @@ def test_separability_is_one_or_zero_when_foregrounds_are_alike_or_opposite():
 
 @pytest.mark.parametrize("query, key", [(0, 0.5), (0.5, 0), (0.5, 1)])
 def test_separability_without_one_kind_of_pixel_is_nan(query, key):
-    share = lambda x: (np.arange(4) < 4 * x).astype(np.float32)[None]  # noqa: E731
+    def share(x):
+        return (np.arange(4) < 4 * x).astype(np.float32)[None]
+
     features = np.random.default_rng(0).normal(size=(1, 4, 3)).astype(np.float32)
     assert np.isnan(probes.separability(features, features, share(query), share(key))[0])
 
@@ -76,7 +79,9 @@ def test_retrieval_counts_nearest_neighbours():
 
 
 def test_effective_rank_in_closed_form():
-    rank = lambda x: float(probes.effective_rank(probes.spectrum(jnp.asarray(x, jnp.float32))))  # noqa: E731
+    def rank(x):
+        return float(probes.effective_rank(probes.spectrum(jnp.asarray(x, jnp.float32))))
+
     np.testing.assert_allclose(rank(np.ones((10, 4))), 1, atol=1e-3)
     np.testing.assert_allclose(rank(np.repeat(np.eye(5), 3, axis=0)), 5, rtol=1e-5)
     # Directions seen 9 and 1 times: singular values 3 and 1, shares 3/4 and 1/4.

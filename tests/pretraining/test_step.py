@@ -51,7 +51,9 @@ def recorded_state(config, optimizer, run, dtype):
 
 
 def recorded_pair(inputs, step, dtype):
-    to_nhwc = lambda x: jnp.asarray(x.transpose(0, 2, 3, 1), dtype)  # noqa: E731
+    def to_nhwc(x):
+        return jnp.asarray(x.transpose(0, 2, 3, 1), dtype)
+
     return Pair(
         image_query=to_nhwc(inputs[f"step{step}/image_q"]),
         image_key=to_nhwc(inputs[f"step{step}/image_k"]),
@@ -100,7 +102,10 @@ def seen(monkeypatch):
 
 def logits_by_definition(query, key, mask_query, mask_key, bank):
     """The original's logits_moco [n, 1 + K] and logits_dense [n, query, key], in NumPy (builder.py:117-153)."""
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
     n, channels = len(query), query.shape[-1]
     query, key = (unit(x.reshape(n, -1, channels)) for x in (query, key))
     pooled = [unit((x * mask.reshape(n, -1, 1)).sum(axis=1)) for x, mask in ((query, mask_query), (key, mask_key))]
@@ -147,8 +152,11 @@ def test_four_steps_equal_the_original_in_float64(x64, reference, seen, run):
         state, metrics = update(state, recorded_pair(inputs, step, jnp.float64))
         prefix = f"f64/step{step}/"
         got = metrics.compute()
-        for ours, theirs in [("loss_instance", "loss_instance"), ("loss_dense", "loss_dense_official"),
-                             ("loss", "loss_total_official")]:  # fmt: skip
+        for ours, theirs in [
+            ("loss_instance", "loss_instance"),
+            ("loss_dense", "loss_dense_official"),
+            ("loss", "loss_total_official"),
+        ]:
             close("float64 losses", metrics_value(metrics, ours), recorded[prefix + theirs], 1e-9, f"{run} {ours} {step}")
         assert_logits_equal(seen, step, recorded, prefix)
         assert got["queue_age"] == min(step + 1, 8)
@@ -222,8 +230,11 @@ def test_first_step_equals_the_original_in_float32(reference, seen, run):
     _, metrics = update(state, recorded_pair(reference("B_inputs"), 0, jnp.float32))
     got = metrics.compute()
     recorded = reference(RUNS[run][0])
-    for ours, theirs in [("loss_instance", "loss_instance"), ("loss_dense", "loss_dense_official"),
-                         ("loss", "loss_total_official")]:  # fmt: skip
+    for ours, theirs in [
+        ("loss_instance", "loss_instance"),
+        ("loss_dense", "loss_dense_official"),
+        ("loss", "loss_total_official"),
+    ]:
         close("float32 losses, first step", got[ours], recorded[f"step0/{theirs}"], 1e-4, run)
     assert_logits_equal(seen, 0, recorded, "step0/", kind="float32", tolerance=1e-4)
 
@@ -240,10 +251,13 @@ def test_two_processes_are_two_batch_norm_groups(x64, reference, seen, backbone,
     recorded, inputs = reference(f"{name}_ws2"), reference("B_inputs")
     state = recorded_state(config, optimizer, reference(RUNS[f"{backbone}-sgd"][1]), jnp.float64)
     layer = "decode_head.bottleneck.bn"
-    means = lambda: [  # noqa: E731
-        names.torch_from_variables({"batch_stats": s})[f"{layer}.running_mean"]
-        for s in (state.batch_stats, state.key_batch_stats)
-    ]
+
+    def means():
+        return [
+            names.torch_from_variables({"batch_stats": s})[f"{layer}.running_mean"]
+            for s in (state.batch_stats, state.key_batch_stats)
+        ]
+
     expected = means()
     first = list(expected)  # the first process's averages, which each step begins with on both
     for step in range(3):
@@ -349,5 +363,7 @@ def test_state_starts_with_equal_encoders_and_random_queue():
     jax.tree.map(np.testing.assert_array_equal, state.params, state.key_params)
     assert state.queue.shape == (8, 8, 128)
     assert memory_bank.age(state.queue, state.step) == 0
-    assert not any(re.search("classifier|conv_seg", jax.tree_util.keystr(p)) for p, _ in
-                   jax.tree_util.tree_leaves_with_path(state.params))  # fmt: skip
+    assert not any(
+        re.search("classifier|conv_seg", jax.tree_util.keystr(p))
+        for p, _ in jax.tree_util.tree_leaves_with_path(state.params)
+    )

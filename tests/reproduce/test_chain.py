@@ -14,18 +14,36 @@ from cp2_jax.reproduce import chain, listing
 
 CELL = ("table1", "CP2 QT r.800", "PASCAL")
 MODEL = {
-    "model.resnet.depth": 18, "model.resnet.width": 4, "model.resnet.stem_width": 4,
-    "model.resnet.stage_sizes": "(1, 1, 1, 1)", "model.aspp.channels": 8, "model.aspp.dilations": "(1, 2)",
-    "model.dtype": "float32", "image_size": 32, "batch_size": 4, "steps": 2, "data.workers": 0, "bn_groups": 1,
-}  # fmt: skip
+    "model.resnet.depth": 18,
+    "model.resnet.width": 4,
+    "model.resnet.stem_width": 4,
+    "model.resnet.stage_sizes": "(1, 1, 1, 1)",
+    "model.aspp.channels": 8,
+    "model.aspp.dilations": "(1, 2)",
+    "model.dtype": "float32",
+    "image_size": 32,
+    "batch_size": 4,
+    "steps": 2,
+    "data.workers": 0,
+    "bn_groups": 1,
+}
 PRETRAIN = MODEL | {
-    "loss.queue_size": 8, "augment.jitter_probability": 0.0, "augment.blur": 0.0, "augment.grayscale": 0.0,
-    "picture_every": 0, "probe_every": 0, "key_shuffle": "none",
-}  # fmt: skip
+    "loss.queue_size": 8,
+    "augment.jitter_probability": 0.0,
+    "augment.blur": 0.0,
+    "augment.grayscale": 0.0,
+    "picture_every": 0,
+    "probe_every": 0,
+    "key_shuffle": "none",
+}
 FINETUNE = MODEL | {
-    "data.resize": "()", "evaluation.resize": "()", "data.crop_size": "(32, 32)", "data.photometric": False,
-    "eval_every": 0, "evaluation.batch_size": 2,
-}  # fmt: skip
+    "data.resize": "()",
+    "evaluation.resize": "()",
+    "data.crop_size": "(32, 32)",
+    "data.photometric": False,
+    "eval_every": 0,
+    "evaluation.batch_size": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +52,10 @@ def stand_ins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stand_ins")
     make = pytest.MonkeyPatch()
     make.setitem(make_checkpoints.STAGES, 18, (1, 1, 1, 1))
-    encoder = {name: array * np.float32(0.1) if name.endswith("weight") and array.ndim == 4 else array
-               for name, array in make_checkpoints.resnet(18, width=4).items()}  # fmt: skip
+    encoder = {
+        name: array * np.float32(0.1) if name.endswith("weight") and array.ndim == 4 else array
+        for name, array in make_checkpoints.resnet(18, width=4).items()
+    }
     state = make_checkpoints._moco(encoder, ["fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"])
     make.undo()
     (folder / "checkpoints").mkdir()
@@ -60,11 +80,25 @@ def command(stand_ins, workdir, *more):
     changes |= {f"pretrain.{k}": v for k, v in PRETRAIN.items()} | {f"finetune.{k}": v for k, v in FINETUNE.items()}
     table, row, column = CELL
     return [
-        sys.executable, str(ROOT / "scripts" / "reproduce.py"), "run", table, "--row", row, "--column", column,
-        "--workdir", str(workdir), "--checkpoints", str(stand_ins / "checkpoints"),
-        "--data", f"ImageNet={stand_ins / 'voc' / 'JPEGImages'}", "--data", f"PASCAL={stand_ins / 'voc'}",
-        *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")), *more,
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "scripts" / "reproduce.py"),
+        "run",
+        table,
+        "--row",
+        row,
+        "--column",
+        column,
+        "--workdir",
+        str(workdir),
+        "--checkpoints",
+        str(stand_ins / "checkpoints"),
+        "--data",
+        f"ImageNet={stand_ins / 'voc' / 'JPEGImages'}",
+        "--data",
+        f"PASCAL={stand_ins / 'voc'}",
+        *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")),
+        *more,
+    ]
 
 
 def test_a_chain_of_table_one_runs_and_is_skipped_when_run_again(stand_ins, tmp_path):

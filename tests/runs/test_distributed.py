@@ -64,21 +64,28 @@ def start(workdir, *, act="", different=(), devices=2, **flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-    }  # fmt: skip
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     options = {"heartbeat_timeout": 10, "act": act} | flags
     command = [
-        sys.executable, "tests/helpers/processes.py", "--config=configs/pretrain_demo.py", f"--workdir={workdir}",
-        f"--coordinator=localhost:{port}", "--num_processes=2", *(f"--{key}={value}" for key, value in options.items()),
-    ]  # fmt: skip
+        sys.executable,
+        "tests/helpers/processes.py",
+        "--config=configs/pretrain_demo.py",
+        f"--workdir={workdir}",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        *(f"--{key}={value}" for key, value in options.items()),
+    ]
     return [
         subprocess.Popen(
             [*command, f"--process_id={index}", *(different if index else ())],
-            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for index in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def finish(processes, timeout=300):

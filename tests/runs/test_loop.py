@@ -164,7 +164,9 @@ def test_a_state_with_a_loss_that_is_not_finite_is_never_saved(tmp_path):
 
 
 def test_neither_when_it_is_the_last_or_a_signal_came(tmp_path):
-    data = lambda: (jnp.float32("nan") if number == 2 else batch(number) for number in range(100))  # noqa: E731
+    def data():
+        return (jnp.float32("nan") if number == 2 else batch(number) for number in range(100))
+
     with pytest.raises(NonFiniteLoss, match="checkpoint is that of step None"):
         run(tmp_path / "last", 3, data=data())
     with pytest.raises(NonFiniteLoss):
@@ -277,9 +279,17 @@ def test_a_failed_save_stops_the_run(tmp_path, monkeypatch):
     state = State(step=jnp.int32(0), total=jnp.float32(0))
     with Writer(tmp_path, 10) as writer, pytest.raises(CheckpointError, match="No space left"):
         loop.fit(
-            step, state, batches(), total_steps=10, writer=writer, checkpoints=saver, meta={}, save_every=2, log_every=1,
+            step,
+            state,
+            batches(),
+            total_steps=10,
+            writer=writer,
+            checkpoints=saver,
+            meta={},
+            save_every=2,
+            log_every=1,
             samples_per_step=1,
-        )  # fmt: skip
+        )
 
 
 _TWO_PROCESSES = f"""
@@ -335,11 +345,14 @@ def test_two_processes_stop_after_the_same_step_and_resume(tmp_path):
         command = [sys.executable, "-c", _TWO_PROCESSES]
         processes = [
             subprocess.Popen(
-                [*command, str(index), port, str(tmp_path)], env=environment, text=True, stdout=subprocess.PIPE,
+                [*command, str(index), port, str(tmp_path)],
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
             for index in range(2)
-        ]  # fmt: skip
+        ]
         outputs = [process.communicate(timeout=120) for process in processes]
         assert all(process.returncode == 0 for process in processes), outputs
         return [[line for line in out.splitlines() if line.startswith(("ended", "preempted"))] for out, _ in outputs]

@@ -14,9 +14,18 @@ from cp2_jax.runs import optim
 
 def config(**changed):
     return ConfigDict(
-        dict(name="sgd", learning_rate=0.03, momentum=0.9, weight_decay=1e-4, schedule="cosine", warmup_steps=0,
-             power=0.9, min_learning_rate=1e-4) | changed
-    )  # fmt: skip
+        dict(
+            name="sgd",
+            learning_rate=0.03,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="cosine",
+            warmup_steps=0,
+            power=0.9,
+            min_learning_rate=1e-4,
+        )
+        | changed
+    )
 
 
 def test_poly_equals_the_recorded_schedule():

@@ -27,8 +27,15 @@ def test_each_launcher_has_a_page_and_names_it(path):
 
 def run_local(*arguments, **options):
     environment = os.environ | {"PYTHON": sys.executable}
-    return subprocess.Popen(["bash", LAUNCH / "local_multihost.sh", *arguments], cwd=ROOT, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # fmt: skip
+    return subprocess.Popen(
+        ["bash", LAUNCH / "local_multihost.sh", *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 def toy(workdir, steps):
@@ -89,8 +96,14 @@ def cloud(tmp_path, *arguments, states=(), statuses=(), **environment):
     for name, lines in (("states", states), ("statuses", statuses), ("calls", ())):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
     variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TPU_NAME": "pod", "ZONE": "here", "POLL_SECONDS": "0"}
-    done = subprocess.run(["bash", LAUNCH / "cloud_tpu.sh", *arguments], env=os.environ | variables | environment,
-                          cwd=ROOT, capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        ["bash", LAUNCH / "cloud_tpu.sh", *arguments],
+        env=os.environ | variables | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     return done.returncode, done.stdout + done.stderr, (tmp_path / "calls").read_text().splitlines()
 
 
@@ -100,7 +113,8 @@ TRAIN = ("scripts/pretrain.py", "--config", "configs/pretrain_r50_aspp.py", "--c
 def test_cloud_dry_run_prints_the_commands_and_calls_nothing(tmp_path):
     status, printed, calls = cloud(tmp_path, "create", DRY_RUN="1", SPOT="1", PROJECT="mine", TPU_TYPE="v4-64")
     assert status == 0 and calls == []
-    create = "gcloud compute tpus tpu-vm create pod --zone=here --project=mine --accelerator-type=v4-64 --version=tpu-ubuntu2204-base --spot"  # noqa: E501
+    create = "gcloud compute tpus tpu-vm create pod --zone=here --project=mine --accelerator-type=v4-64"
+    create += " --version=tpu-ubuntu2204-base --spot"
     assert printed.splitlines()[0] == create
     assert "tpu-vm scp" in printed and "--worker=all" in printed and "requirements.txt" in printed
 
@@ -114,16 +128,30 @@ def test_cloud_run_quotes_the_command_for_all_workers(tmp_path):
 def test_cloud_keep_starts_again_after_a_preemption_and_a_stop(tmp_path):
     """No slice yet: created. It is preempted while running: deleted, created, run. Then all say 75: run. Then 0: done."""
     status, printed, calls = cloud(
-        tmp_path, "keep", *TRAIN,
+        tmp_path,
+        "keep",
+        *TRAIN,
         states=["gone", "READY", "PREEMPTED", "PREEMPTED", "READY", "READY", "READY", "READY"],
         statuses=["running\\nrunning", "running\\n75", "75\\n75", "0\\n0"],
-    )  # fmt: skip
+    )
     assert status == 0, printed
-    kinds = [next(kind for kind in ("create", "delete", "nohup", "tail", "describe", "run.status 2", "scp", "mkdir", "pip")
-                  if kind in call) for call in calls]  # fmt: skip
+    kinds = [
+        next(
+            kind
+            for kind in ("create", "delete", "nohup", "tail", "describe", "run.status 2", "scp", "mkdir", "pip")
+            if kind in call
+        )
+        for call in calls
+    ]
     assert [kind for kind in kinds if kind in ("create", "delete", "nohup")] == [
-        "delete", "create", "nohup", "delete", "create", "nohup", "nohup"
-    ]  # fmt: skip
+        "delete",
+        "create",
+        "nohup",
+        "delete",
+        "create",
+        "nohup",
+        "nohup",
+    ]
     assert kinds[-1] == "tail" and printed.count("to be run again") == 2
 
 
@@ -140,8 +168,13 @@ def test_slurm_requeues_a_stopped_job_only(tmp_path):
     (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >> "$CALLS/scontrol.called"\n')
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
-    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path), "SLURM_SUBMIT_DIR": str(ROOT),
-                 "SLURM_JOB_ID": "7", "PYTHON": "python"}  # fmt: skip
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path),
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "7",
+        "PYTHON": "python",
+    }
 
     def submit(status, restarts="0"):
         environment = os.environ | variables | {"STATUS": status, "SLURM_RESTART_COUNT": restarts}

@@ -23,8 +23,17 @@ def make(module=pretrain_r50_aspp, **changes):
     return config
 
 
-PRETRAINING = ("pretrain", "pretrain:fcn", "pretrain:vit", "pretrain:vit,fcn", "pretrain:moco_v2", "pretrain:demo",
-               "quick_tune", "quick_tune:vit,fcn", "pretrain:original")  # fmt: skip
+PRETRAINING = (
+    "pretrain",
+    "pretrain:fcn",
+    "pretrain:vit",
+    "pretrain:vit,fcn",
+    "pretrain:moco_v2",
+    "pretrain:demo",
+    "quick_tune",
+    "quick_tune:vit,fcn",
+    "pretrain:original",
+)
 
 
 @pytest.mark.parametrize("name", PRETRAINING)

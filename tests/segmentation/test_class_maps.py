@@ -59,8 +59,14 @@ def test_a_folder_with_odd_files(tmp_path):
     problems = [problem for problem in done if problem]
     assert count == 7
     assert len(problems) == 1 and "broken.jpg" in problems[0]
-    sizes = {"a.jpg.png": (30, 20), "a.png.png": (30, 21), "sub/deep.png": (31, 19), "clear.png": (29, 22),
-             "turned.png": (18, 30), "tiny.png": (2, 1)}  # fmt: skip
+    sizes = {
+        "a.jpg.png": (30, 20),
+        "a.png.png": (30, 21),
+        "sub/deep.png": (31, 19),
+        "clear.png": (29, 22),
+        "turned.png": (18, 30),
+        "tiny.png": (2, 1),
+    }
     for kind in ("masks", "overlays"):
         written = {p.relative_to(out / kind).as_posix(): Image.open(p).size for p in (out / kind).rglob("*.png")}
         assert written.keys() == sizes.keys() and (kind == "overlays" or written == sizes)

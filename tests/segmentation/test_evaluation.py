@@ -93,9 +93,13 @@ def test_whole_image(network):
 
 @pytest.mark.parametrize(
     "size, window, stride",
-    [((24, 30), (16, 16), (11, 11)), ((16, 40), (16, 16), (16, 8)), ((10, 33), (16, 16), (10, 10)),
-     ((12, 12), (16, 16), (4, 4))],
-)  # fmt: skip
+    [
+        ((24, 30), (16, 16), (11, 11)),
+        ((16, 40), (16, 16), (16, 8)),
+        ((10, 33), (16, 16), (10, 10)),
+        ((12, 12), (16, 16), (4, 4)),
+    ],
+)
 def test_sliding_windows(network, size, window, stride):
     """Also images smaller than the window, in one direction or both."""
     image = random_images(1, *size)[0]
@@ -288,12 +292,21 @@ def test_checkpoint_of_another_model_is_refused():
 
 
 SMALL = (
-    "--config.model.resnet.depth=18", "--config.model.resnet.width=4", "--config.model.resnet.stem_width=4",
-    "--config.model.aspp.channels=8", "--config.model.dtype=float32", "--config.model.num_classes=2",
-    "--config.data.num_classes=2", "--config.data.class_names=('left','right')", "--config.data.label_map=((2,0),(5,1))",
+    "--config.model.resnet.depth=18",
+    "--config.model.resnet.width=4",
+    "--config.model.resnet.stem_width=4",
+    "--config.model.aspp.channels=8",
+    "--config.model.dtype=float32",
+    "--config.model.num_classes=2",
+    "--config.data.num_classes=2",
+    "--config.data.class_names=('left','right')",
+    "--config.data.label_map=((2,0),(5,1))",
     "--config.data.class_colors=()",
-    "--config.data.crop_size=(32,32)", "--config.data.workers=0", "--config.batch_size=4", "--config.log_every=1",
-)  # fmt: skip
+    "--config.data.crop_size=(32,32)",
+    "--config.data.workers=0",
+    "--config.batch_size=4",
+    "--config.log_every=1",
+)
 
 
 def script(name, *arguments, status=0):
@@ -330,7 +343,10 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
     out = script("finetune", *run, loading, "--config.init.head=random", "--workdir", broken)
     assert "resuming after step 2" in out
     again = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
-    plain = lambda rows: [{k: v for k, v in r.items() if "/" not in k} for r in rows]  # noqa: E731
+
+    def plain(rows):
+        return [{k: v for k, v in r.items() if "/" not in k} for r in rows]
+
     assert sorted(map(str, plain(lines))) == sorted(map(str, plain(again)))
 
     protocol = ("--config.evaluation.flip=True", "--predictions", tmp_path / "maps")

@@ -146,9 +146,15 @@ def test_evaluation_of_many_sizes_takes_few_programs_and_gives_the_same(network,
         predictor = build_predictor(model, MEAN, STD, options, stride=8, masking=MASKING)
         maps = {}
         results[programs] = evaluate(
-            examples, predictor, variables, num_classes=3, batch_size=2, device_mesh=one_device, programs=programs,
+            examples,
+            predictor,
+            variables,
+            num_classes=3,
+            batch_size=2,
+            device_mesh=one_device,
+            programs=programs,
             keep=maps.__setitem__,
-        )  # fmt: skip
+        )
         kept[programs] = maps
     shapes = {view for size in sizes for view in options.sizes(size)}
     assert results[0].compilations == len(shapes) and results[2].compilations <= 2 * len(options.ratios)
