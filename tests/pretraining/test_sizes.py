@@ -5,6 +5,7 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,6 +84,9 @@ def test_the_table_of_the_page(num_images, batch, queue, epochs, steps):
     found = values(num_images, GPU, Job(quick_tuning=True))
     assert (found["batch_size"], found["loss.queue_size"], found["epochs"]) == (batch, queue, epochs)
     assert epochs * settings.steps_per_epoch(num_images, batch) == steps
+    rows = [line for line in (ROOT / "docs" / "small_data.md").read_text().splitlines() if line.startswith("| ")]
+    shown = f"| {batch}, {queue:,d} | {epochs} epochs, {steps:,d} steps |"
+    assert num_images == 60 or any(row.startswith(f"| {num_images:,d} |") and row.endswith(shown) for row in rows)
 
 
 def test_a_value_that_is_given_stays_and_the_others_go_with_it():
