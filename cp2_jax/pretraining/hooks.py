@@ -18,9 +18,9 @@ from cp2_jax.runs.writers import Writer
 
 
 def pretrain_pictures(
-    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh
+    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh, last: int = 0
 ) -> Callable[[int, pretrain_step.State], None]:
-    """Return a hook `(step, state)` that draws, every `config.picture_every` steps, the same few samples.
+    """Return a hook `(step, state)` that draws, every `config.picture_every` steps and at the end, the same few samples.
 
     Args:
       config: a pretraining config.
@@ -28,6 +28,7 @@ def pretrain_pictures(
       writer: where the pictures go: `pairs` once, `similarity` each time. In the latter, the query's point is the centre of
         its foreground, and the heat map shows the cosine similarity of its feature to every pixel of the key.
       device_mesh: of the state. All processes call the hook; the first draws, on a device of its own.
+      last: number of the run's last step.
     """
     options = compose.AugmentOptions.from_config(config)
     pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)
@@ -43,7 +44,7 @@ def pretrain_pictures(
         return [level.get("output", level["backbone"]) for level in levels]
 
     def hook(step: int, state: pretrain_step.State) -> None:
-        if step % config.picture_every and step != 1:
+        if step % config.picture_every and step not in (1, last):
             return
         params, batch_stats = mesh.local_copy(device_mesh, (state.params, state.batch_stats))
         if jax.process_index():
@@ -88,20 +89,21 @@ def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, d
 
 
 def pretrain_probes(
-    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh
+    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh, last: int = 0
 ) -> Callable[[int, pretrain_step.State], None]:
-    """Return a hook `(step, state)` that probes the query encoder every `config.probe_every` steps.
+    """Return a hook `(step, state)` that probes the query encoder every `config.probe_every` steps and at the end.
 
     Args:
       config: a pretraining config.
       crops: as of `pretrain_pictures`, of `config.probe_images` samples, best of images that are not trained on.
       writer: gets `probe/<level>_<probe>`, and a warning where a level has collapsed.
       device_mesh: of the state. All processes call the hook; the first probes, on a device of its own.
+      last: number of the run's last step.
     """
     pair, probe = probe_pairs(config, crops), make_probe(config)
 
     def hook(step: int, state: pretrain_step.State) -> None:
-        if step % config.probe_every:
+        if step % config.probe_every and step != last:
             return
         params, batch_stats = mesh.local_copy(device_mesh, (state.params, state.batch_stats))
         if jax.process_index():

@@ -64,7 +64,7 @@ def train(
         make_step=lambda total, per_epoch: step.make_step(config, total, per_epoch, device_mesh),
         first=lambda: _first(config),
         batches=lambda start: _batches(config, read_training, source, device_mesh, start),
-        hooks=lambda writer, total, meta: _watchers(config, read, read_training, writer, device_mesh),
+        hooks=lambda writer, total, meta: _watchers(config, read, read_training, writer, device_mesh, total),
         extra_metrics=lambda batches: {"unreadable_images": batches.unreadable_count},
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
@@ -104,15 +104,15 @@ def _batches(config: ConfigDict, read_training: Callable, source, device_mesh: M
 
 
 def _watchers(
-    config: ConfigDict, read: Callable, read_training: Callable, writer: Writer, device_mesh: Mesh
+    config: ConfigDict, read: Callable, read_training: Callable, writer: Writer, device_mesh: Mesh, total: int
 ) -> Iterator[session.Hook]:
     """Yield the hooks that draw pictures and probe the features, as far as the config asks for them."""
     if config.picture_every:
         few = next(iter(read_training(batch_size=4)))
-        yield hooks.pretrain_pictures(config, few, writer, device_mesh)
+        yield hooks.pretrain_pictures(config, few, writer, device_mesh, total)
     if config.probe_every:
         held_out = next(iter(read(open_held_out(config.data), batch_size=config.probe_images, prefetch=1)))
-        yield hooks.pretrain_probes(config, held_out, writer, device_mesh)
+        yield hooks.pretrain_probes(config, held_out, writer, device_mesh, total)
 
 
 def _first(config: ConfigDict) -> session.First:

@@ -150,15 +150,15 @@ def tiny():
 def test_hook_writes_both_levels_when_due_and_warns_of_collapse(tiny):
     config, crops, model = tiny
     writer = Recorder()
-    hook = hooks.pretrain_probes(config, crops, writer, mesh.make_mesh())
+    hook = hooks.pretrain_probes(config, crops, writer, mesh.make_mesh(), last=5)
     variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
 
     class State:
         params, batch_stats = variables["params"], variables["batch_stats"]
 
-    for step in range(1, 5):
+    for step in range(1, 6):
         hook(step, State)
-    assert [step for step, _ in writer.lines] == [2, 4]
+    assert [step for step, _ in writer.lines] == [2, 4, 5]  # and at the end
     names = {f"probe/{level}_{name}" for level in ("output", "backbone") for name in ("auc", "retrieval", "effective_rank")}
     assert set(writer.lines[0][1]) == names and not writer.messages
     assert writer.lines[0][1] == writer.lines[1][1]  # the same pairs each time
