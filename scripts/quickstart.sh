@@ -9,7 +9,7 @@ runs=${1:-runs/demo}
 echo "1/4 demo scenes"
 "$python" scripts/prepare_data.py demo --output data/demo --size 48
 echo "2/4 pretraining with CP2"
-"$python" scripts/pretrain.py --config configs/pretrain_demo.py --workdir "$runs/pretrain"
+"$python" scripts/pretrain.py --config configs/pretrain.py:demo --workdir "$runs/pretrain"
 echo "3/4 finetuning from it"
 "$python" scripts/finetune.py --config configs/finetune_demo.py --workdir "$runs/finetune" \
   --config.init.checkpoint="$runs/pretrain"

@@ -40,7 +40,7 @@ def train(
       CheckpointError, NonFiniteLoss, Preempted, DisagreementError: see `session.run`.
 
     Example:
-      >>> config = configs.pretrain_r50_aspp.get_config()
+      >>> config = config_files.load("pretrain:small")
       >>> config.data.path = "photos"
       >>> train(config, "runs/photos").metrics["loss"]
     """
