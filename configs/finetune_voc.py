@@ -158,7 +158,7 @@ def get_config(variants: str = "") -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.source = "folder"  # or "tfds": features image and segmentation_mask
+    data.source = "folder"  # or "tar" (shards), "parquet", "tfds" (features image and segmentation_mask)
     data.path = ""  # folder of the data set
     data.images = "JPEGImages"  # folder of the images, below `path`
     data.labels = "SegmentationClassAug"  # folder of the masks, below `path`
@@ -166,6 +166,8 @@ def _data() -> ConfigDict:
     data.label_suffix = ""  # likewise
     data.split = "ImageSets/Segmentation/train_aug.txt"  # a list of names, or a folder in both
     data.eval_split = "ImageSets/Segmentation/val.txt"  # likewise, for evaluation
+    data.image_column = "image"  # of a "parquet" source
+    data.mask_column = "mask"  # likewise
     data.value_range = ()  # values that become 0 and 255 in images of more than 8 bits, e.g. (0, 3000)
     data.exif = True  # turn photos as EXIF asks; False: masks were drawn on the photos as they are stored
     data.classes = ""  # a file with a class a line, `name` or `name r g b`, instead of the next three keys

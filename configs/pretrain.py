@@ -219,10 +219,11 @@ def get_config(variants: str = "") -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.source = "folder"  # or "tfds"
+    data.source = "folder"  # or "tar" (shards), "parquet", "tfds" (array_record)
     data.path = ""  # folder of images (nested or flat), or the directory of a TFDS data set
     data.split = "train"  # of a "tfds" source
     data.list = ""  # a text file with the images to take, a path a line, relative to `path`; empty: all
+    data.image_column = "image"  # of a "parquet" source
     data.value_range = ()  # values that become 0 and 255 in images of more than 8 bits, e.g. (0, 3000)
     data.probe_path = ""  # held-out images for the probes (e.g. ImageNet's val); empty: fresh crops of `path`'s
     data.probe_split = "train"  # of a "tfds" source

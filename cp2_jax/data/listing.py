@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from cp2_jax.data import files, notices, text
 from cp2_jax.data.errors import SourceError
 
@@ -51,3 +54,37 @@ def missing(root: Path, names: Sequence[str]) -> list[int]:
     with ThreadPoolExecutor(16) as pool:  # a disk far away answers many at once
         there = pool.map(lambda name: os.path.lexists(root / name), names, chunksize=256)
         return [index for index, good in enumerate(there) if not good]
+
+
+def find(
+    path: Path, lines: Sequence[str], root: Path, names: Sequence[str], short: Sequence[str]
+) -> Int[np.ndarray, " lines"]:
+    """Return the number of the image that each line of a list means.
+
+    Args:
+      path: of the list, for messages.
+      lines: see `read_list`.
+      root: what lines are relative to.
+      names: of all images, absolute.
+      short: of all images, which count where only one image has that name.
+
+    Raises:
+      SourceError: naming the first line that is no image's, or that is several images' name.
+    """
+    by_name = {name: index for index, name in enumerate(names)}
+    by_short: dict[str, int] = {}
+    for index, name in enumerate(short):
+        by_short[name] = -1 if name in by_short else index
+    found = []
+    for line in lines:
+        index = by_name.get(str(root / line))
+        index = by_short.get(os.path.normpath(line).lstrip("/")) if index is None else index
+        if index is None or index < 0:
+            what = (
+                "but there is no such image"
+                if index is None
+                else "but several files have it: name the file too, FILE.tar/NAME"
+            )
+            raise SourceError(f"{path} names {line}, {what} in {root}; its lines are names relative to data.path")
+        found.append(index)
+    return np.array(found, np.int64)

@@ -6,13 +6,14 @@ import collections
 import dataclasses
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 # Folders that programs make beside users' images: thumbnails, waste bins, snapshots. Hidden ones need no entry.
 _NOT_DATA = frozenset(
     {"@eadir", "__macosx", "__pycache__", "lost+found", "#recycle", "@recycle", "$recycle.bin", "#snapshot"}
     | {"@recently-snapshot", "system volume information"}
 )
+_NO_IMAGES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 _NO_FILE = "no ordinary file"
 
 
@@ -32,13 +33,25 @@ class Found:
 
     def remark(self, root: str | os.PathLike) -> str:
         """Return "DIR: 3 files passed over: .txt 2, .heic 1", or "" if there are none."""
-        count = sum(self.passed_over.values())
-        if not count:
-            return ""
-        kinds = sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))
-        shown = ", ".join(f"{kind} {number}" for kind, number in kinds[:12])
-        more = f", and {len(kinds) - 12} more kinds" if len(kinds) > 12 else ""
-        return f"{root}: {count} file{'s' if count > 1 else ''} passed over: {shown}{more}"
+        return remark(root, self.passed_over)
+
+
+def remark(root: str | os.PathLike, passed_over: Mapping[str, int]) -> str:
+    """Return a line on the files that were not taken, by suffix; "" if there are none."""
+    count = sum(passed_over.values())
+    if not count:
+        return ""
+    kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{kind} {number}" for kind, number in kinds[:12])
+    more = f", and {len(kinds) - 12} more kinds" if len(kinds) > 12 else ""
+    return f"{root}: {count} file{'s' if count > 1 else ''} passed over: {shown}{more}"
+
+
+def is_data(path: str) -> bool:
+    """Say whether a path inside an archive is a user's file: not hidden, nor in a folder that a program made for itself."""
+    *folders, name = path.split("/")
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
+    return not hidden and not any(folder.lower() in _NOT_DATA for folder in folders) and name.lower() not in _NO_IMAGES
 
 
 def walk(root: str | os.PathLike, suffixes: Collection[str]) -> Found:
@@ -117,7 +130,7 @@ class _Search:
         suffix = os.path.splitext(name)[1].lower()
         if kind == "file" and suffix in self.suffixes:
             self.files.append(path)
-        elif name.lower() not in ("thumbs.db", "ehthumbs.db", "desktop.ini"):
+        elif name.lower() not in _NO_IMAGES:
             self.passed_over[(suffix or "no suffix") if kind == "file" else kind] += 1
 
 

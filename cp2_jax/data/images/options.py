@@ -21,6 +21,7 @@ class ImageOptions:
       source: a name in `sources.SOURCES`.
       split: of a TFDS data set.
       list: a text file with the images to take, a path or member a line, relative to `path`; empty: all.
+      image_column: of Parquet files.
       value_range: the values that become 0 and 255 in images of more than 8 bits; empty: see `pixels.to_rgb`.
       probe_path, probe_split: the images that probes look at; an empty path: those of `path`.
       attention: attention maps of the images, for `augment.mask=attention`.
@@ -37,6 +38,7 @@ class ImageOptions:
     source: str = "folder"
     split: str = "train"
     list: str = ""
+    image_column: str = "image"
     value_range: tuple[float, ...] = ()
     probe_path: str = ""
     probe_split: str = "train"

@@ -21,6 +21,7 @@ class LabelledOptions:
       source: a name in `sources.SOURCES`.
       images, labels, image_suffix, label_suffix: see `pairs.match_pairs`.
       split, eval_split: for training and for evaluation.
+      image_column, mask_column: of Parquet files.
       value_range: the values that become 0 and 255 in images of more than 8 bits; empty: see `pixels.to_rgb`.
       exif: turn photos as their EXIF orientation asks; False where masks were drawn on the photos as stored.
       classes: a file with a class a line, instead of the next three; see `classes.resolve`.
@@ -45,6 +46,8 @@ class LabelledOptions:
     label_suffix: str = ""
     split: str = "train"
     eval_split: str = "val"
+    image_column: str = "image"
+    mask_column: str = "mask"
     value_range: tuple[float, ...] = ()
     exif: bool = True
     classes: str = ""

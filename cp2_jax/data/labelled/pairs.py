@@ -105,13 +105,9 @@ def match_pairs(
     root = files.place(root)
     listed = root / os.path.expanduser(split) if split.lower().endswith(LIST_SUFFIXES) else None
     folders = [root / _folder(part, "" if listed else split) for part in (images, labels)]
-    sorts = _named_files(folders, (image_suffix, label_suffix))
-    image_files, mask_files = (
-        Named(folder, part, suffix, by_name)
-        for folder, part, suffix, by_name in zip(
-            folders, (images, labels), (image_suffix, label_suffix), sorts, strict=True
-        )
-    )
+    own, others = _named_files(folders, (image_suffix, label_suffix))
+    image_files = Named(folders[0], images, image_suffix, own)
+    mask_files = Named(folders[1], labels, label_suffix, others)
     if listed:
         entries, problems = _listed(listed, image_files, mask_files)
     else:
@@ -196,9 +192,9 @@ def _named_files(folders: list[Path], suffixes: tuple[str, str]) -> tuple[dict[s
     if len(found) == 2:
         for remark in filter(None, [found[0].remark(folders[0])]):
             notices.say_once(remark)
-        return tuple(_by_name(f, w.files, s) for f, w, s in zip(folders, found, suffixes, strict=True))
-    own, masks = _share_folder(found[0].files, *suffixes)
-    return _by_name(folders[0], own, suffixes[0]), _by_name(folders[0], masks, suffixes[1])
+        return tuple(by_name(f, w.files, s) for f, w, s in zip(folders, found, suffixes, strict=True))
+    own, masks = share_folder(found[0].files, *suffixes)
+    return by_name(folders[0], own, suffixes[0]), by_name(folders[0], masks, suffixes[1])
 
 
 def _walked(folder: Path) -> walking.Found:
@@ -213,8 +209,17 @@ def _walked(folder: Path) -> walking.Found:
     return found
 
 
-def _share_folder(paths: list[str], image_suffix: str, label_suffix: str) -> tuple[list[str], list[str]]:
-    """Tell images from masks that lie in the same folder."""
+def share_folder(paths: list[str], image_suffix: str, label_suffix: str) -> tuple[list[str], list[str]]:
+    """Tell images from masks that lie in the same folder: by their suffixes, or else masks are what is no JPEG where there
+    are two files of a name.
+
+    Args:
+      paths: relative to the folder.
+      image_suffix, label_suffix: see `match_pairs`.
+
+    Returns:
+      The images' paths and the masks'.
+    """
     stems = [os.path.splitext(path)[0] for path in paths]
     if image_suffix or label_suffix:
         # The longer suffix decides first: an empty one fits every name.
@@ -230,8 +235,16 @@ def _share_folder(paths: list[str], image_suffix: str, label_suffix: str) -> tup
     return [path for path in paths if path not in chosen], masks
 
 
-def _by_name(folder: Path, paths: list[str], suffix: str) -> dict[str, Path]:
-    """Return paths by relative path without extension and without `suffix`; those without the suffix are left out."""
+def by_name(folder: Path, paths: list[str], suffix: str) -> dict[str, Path]:
+    """Return paths by relative path without extension and without `suffix`; those without the suffix are left out.
+
+    Args:
+      folder: where they lie, part of the paths that are returned.
+      paths: relative to it.
+
+    Raises:
+      SegmentationError: for two files that only differ in their extension, or in the form of their accents.
+    """
     found: dict[str, Path] = {}
     for path in paths:
         stem = names.key(os.path.splitext(path)[0])

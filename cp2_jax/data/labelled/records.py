@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from cp2_jax.data import files, parquet, tar
+from cp2_jax.data.errors import SegmentationError, UnreadableImage
+from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.labelled.masks import header_size
+from cp2_jax.data.labelled.pairs import by_name, share_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +53,150 @@ class TfdsPairs:
     def _name(self, index: int) -> str:
         name = self.source.records[index].get("name", b"")
         return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _mask_of(read: Any, index: int) -> bytes:
+    """Read a mask; an error names it as one."""
+    try:
+        return read(index)
+    except UnreadableImage as error:
+        raise SegmentationError(f"mask {error.name} cannot be read: {error.reason}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TarPairs:
+    """Encoded pairs that are members of tar files; `names` are what image and mask of a pair have in common."""
+
+    images: tar.Members
+    masks: tar.Members
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[bytes, bytes]:
+        """Return image and mask as they are stored.
+
+        Raises:
+          UnreadableImage, SegmentationError: naming an image, or a mask, that cannot be read.
+        """
+        return self.images.read(index), _mask_of(self.masks.read, index)
+
+    def places(self, index: int) -> tuple[str, str]:
+        """Return where image and mask are to be found, "FILE.tar/MEMBER"."""
+        return self.images.name(index), self.masks.name(index)
+
+    def stem(self, index: int) -> str:
+        """Return the name of files made from the image: with the shard's, for another may have the same names."""
+        if len(self.images.shards) == 1:
+            return self.names[index]
+        return f"{files.as_text(self.images.shards[self.images.shard[index]].stem)}/{self.names[index]}"
+
+    def size(self, index: int, turn: bool = True) -> tuple[int, int]:
+        """Return (height, width) from the mask's header alone, see `masks.header_size`.
+
+        Raises:
+          SegmentationError: naming a mask that cannot be read.
+        """
+        return header_size(_mask_of(self.masks.read, index), self.places(index)[1], turn)
+
+
+def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str, str]) -> TarPairs:
+    """Match images and masks that lie in the same tar file, by name.
+
+    A pair is NAME.jpg and NAME.png, or NAME with `image_suffix` and `label_suffix`, as members of one file. If members lie
+    in the folders `images` and `labels`, these are matched as in a folder.
+
+    Args:
+      path: see `shards.find_files`.
+      layout: `images`, `labels`, `image_suffix`, `label_suffix`; see `pairs.match_pairs`.
+
+    Raises:
+      SegmentationError: for an image without a mask, or two members that only differ in their extension, naming the file.
+      SourceError: see `tar.open_members`.
+    """
+    members = tar.open_members(path)
+    names = members.all_names()
+    images, masks, common = [], [], []
+    of_shards = np.split(np.arange(len(members)), np.flatnonzero(np.diff(members.shard)) + 1)
+    for numbers in of_shards:
+        inside = {
+            names[number]: int(number) for number in numbers if os.path.splitext(names[number])[1].lower() in SUFFIXES
+        }
+        if not inside:
+            continue
+        shard = members.shards[members.shard[numbers[0]]]
+        found, labels = _in_shard(shard, list(inside), layout)
+        for name, image in found.items():
+            if name not in labels:
+                wanted = f"{name}{layout['label_suffix']}.png"
+                raise SegmentationError(f"image {shard}/{image} has no mask: there is no member {wanted} for it")
+            images.append(inside[str(image)])
+            masks.append(inside[str(labels[name])])
+            common.append(name)
+    if not common:
+        raise SegmentationError(f"no pair of image and mask in {members.shards[0]}; set data.path and data.split")
+    return TarPairs(members.chosen(np.array(images)), members.chosen(np.array(masks)), tuple(common))
+
+
+def _in_shard(shard: Path, inside: list[str], layout: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return images and masks of a tar file by name: paths are names of members."""
+    suffixes = layout["image_suffix"], layout["label_suffix"]
+    parts = [f"{layout[key].strip('/')}/" for key in ("images", "labels")]
+    sorts = [[name for name in inside if name.startswith(part)] for part in parts]
+    if parts[0] == parts[1] or "/" in parts or not all(sorts):
+        return tuple(by_name(Path(), paths, s) for paths, s in zip(share_folder(inside, *suffixes), suffixes, strict=True))
+    short = ([name[len(part) :] for name in names] for part, names in zip(parts, sorts, strict=True))
+    return tuple(by_name(Path(part), paths, s) for part, paths, s in zip(parts, short, suffixes, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetPairs:
+    """Encoded pairs that stand in two columns of Parquet files."""
+
+    images: parquet.Column
+    masks: parquet.Column
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[bytes, bytes]:
+        """Return image and mask as they are stored.
+
+        Raises:
+          UnreadableImage, SegmentationError: naming a row whose image, or mask, cannot be read.
+        """
+        return self.images.read(index), _mask_of(self.masks.read, index)
+
+    def places(self, index: int) -> tuple[str, str]:
+        """Return where image and mask are to be found, "FILE.parquet#ROW/COLUMN"."""
+        return tuple(f"{column.place(index)}/{column.name}" for column in (self.images, self.masks))
+
+    def stem(self, index: int) -> str:
+        """Return the name of files made from the image: file and row."""
+        file, _, row = self.images.place(index).rpartition("#")
+        return f"{Path(file).stem}_{int(row):06d}"
+
+    def size(self, index: int, turn: bool = True) -> tuple[int, int]:
+        """Return (height, width) from the mask's header alone, see `masks.header_size`.
+
+        Raises:
+          SegmentationError: naming a mask that cannot be read.
+        """
+        return header_size(_mask_of(self.masks.read, index), self.places(index)[1], turn)
+
+
+def open_parquet_pairs(path: str | os.PathLike | Sequence[str], image_column: str, mask_column: str) -> ParquetPairs:
+    """Open images and masks that stand in two columns of the same rows.
+
+    Args:
+      path: see `shards.find_files`.
+
+    Raises:
+      SegmentationError: if there are no rows.
+      SourceError: see `parquet.open_column`.
+    """
+    images = parquet.open_column(path, image_column, "data.image_column")
+    if not len(images):
+        raise SegmentationError(f"{images.files[0]} has no rows; set data.path and data.split to Parquet files with images")
+    return ParquetPairs(images, parquet.open_column(path, mask_column, "data.mask_column"))

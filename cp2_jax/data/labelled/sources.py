@@ -6,13 +6,14 @@ Pairs are any object with `len(pairs)`, `pairs[index]` (encoded image and mask),
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.labelled.pairs import find_pairs
-from cp2_jax.data.labelled.records import TfdsPairs
+from cp2_jax.data.labelled.records import TfdsPairs, open_parquet_pairs, open_tar_pairs
 
 
 def layout(data: Any) -> dict[str, str]:
@@ -28,8 +29,24 @@ def _tfds(data: Any, split: str) -> Any:
     return TfdsPairs(TfdsSource(data.path, split, ("image", "segmentation_mask")))
 
 
+def _files(data: Any, split: str) -> str:
+    """Return the pattern of a split's files: `data.path` with "{split}" in it, or `split` below `data.path`."""
+    if "{split}" in data.path:
+        return data.path.replace("{split}", split)
+    return os.path.join(data.path, split) if split else data.path
+
+
+def _tar(data: Any, split: str) -> Any:
+    return open_tar_pairs(_files(data, split), layout(data))
+
+
+def _parquet(data: Any, split: str) -> Any:
+    columns = (getattr(data, key, default) for key, default in (("image_column", "image"), ("mask_column", "mask")))
+    return open_parquet_pairs(_files(data, split), *columns)
+
+
 # The values of data.source: each opens a split of what `config.data` describes.
-SOURCES: dict[str, Callable[[Any, str], Any]] = {"folder": _folder, "tfds": _tfds}
+SOURCES: dict[str, Callable[[Any, str], Any]] = {"folder": _folder, "tfds": _tfds, "tar": _tar, "parquet": _parquet}
 
 
 def open_pairs(data: Any, split: str) -> Any:

@@ -15,13 +15,17 @@ from typing import Any
 from cp2_jax.data.errors import SourceError, UnreadableImage
 from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.data.images.sources.folder import ImageFolder
+from cp2_jax.data.images.sources.parquet import ParquetSource, open_parquet
+from cp2_jax.data.images.sources.tar import TarSource, open_tar
 from cp2_jax.data.images.sources.tfds import TfdsSource
 
 __all__ = [
     "SOURCES",
     "SUFFIXES",
     "ImageFolder",
+    "ParquetSource",
     "SourceError",
+    "TarSource",
     "TfdsSource",
     "Where",
     "open_held_out",
@@ -38,11 +42,13 @@ class Where:
       path: as the user typed it.
       split: of sources that have splits.
       list: a text file of the images to take; empty: all.
+      image_column: of Parquet files.
     """
 
     path: str
     split: str = "train"
     list: str = ""
+    image_column: str = "image"
 
 
 def _folder(where: Where) -> ImageFolder:
@@ -58,7 +64,12 @@ def _tfds(where: Where) -> TfdsSource:
 
 
 # The values of data.source.
-SOURCES: dict[str, Callable[[Where], Any]] = {"folder": _folder, "tfds": _tfds}
+SOURCES: dict[str, Callable[[Where], Any]] = {
+    "folder": _folder,
+    "tfds": _tfds,
+    "tar": open_tar,
+    "parquet": open_parquet,
+}
 
 
 def open_source(data: Any) -> Any:

@@ -1,0 +1,69 @@
+"""Images in a column of Parquet files, as Hugging Face has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from cp2_jax.data import listing, parquet
+from cp2_jax.data.errors import SourceError
+
+
+class ParquetSource:
+    """The images in a column, in the order of the files and their rows; or those that a list names.
+
+    Attributes:
+      root: the folder of the first file.
+
+    Args:
+      path: see `shards.find_files`.
+      column: its name; bytes, or a structure with a field `bytes`.
+      listed: a text file with "FILE.parquet#ROW" a line, rows counted from 0 in each file; empty: all.
+
+    Raises:
+      SourceError: for files that are missing or broken, a column that is not there or holds no bytes, no rows, or a list
+        that names what is not there.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike | Sequence[str | os.PathLike],
+        column: str = "image",
+        listed: str | os.PathLike = "",
+    ):
+        self._column = parquet.open_column(path, column, "data.image_column")
+        self.root = self._column.files[0].parent
+        if not len(self):
+            raise SourceError(f"{self._column.files[0]} has no rows; set data.path to Parquet files with images")
+        if listed:
+            path_of_list, lines = listing.read_list(listed, self.root)
+            names = [self._column.place(index) for index in range(len(self))]
+            chosen = listing.find(path_of_list, lines, self.root, names, [])
+            self._column = dataclasses.replace(self._column, rows=self._column.rows[chosen])
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index: int) -> bytes:
+        """Return the encoded bytes of an image.
+
+        Raises:
+          UnreadableImage: if they cannot be read, or the row has none.
+          SourceError: if the file was changed after it was opened.
+        """
+        return self._column.read(index)
+
+    def name(self, index: int) -> str:
+        """Return where an image is to be found, "FILE.parquet#ROW"."""
+        return self._column.place(index)
+
+
+def open_parquet(where: Any) -> ParquetSource:
+    """Open the source that `where` (see `sources.Where`) describes.
+
+    Raises:
+      SourceError: see `ParquetSource`.
+    """
+    return ParquetSource(where.path, where.image_column, where.list)

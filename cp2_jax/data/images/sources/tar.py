@@ -1,0 +1,76 @@
+"""Images in tar shards, as WebDataset and ImageNet's own archives have them."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cp2_jax.data import listing, notices, tar, walking
+from cp2_jax.data.errors import SourceError
+from cp2_jax.data.images.formats import SUFFIXES
+
+
+class TarSource:
+    """The images in tar files, in the order of the files and of their members; or those that a list names.
+
+    Any image is one read away (see `tar.open_members`), so that order, resumption and replacement are those of a folder.
+    Members are chosen by suffix; others, such as labels, are counted in one warning.
+
+    Attributes:
+      root: the folder of the first file.
+
+    Args:
+      path: see `shards.find_files`.
+      listed: a text file with a member a line, "FILE.tar/MEMBER", or MEMBER alone where only one file has it; empty: all.
+
+    Raises:
+      SourceError: for files that are missing, compressed or cut off, if there is no image, or for a list that names what is
+        not there.
+    """
+
+    def __init__(self, path: str | os.PathLike | Sequence[str | os.PathLike], listed: str | os.PathLike = ""):
+        members = tar.open_members(path)
+        self.root = members.shards[0].parent
+        suffixes = [os.path.splitext(name)[1].lower() for name in members.all_names()]
+        images = np.flatnonzero([suffix in SUFFIXES for suffix in suffixes])
+        others = collections.Counter(suffix or "no suffix" for suffix in suffixes if suffix not in SUFFIXES)
+        remark = walking.remark(os.fspath(path) if isinstance(path, str | os.PathLike) else self.root, others)
+        if not images.size:
+            raise SourceError(f"no image found in {members.shards[0]}{f'; {remark}' if remark else ''}; set data.path")
+        if remark:
+            notices.say_once(remark)
+        self._members = members.chosen(images) if len(images) < len(members) else members
+        if listed:
+            path_of_list, lines = listing.read_list(listed, self.root)
+            names = [self.name(index) for index in range(len(self))]
+            inside = self._members.all_names()
+            self._members = self._members.chosen(listing.find(path_of_list, lines, self.root, names, inside))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> bytes:
+        """Return the encoded bytes of an image.
+
+        Raises:
+          UnreadableImage: if they cannot be read.
+          SourceError: if the file was changed after it was opened.
+        """
+        return self._members.read(index)
+
+    def name(self, index: int) -> str:
+        """Return where an image is to be found, "FILE.tar/MEMBER"."""
+        return self._members.name(index)
+
+
+def open_tar(where: Any) -> TarSource:
+    """Open the source that `where` (see `sources.Where`) describes.
+
+    Raises:
+      SourceError: see `TarSource`.
+    """
+    return TarSource(where.path, where.list)

@@ -1,0 +1,130 @@
+"""Pairs of image and mask as members of tar shards and as columns of Parquet files: what a folder gives, and bad input."""
+
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.miniatures import write_pair
+from ml_collections import ConfigDict
+
+from cp2_jax.data import notices
+from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
+from cp2_jax.data.labelled import check
+from cp2_jax.data.labelled.examples import open_examples
+
+
+@pytest.fixture(autouse=True)
+def said(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return caplog
+
+
+STEMS = ("one", "two", "city/three")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """{stem: (image, mask)} as encoded, which also lie in a folder."""
+    return {
+        stem: tuple(path.read_bytes() for path in write_pair(tmp_path / "folder", stem, size=(8 + 2 * number, 12)))
+        for number, stem in enumerate(STEMS)
+    }
+
+
+def config(path, source, **changes):
+    data = dict(source=source, path=str(path), images="images", labels="labels", image_suffix="", label_suffix="")
+    data |= dict(classes="", num_classes=4, class_names=tuple("abcd"), label_map=(), ignore_label=255) | changes
+    return ConfigDict(data)
+
+
+def write_tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def flat(pairs):
+    return {f"{stem}.{kind}": data for stem, pair in pairs.items() for kind, data in zip(("jpg", "png"), pair, strict=True)}
+
+
+def same_as_the_folder(tmp_path, data, split):
+    expected = open_examples(config(tmp_path / "folder", "folder"), "train")
+    ours = pickle.loads(pickle.dumps(open_examples(data, split)))
+    assert len(ours) == len(expected) == 3
+    by_size = {ours.size(index): index for index in range(3)}
+    for index in range(3):
+        other = by_size[expected.size(index)]
+        for want, got in zip(expected.load(index), ours.load(other), strict=True):
+            np.testing.assert_array_equal(want, got)
+    assert len({ours.stem(index) for index in range(3)}) == 3
+    found = check.check_split(data, split)
+    assert found.images == 3 and not found.problems
+
+
+LAYOUTS = {
+    "flat": ("{stem}.jpg", "{stem}.png", {}),
+    "folders": ("images/{stem}.jpg", "labels/{stem}.png", {}),
+    "suffixes": ("{stem}.image.png", "{stem}.mask.png", dict(image_suffix=".image", label_suffix=".mask")),
+    "one suffix": ("{stem}.png", "{stem}_mask.png", dict(label_suffix="_mask")),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pairs_in_tar_shards_are_those_of_the_folder(tmp_path, pairs, layout):
+    image, mask, changes = LAYOUTS[layout]
+    for number, (stem, (photo, labels)) in enumerate(pairs.items()):
+        members = {image.format(stem=stem): photo, mask.format(stem=stem): labels, f"{stem}.json": b"{}"}
+        write_tar(tmp_path / f"tar/train-{number % 2}.tar", members) if number < 2 else None
+    stem = STEMS[2]
+    members = {image.format(stem=stem): pairs[stem][0], mask.format(stem=stem): pairs[stem][1]}
+    write_tar(tmp_path / "tar/train-2.tar", members)
+    same_as_the_folder(tmp_path, config(tmp_path / "tar", "tar", **changes), "train-{0..2}.tar")
+    same_as_the_folder(tmp_path, config(f"{tmp_path}/tar/{{split}}-*.tar", "tar", **changes), "train")
+
+
+def test_several_pairs_of_one_shard(tmp_path, pairs):
+    same_as_the_folder(tmp_path, config(write_tar(tmp_path / "x.tar", flat(pairs)), "tar"), "")
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_pairs_in_parquet_are_those_of_the_folder(tmp_path, pairs, compression):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = [pa.array([{"bytes": pair[side], "path": stem} for stem, pair in pairs.items()], kind) for side in (0, 1)]
+    (tmp_path / "parquet").mkdir()
+    table = pa.table({"image": columns[0], "annotation": columns[1]})
+    pq.write_table(table, tmp_path / "parquet/train-0.parquet", compression=compression)
+    data = config(tmp_path / "parquet", "parquet", image_column="image", mask_column="annotation")
+    same_as_the_folder(tmp_path, data, "train-*.parquet")
+    with pytest.raises(SourceError, match="has no column 'mask'; set data.mask_column to one of: image, annotation"):
+        open_examples(config(tmp_path / "parquet", "parquet"), "train-*.parquet")
+
+
+def test_bad_pairs_name_the_member(tmp_path, pairs):
+    members = flat(pairs)
+    del members["two.png"]
+    data = config(write_tar(tmp_path / "x.tar", members), "tar")
+    with pytest.raises(SegmentationError, match=r"image .*x\.tar/two\.jpg has no mask: there is no member two\.png"):
+        open_examples(data, "")
+    write_tar(tmp_path / "x.tar", {"a.cls": b"0"})
+    with pytest.raises(SegmentationError, match=r"no pair of image and mask in .*x\.tar"):
+        open_examples(data, "")
+    write_tar(tmp_path / "x.tar", flat(pairs) | {"one.jpg": b"no image"})
+    with pytest.raises(UnreadableImage, match=r"x\.tar/one\.jpg: not an image"):
+        open_examples(data, "").load(0)
+    write_tar(tmp_path / "x.tar", flat(pairs) | {"one.png": b"no image"})
+    with pytest.raises(SegmentationError, match=r"mask .*x\.tar/one\.png cannot be read"):
+        open_examples(data, "").load(0)
+
+
+def test_an_unknown_source_is_refused(tmp_path):
+    with pytest.raises(SegmentationError, match="'lmdb'; it must be one of folder, tfds, tar, parquet"):
+        open_examples(config(tmp_path, "lmdb"), "train")
