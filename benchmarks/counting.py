@@ -6,7 +6,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cp2_jax.models import attention, conv
-from cp2_jax.pretraining import step as pretrain_step
+from cp2_jax.pretraining import forward
 
 
 def forward_flops(config: ConfigDict) -> float:
@@ -27,7 +27,7 @@ def forward_flops(config: ConfigDict) -> float:
             total += 2 * 2 * tokens * tokens * width
         return result
 
-    model, _ = pretrain_step.build_models(config)
+    model, _ = forward.build_models(config)
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     with nn.intercept_methods(count):
         jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
+from absl import logging
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
@@ -124,13 +125,15 @@ def fingerprint(source: Any, samples: int = 64) -> str:
 
 
 def open_maps(config: ConfigDict, source: Any) -> TfdsSource | None:
-    """Return the maps of `config.data.attention`, or None where that is empty.
+    """Return the maps of `config.data.attention`, or None where the masks are made otherwise (`config.augment.mask`).
 
     Raises:
       ConfigError: if they were not made from the images of `source`.
       SourceError: if they are not there.
     """
-    if not config.data.attention:
+    if config.augment.mask != NAME:
+        if config.data.attention:
+            logging.warning("data.attention is not read: augment.mask=%s makes masks without maps", config.augment.mask)
         return None
     maps = TfdsSource(config.data.attention, "train")
     recorded = maps.path / "complete.txt"

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cp2_jax import pictures
 from cp2_jax.augment import compose
 from cp2_jax.models.inputs import denormalize
-from cp2_jax.pretraining import probes
+from cp2_jax.pretraining import forward, probes
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import mesh, rngs
 from cp2_jax.runs.writers import Writer
@@ -34,7 +34,7 @@ def pretrain_pictures(
     pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)
     query, key = (denormalize(np.asarray(x), options.mean, options.std) for x in (pair.image_query, pair.image_key))
     points = [_centre(mask) for mask in np.asarray(pair.mask_query)]
-    model, _ = pretrain_step.build_models(config)
+    model, _ = forward.build_models(config)
 
     @jax.jit
     def features(params, batch_stats):
@@ -71,7 +71,7 @@ def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, d
     Levels are the 'backbone' and, if it is dense, the 'output'. Features are computed in pieces of `config.batch_size`
     pairs, which are known to fit into memory.
     """
-    model, _ = pretrain_step.build_models(config)
+    model, _ = forward.build_models(config)
 
     @jax.jit
     def probe(variables, pair):

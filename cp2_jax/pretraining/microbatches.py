@@ -40,6 +40,18 @@ class Microbatches:
         """Undo `split`."""
         return jax.tree.map(self._join, parts)
 
+    def over(self, function: Callable[[Any], tuple[Any, Any]], batch: Any) -> tuple[Any, Any]:
+        """Call `function` on one microbatch after the other (see `run`).
+
+        Args:
+          batch: arrays [batch, …].
+
+        Returns:
+          The averages, and what belongs to single samples as arrays [batch, …].
+        """
+        average, parts = run(function, self.split(batch))
+        return average, self.join(parts)
+
     def folded(self, batch: int) -> tuple[int, int, int]:
         """Return the shape that the batch axis is folded to; its second axis is the microbatch."""
         if self.strided:

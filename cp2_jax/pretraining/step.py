@@ -5,7 +5,6 @@ losses, gradient, optimiser, enqueue. The original runs the query first, which c
 reads the query parameters before this step's gradient in both.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,9 @@ from ml_collections import ConfigDict
 
 from cp2_jax.augment import compose
 from cp2_jax.augment.compose import AugmentOptions, Pair
-from cp2_jax.models import segmenter
-from cp2_jax.pretraining import losses, memory_bank, metrics, microbatches
+from cp2_jax.pretraining import memory_bank, metrics
+from cp2_jax.pretraining.forward import Learned, build_models, make_encode_keys, make_learn
+from cp2_jax.pretraining.placement import Placement
 from cp2_jax.runs import mesh, optim, rngs
 
 
@@ -35,18 +35,6 @@ class State:
     key_batch_stats: Any
     opt_state: optax.OptState
     queue: Float[Array, "rows batch channels"]
-
-
-def build_models(config: ConfigDict) -> tuple[segmenter.Segmenter, segmenter.Segmenter]:
-    """Return the query and the key model: the same network, but for how the key's batch-norm groups are laid out.
-
-    With `key_shuffle` "strided", group g of the key's batch norm holds samples g, g + G, g + 2G, …, whereas the query's
-    holds a contiguous run. The batch being in random order, that mixes them as MoCo's shuffling does, without moving data.
-    """
-    # A microbatch holds its share of the groups.
-    options = dict(bn_groups=config.bn_groups // config.accumulate, image_size=config.image_size, remat=config.remat)
-    build = lambda strided: segmenter.build(config.model, top="projection", bn_strided=strided, **options)  # noqa: E731
-    return build(False), build(config.key_shuffle == "strided")
 
 
 def init_variables(config: ConfigDict, seed: int | Int[Array, ""] | None = None) -> dict:
@@ -105,101 +93,55 @@ def make_update(
     schedule: optax.Schedule,
     device_mesh: Mesh | None = None,
 ) -> Callable[..., tuple[State, metrics.PretrainMetrics]]:
-    """Return `update(state, pair, permutation=None)`: one training step on composed images.
+    """Return `update(state, pair, permutation=None)`: one training step on composed images (the paper's section 3.1).
 
     `permutation` (int [batch]) applies to the key images before the key encoder and is undone after it, which is how
     MoCo shuffles; None leaves them in place. `device_mesh` is what the arrays are spread over.
     """
-    query_model, key_model = build_models(config)
-    loss_options = dict(
-        temperature_instance=config.loss.temperature_instance,
-        temperature_dense=config.loss.temperature_dense,
-        alpha=config.loss.alpha,
-        alpha_instance=config.loss.alpha_instance,
-        dense_axis=config.loss.dense_axis,
-        skip_full_masks=config.loss.skip_full_masks,
-    )
-    parts = microbatches.Microbatches(config.accumulate, config.bn_groups, device_mesh=device_mesh)
-    key_parts = dataclasses.replace(parts, strided=config.key_shuffle == "strided")
-    zero = config.shard_state and device_mesh is not None
-    whole = lambda params: mesh.constrain(params, mesh.replicated(device_mesh)) if zero else params  # noqa: E731
-    split = lambda params: mesh.constrain(params, mesh.split_largest(device_mesh, params)) if zero else params  # noqa: E731
-
-    def forward(model, params, batch_stats, images):
-        variables = {"params": params, "batch_stats": batch_stats}
-        features, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return features, changed.get("batch_stats", {})
-
-    def permute(x, order):
-        # Told where to put the result, XLA moves the batch once; left alone, it gave every device the whole of it, to
-        # encode all keys on each.
-        gathered = x if device_mesh is None else mesh.constrain(x, mesh.replicated(device_mesh))
-        return mesh.constrain_batch(gathered[order], device_mesh)
-
-    def encode_keys(state, key_params, images):
-        def encode(part):
-            features, batch_stats = forward(key_model, key_params, state.key_batch_stats, part)
-            return batch_stats, features
-
-        batch_stats, features = microbatches.run(encode, key_parts.split(images))
-        return key_parts.join(features), batch_stats
+    place = Placement(device_mesh, config.shard_state)
+    encode_keys, learn = make_encode_keys(config, place), make_learn(config, place)
 
     def update(state: State, pair: Pair, permutation: Int[Array, " batch"] | None = None):
-        params = whole(state.params)
-        key_params = split(optax.incremental_update(state.params, state.key_params, 1.0 - config.loss.momentum))
-        key_images = pair.image_key
-        if permutation is not None:
-            key_images = permute(key_images.astype(config.model.dtype), permutation)  # fewer bytes to move
-        key_features, key_batch_stats = jax.named_scope("key_forward")(encode_keys)(state, whole(key_params), key_images)
-        if permutation is not None:
-            key_features = permute(key_features, jnp.argsort(permutation))
-        key_features = jax.lax.stop_gradient(key_features)
-        stride = pair.image_key.shape[1] // key_features.shape[1]
-        mask_query = compose.feature_mask(pair.mask_query, stride)
-        mask_key = compose.feature_mask(pair.mask_key, stride)
-        filled = memory_bank.age(state.queue, state.step) if config.loss.queue_start == "keys" else None
-
-        def learn(part):
-            images, keys, *masks = part
-
-            def loss_of(params):
-                features, batch_stats = jax.named_scope("query")(forward)(query_model, params, state.batch_stats, images)
-                cp2_loss = jax.named_scope("losses")(losses.cp2_loss)
-                result = cp2_loss(features, keys, *masks, state.queue, filled=filled, **loss_options)
-                return result.loss, (result, batch_stats)
-
-            gradients, (result, batch_stats) = jax.grad(loss_of, has_aux=True)(params)
-            pooled = result.pooled_query, result.pooled_key
-            return (split(gradients), batch_stats, result.replace(pooled_query=None, pooled_key=None)), pooled
-
-        batch = (pair.image_query, key_features, mask_query, mask_key)
-        (gradients, batch_stats, result), pooled = microbatches.run(learn, parts.split(batch))
-        pooled_query, pooled_key = parts.join(pooled)
-        optimize = jax.named_scope("optimizer")(optimizer.update)
-        updates, opt_state = optimize(gradients, state.opt_state, split(state.params))
+        # The key encoder moves towards the query encoder, then gives the features of I_k.
+        moved = optax.incremental_update(state.params, state.key_params, 1.0 - config.loss.momentum)
+        key_params = place.split(moved)
+        keys, key_batch_stats = encode_keys(place.whole(key_params), state.key_batch_stats, pair.image_key, permutation)
+        # The features of I_q, the losses (equations 2 to 5) and their gradient.
+        learned = learn(place.whole(state.params), state.batch_stats, pair, keys, state.queue, state.step)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(learned.gradients, state.opt_state, place.split(state.params))
+            params = optax.apply_updates(state.params, updates)
         new_state = State(
             step=state.step + 1,
-            params=jax.named_scope("optimizer")(optax.apply_updates)(state.params, updates),
-            batch_stats=batch_stats,
+            params=params,
+            batch_stats=learned.batch_stats,
             key_params=key_params,
             key_batch_stats=key_batch_stats,
             opt_state=opt_state,
-            queue=memory_bank.enqueue(state.queue, pooled_key, state.step),
+            queue=memory_bank.enqueue(state.queue, learned.result.pooled_key, state.step),
         )
-        return new_state, metrics.PretrainMetrics.single_from_model_output(
-            loss=result.loss,
-            loss_instance=result.loss_instance,
-            loss_dense=result.loss_dense,
-            accuracy_instance=result.accuracy_instance,
-            accuracy_dense=result.accuracy_dense,
-            feature_std=metrics.feature_std(pooled_query),
-            gradient_norm=optax.tree.norm(gradients),
-            skipped_samples=result.skipped * config.accumulate,
-            queue_age=memory_bank.age(new_state.queue, new_state.step),
-            learning_rate=schedule(state.step),
-        )
+        return new_state, _metrics(config, learned, new_state, schedule(state.step))
 
     return update
+
+
+def _metrics(
+    config: ConfigDict, learned: Learned, new_state: State, learning_rate: Float[Array, ""]
+) -> metrics.PretrainMetrics:
+    """Return what is logged of a step."""
+    result = learned.result
+    return metrics.PretrainMetrics.single_from_model_output(
+        loss=result.loss,
+        loss_instance=result.loss_instance,
+        loss_dense=result.loss_dense,
+        accuracy_instance=result.accuracy_instance,
+        accuracy_dense=result.accuracy_dense,
+        feature_std=metrics.feature_std(result.pooled_query),
+        gradient_norm=optax.tree.norm(learned.gradients),
+        skipped_samples=result.skipped * config.accumulate,
+        queue_age=memory_bank.age(new_state.queue, new_state.step),
+        learning_rate=learning_rate,
+    )
 
 
 def make_train(

@@ -27,7 +27,7 @@ from cp2_jax.data.labelled import examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
 from cp2_jax.models import inputs
 from cp2_jax.options import ConfigError, flatten
-from cp2_jax.pretraining import hooks, probes
+from cp2_jax.pretraining import forward, hooks, probes
 from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.reproduce.recipes import NO_COPY_PASTE
@@ -303,7 +303,7 @@ def _init(config: str):
 
 @functools.lru_cache(maxsize=4)
 def _backbone_features(config: str):
-    model, _ = pretrain_step.build_models(ConfigDict(json.loads(config)))
+    model, _ = forward.build_models(ConfigDict(json.loads(config)))
     return jax.jit(lambda variables, images: model.apply(variables, images, method="stages")[-1])
 
 

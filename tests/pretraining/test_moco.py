@@ -9,6 +9,7 @@ from configs import finetune_voc, pretrain_moco_v2, quick_tune_r50_aspp
 from cp2_jax.augment import compose
 from cp2_jax.convert import warm_start
 from cp2_jax.options import ConfigError
+from cp2_jax.pretraining import forward
 from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import mesh, optim
@@ -43,7 +44,7 @@ def trained():
 
 def test_the_network_is_backbone_pooling_and_a_two_layer_mlp(trained):
     config, state, *_ = trained
-    model, _ = pretrain_step.build_models(config)
+    model, _ = forward.build_models(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     assert set(state.params) == {"backbone", "projection"}
     width = 8 * config.model.resnet.width
@@ -66,16 +67,14 @@ def test_the_steps_loss_is_info_nce_over_the_queue(trained):
     options = compose.AugmentOptions.from_config(config)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
     pair = compose.compose_pairs(key, crops, crops[::-1], options)
-    query_model, key_model = pretrain_step.build_models(config)
+    query_model, key_model = forward.build_models(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
-    def unit(x):
+    def unit_output(model, images):
+        x = np.asarray(model.apply(variables, images, train=True, mutable=["batch_stats"])[0])[:, 0, 0]
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
-    def forward(model, images):
-        return unit(np.asarray(model.apply(variables, images, train=True, mutable=["batch_stats"])[0])[:, 0, 0])
-
-    query, positive = forward(query_model, pair.image_query), forward(key_model, pair.image_key)
+    query, positive = unit_output(query_model, pair.image_query), unit_output(key_model, pair.image_key)
     bank = state.queue.reshape(-1, 128)
     logits = np.concatenate([np.sum(query * positive, 1, keepdims=True), query @ bank.T], axis=1) / 0.2
     expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 0])
@@ -166,7 +165,7 @@ def test_image_sizes_need_not_be_multiples_of_the_output_stride():
     config = shrink(pretrain_moco_v2.get_config(), image_size=48)
     config.data.path = "somewhere"
     pretrain_options.check(config)
-    model, _ = pretrain_step.build_models(config)
+    model, _ = forward.build_models(config)
     images = jnp.zeros((2, 48, 48, 3))
     shape = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0]).shape
     assert shape == (2, 1, 1, 128)

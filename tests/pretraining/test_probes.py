@@ -136,7 +136,7 @@ class Recorder:
 @pytest.fixture(scope="module")
 def tiny():
     from configs import pretrain_demo
-    from cp2_jax.pretraining import step as pretrain_step
+    from cp2_jax.pretraining import forward
 
     config = pretrain_demo.get_config()
     config.image_size, config.probe_every = 32, 2
@@ -144,7 +144,7 @@ def tiny():
     config.model.aspp.update(channels=8, dilations=(1, 2))
     config.update(batch_size=4)
     crops = np.random.default_rng(0).integers(0, 256, (2, 6, 2, 32, 32, 3), np.uint8)
-    return config, {"foreground": crops[0], "background": crops[1]}, pretrain_step.build_models(config)[0]
+    return config, {"foreground": crops[0], "background": crops[1]}, forward.build_models(config)[0]
 
 
 def test_hook_writes_both_levels_when_due_and_warns_of_collapse(tiny):
@@ -179,9 +179,9 @@ def test_pooled_models_are_probed_at_the_backbone_alone(tiny):
     config, crops, _ = tiny
     config = config.copy_and_resolve_references()
     config.model.head, config.augment.mask = "pool", "full"
-    from cp2_jax.pretraining import step as pretrain_step
+    from cp2_jax.pretraining import forward
 
-    model = pretrain_step.build_models(config)[0]
+    model = forward.build_models(config)[0]
     variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
     assert model.apply(variables, jnp.zeros((2, 32, 32, 3)), train=False).shape == (2, 1, 1, 128)
     found = hooks.make_probe(config)(variables, hooks.probe_pairs(config, crops))
