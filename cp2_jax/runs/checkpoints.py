@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from jax.experimental import multihost_utils
 from cp2_jax.runs import settings
 
 _CHECKSUMS = "checksums.json"
+_PATIENCE = 60.0  # seconds that a process which ends with an error waits for the others to complete a save
 
 
 class CheckpointError(Exception):
@@ -96,6 +98,21 @@ class Checkpoints:
                 f"saving step {self._saving} to {self.directory} failed: {_first_line(error)}. "
                 f"The last complete checkpoint is that of step {self.latest_step()}"
             ) from error
+
+    def settle(self) -> None:
+        """Wait until the last save is complete or has failed, when something else went wrong already; raises nothing.
+
+        Of several processes, one alone cannot wait for ever: the others may not come.
+        """
+        waiting = threading.Thread(target=self._settle, name="settle", daemon=True)
+        waiting.start()
+        waiting.join(None if jax.process_count() == 1 else _PATIENCE)
+
+    def _settle(self) -> None:
+        try:
+            self.wait()
+        except CheckpointError as error:
+            logging.warning("%s", error)
 
     def close(self) -> None:
         """Wait, then release Orbax's threads; raises as `wait`."""

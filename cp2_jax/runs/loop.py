@@ -1,7 +1,6 @@
 """The training loop. It knows no task: a step, a state, batches, and what to do between steps."""
 
-import functools
-import math
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import jax
 
 from cp2_jax.runs.checkpoints import Checkpoints
+from cp2_jax.runs.metrics_log import MetricsLog
 from cp2_jax.runs.preemption import stop_requests
-from cp2_jax.runs.writers import Writer, host_memory
+from cp2_jax.runs.writers import Writer
 
 
 class NonFiniteLoss(Exception):
@@ -62,88 +62,86 @@ def fit(
       Preempted: after SIGTERM or SIGINT, once the state is saved. A second SIGINT interrupts at once.
       RuntimeError: if the batches end too early.
     """
-    log = _Log(writer, samples_per_step, extra_metrics)
-    number, unread = int(state.step), None
-
-    def look(log_every: int):
-        nonlocal unread
-        if unread is None:
-            return
-        if problem := log.add(*unread):
-            checkpoints.wait()
-            raise NonFiniteLoss(
-                f"{problem}. The last good checkpoint is that of step {checkpoints.latest_step()} in "
-                f"{checkpoints.directory}. Lower the learning rate, add warmup_steps, or compute in float32"
-            )
-        if unread[0] % log_every == 0:
-            log.write(unread[0])
-        unread = None
-
-    def save():
-        look(log_every=1)  # only a state whose loss was seen to be finite is worth keeping
-        checkpoints.save(number, state, meta | {"iterator": {"next_batch": number}})
-
-    if number < total_steps:
+    training = _Training(state, writer, checkpoints, meta, MetricsLog(writer, samples_per_step, extra_metrics))
+    if training.number < total_steps:
         writer.compiling(len(jax.tree.leaves(getattr(state, "params", {}))))
-    with stop_requests() as stop_requested:
-        while number < total_steps and not stop_requested(number):
-            begin = time.monotonic()
-            try:
-                batch = next(batches)
-            except Exception as error:
-                if stop_requested(number):
-                    break  # Ctrl-C reaches the processes that decode, too
-                if isinstance(error, StopIteration):
-                    raise RuntimeError(f"the batches ended after step {number} of {total_steps}") from None
-                raise
-            waited = time.monotonic() - begin
-            state, metrics = step(state, batch)
-            look(log_every)
-            number += 1
-            unread = (number, metrics, waited, time.monotonic())
-            writer.progress(number)
-            try:
-                for hook in on_step:
-                    hook(number, state)
-            except Finished:
-                total_steps = number
-            if number % save_every == 0:
-                save()
-        save()
+    with stop_requests() as stop_requested, _saves_finished(checkpoints):
+        while training.number < total_steps and not stop_requested(training.number):
+            if not training.advance(step, batches, log_every, stop_requested):
+                break
+            if training.is_finished(on_step):
+                total_steps = training.number
+            if training.number % save_every == 0:
+                training.save()
+        training.save()
         checkpoints.wait()
-    if number < total_steps:
-        raise Preempted(f"stopped by a signal after step {number}, saved in {checkpoints.directory}; run again to go on")
-    return state
+    if training.number < total_steps:
+        saved = f"after step {training.number}, saved in {checkpoints.directory}"
+        raise Preempted(f"stopped by a signal {saved}; run again to go on")
+    return training.state
 
 
-class _Log:
-    """Collects metrics between two lines of the log, and looks at every loss."""
+@contextlib.contextmanager
+def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
+    """Whatever is raised inside: the save that is under way comes first."""
+    try:
+        yield
+    except BaseException:
+        checkpoints.settle()
+        raise
 
-    def __init__(self, writer: Writer, samples_per_step: int, extra_metrics: Callable[[], dict[str, float]]):
-        self._writer, self._samples, self._extra = writer, samples_per_step, extra_metrics
-        self._window, self._waited, self._begin = [], 0.0, time.monotonic()
 
-    def add(self, number: int, metrics: Any, waited: float, now: float) -> str | None:
-        """Take one step's metrics, its wait for input and when it was dispatched; return what is wrong, if anything."""
-        self._window.append(jax.device_get(metrics))
-        self._waited, self._now = self._waited + waited, now
-        values = {name: float(value) for name, value in self._window[-1].compute().items()}
-        # With an infinite gradient the loss is finite for the last time.
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values.get(name, 0.0)):
-                shown = ", ".join(f"{key} {value:.6g}" for key, value in values.items())
-                return f"the {name} of step {number} is not finite ({shown})"
-        return None
+class _Training:
+    """The state between two steps, and the metrics of the last step, which nobody has looked at yet."""
 
-    def write(self, number: int) -> None:
-        merged = functools.reduce(lambda a, b: a.merge(b), self._window).compute()
-        steps, seconds = len(self._window), self._now - self._begin
-        timings = {
-            "time/images_per_second": steps * self._samples / seconds,
-            "time/seconds_per_step": seconds / steps,
-            "time/input_wait_seconds": self._waited,
-            "time/input_wait_share": self._waited / seconds,
-            "time/eta_seconds": self._writer.eta(number),
-        }
-        self._writer.scalars(number, {k: float(v) for k, v in merged.items()} | self._extra() | timings | host_memory())
-        self._window, self._waited, self._begin = [], 0.0, self._now
+    def __init__(self, state: Any, writer: Writer, checkpoints: Checkpoints, meta: dict, log: MetricsLog):
+        self.state, self.number = state, int(state.step)
+        self._writer, self._checkpoints, self._meta, self._log = writer, checkpoints, meta, log
+        self._unread = None
+
+    def advance(self, step: Callable, batches: Iterator, log_every: int, stop_requested: Callable[[int], bool]) -> bool:
+        """Dispatch a step, then look at the one before; False if a signal broke the input."""
+        begin = time.monotonic()
+        try:
+            batch = next(batches)
+        except Exception as error:
+            if stop_requested(self.number):
+                return False  # Ctrl-C reaches the processes that decode, too
+            if isinstance(error, StopIteration):
+                raise RuntimeError(f"the batches ended after step {self.number}, before the run did") from None
+            raise
+        waited = time.monotonic() - begin
+        self.state, metrics = step(self.state, batch)
+        self._look(log_every)
+        self.number += 1
+        self._unread = (self.number, metrics, waited, time.monotonic())
+        self._writer.progress(self.number)
+        return True
+
+    def is_finished(self, on_step: Iterable[Callable[[int, Any], None]]) -> bool:
+        """Call the hooks; say whether one of them ends the run."""
+        try:
+            for hook in on_step:
+                hook(self.number, self.state)
+        except Finished:
+            return True
+        return False
+
+    def save(self) -> None:
+        """Save the state, in the background; only one whose loss was seen to be finite is worth keeping."""
+        self._look(log_every=1)
+        meta = self._meta | {"iterator": {"next_batch": self.number}}
+        self._checkpoints.save(self.number, self.state, meta)
+
+    def _look(self, log_every: int) -> None:
+        if self._unread is None:
+            return
+        if problem := self._log.add(*self._unread):
+            self._checkpoints.wait()
+            raise NonFiniteLoss(
+                f"{problem}. The last good checkpoint is that of step {self._checkpoints.latest_step()} in "
+                f"{self._checkpoints.directory}. Lower the learning rate, add warmup_steps, or compute in float32"
+            )
+        if self._unread[0] % log_every == 0:
+            self._log.write(self._unread[0])
+        self._unread = None

@@ -242,7 +242,7 @@ def test_errors_of_the_input_come_through(tmp_path):
 
     with pytest.raises(OSError, match="disk gone"):
         run(tmp_path / "broken", data=broken())
-    with pytest.raises(RuntimeError, match="the batches ended after step 3 of 10"):
+    with pytest.raises(RuntimeError, match="the batches ended after step 3, before the run did"):
         run(tmp_path / "short", data=iter([batch(0)] * 3))
 
 
@@ -290,6 +290,40 @@ def test_a_failed_save_stops_the_run(tmp_path, monkeypatch):
             log_every=1,
             samples_per_step=1,
         )
+
+
+@pytest.mark.parametrize("error", [ValueError("a bad mask"), KeyboardInterrupt(), SystemExit(3)])
+def test_whatever_is_raised_the_save_under_way_is_completed(tmp_path, monkeypatch, error):
+    seal = Checkpoints._seal
+
+    def slowly(self):
+        time.sleep(0.5)
+        seal(self)
+
+    def fail(number, _):
+        if number == 5:
+            raise error
+
+    monkeypatch.setattr(Checkpoints, "_seal", slowly)
+    monkeypatch.setattr(Checkpoints, "close", lambda self: None)  # which waits, too
+    with pytest.raises(type(error)):
+        run(tmp_path, on_step=[fail])
+    assert saved(tmp_path) == [4]
+    assert int(run(tmp_path, 6, on_step=()).step) == 6
+
+
+def test_an_error_and_a_failed_save_show_the_error(tmp_path, monkeypatch, caplog):
+    def seal(self):
+        raise OSError("No space left on device")
+
+    def fail(number, _):
+        if number == 5:
+            raise ValueError("a bad mask")
+
+    monkeypatch.setattr(Checkpoints, "_seal", seal)
+    with pytest.raises((ValueError, CheckpointError), match="a bad mask|No space left"):
+        run(tmp_path, on_step=[fail])
+    assert saved(tmp_path) == []
 
 
 _TWO_PROCESSES = f"""
@@ -376,4 +410,4 @@ def test_the_loop_is_short_and_knows_no_task():
     assert len(source.splitlines()) <= 150
     modules = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     ours = {module for module in modules if module.startswith("cp2_jax")}
-    assert ours == {"cp2_jax.runs.checkpoints", "cp2_jax.runs.preemption", "cp2_jax.runs.writers"}
+    assert ours == {f"cp2_jax.runs.{name}" for name in ("checkpoints", "metrics_log", "preemption", "writers")}
