@@ -5,13 +5,13 @@ complete, checksums included: a kill at any moment leaves the finished steps and
 """
 
 import contextlib
-import functools
 import json
+import logging as python_logging
 import pathlib
 import re
+import shutil
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,9 +22,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from cp2_jax.runs import settings
+from cp2_jax.runs import checksums, files, settings
 
-_CHECKSUMS = "checksums.json"
 _PATIENCE = 60.0  # seconds that a process which ends with an error waits for the others to complete a save
 
 
@@ -41,9 +40,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 3):
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = files.expand(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._saving = None
+        self._saving, self._told = None, False
+        python_logging.getLogger("absl").addFilter(_no_traceback_of_orbax)  # once, however often it is added
         self._alias = contextlib.ExitStack()
         self._manager = ocp.CheckpointManager(
             self._alias.enter_context(_without_wildcards(self.directory)),
@@ -94,8 +94,11 @@ class Checkpoints:
             self._manager.check_for_errors()
         except Exception as error:
             self._manager.reload()
+            if jax.process_index() == 0:  # what was written of it takes room, and is of no use
+                for path in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(path, ignore_errors=True)
             raise CheckpointError(
-                f"saving step {self._saving} to {self.directory} failed: {_first_line(error)}. "
+                f"saving step {self._saving} to {self.directory} failed: {files.reason(error) or _first_line(error)}. "
                 f"The last complete checkpoint is that of step {self.latest_step()}"
             ) from error
 
@@ -113,11 +116,13 @@ class Checkpoints:
             self.wait()
         except CheckpointError as error:
             logging.warning("%s", error)
+            self._told = True
 
     def close(self) -> None:
-        """Wait, then release Orbax's threads; raises as `wait`."""
+        """Wait, then release Orbax's threads; raises as `wait`, unless `settle` has told already."""
         try:
-            self.wait()
+            with contextlib.suppress(*[CheckpointError] * self._told):
+                self.wait()
         finally:
             self._manager.close()
             self._alias.close()
@@ -144,7 +149,7 @@ class Checkpoints:
         for path in reversed(_step_directories(self.directory).values()):
             intact = False
             try:
-                intact = _agree(functools.partial(_verify, path))
+                intact = checksums.agree(path)
                 _compare(path, target)
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
                 restored = self._manager.restore(int(path.name), args=items)
@@ -153,7 +158,7 @@ class Checkpoints:
                 raise
             except Exception as error:
                 # Of several processes, one alone cannot go on to the step before.
-                if intact or (jax.process_count() > 1 and not isinstance(error, _Damaged)):
+                if intact or (jax.process_count() > 1 and not isinstance(error, checksums.Damaged)):
                     raise CheckpointError(f"checkpoint {path} cannot be restored: {error}") from error
                 damaged[path] = _first_line(error)
         else:
@@ -182,7 +187,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """Write the checksums into the step that is about to be renamed (Orbax calls this just before)."""
         for path in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-            (path / _CHECKSUMS).write_text(json.dumps(_checksums(path)))
+            checksums.write(path)
 
 
 @contextlib.contextmanager
@@ -197,8 +202,9 @@ def _without_wildcards(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         yield link
 
 
-class _Damaged(Exception):
-    """A checkpoint's files are not those that were written."""
+def _no_traceback_of_orbax(record: python_logging.LogRecord) -> bool:
+    """Orbax logs what goes wrong in each of its threads with a traceback; `Checkpoints.wait` says it in one line."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def read(path: str | pathlib.Path) -> tuple[dict, dict]:
@@ -211,7 +217,7 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     Raises:
       CheckpointError: if there is no (good) checkpoint.
     """
-    path = pathlib.Path(path).absolute()
+    path = files.expand(path)
     if path.is_file():
         convert = f"python scripts/convert_checkpoint.py {path} OUTPUT"
         raise CheckpointError(f"{path} is a file; others' checkpoints are converted first: {convert}")
@@ -220,7 +226,7 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     problems = []
     for step in reversed(steps):
         try:
-            _verify(step)
+            checksums.verify(step)
             handler = ocp.PyTreeCheckpointHandler()
             with _without_wildcards(step) as plain:
                 abstract = handler.metadata(plain / "state").tree
@@ -256,7 +262,7 @@ def write_variables(path: str | pathlib.Path, variables: dict, meta: dict) -> No
     Raises:
       CheckpointError: if there is a checkpoint at `path` already, or it cannot be written.
     """
-    path = pathlib.Path(path).absolute()
+    path = files.expand(path)
     if _step_directories(path):
         raise CheckpointError(f"{path} holds a checkpoint already: remove it, or write elsewhere")
     try:
@@ -271,51 +277,6 @@ def _step_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """Return the complete steps in a directory, oldest first, by name."""
     steps = (path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir())
     return {path.name: path for path in sorted(steps, key=lambda path: int(path.name))}
-
-
-def _checksums(step: pathlib.Path) -> dict[str, int]:
-    # Orbax touches its own note beside them (_CHECKPOINT_METADATA) once more at the renaming.
-    files = (path for item in ("state", "meta") for path in sorted((step / item).rglob("*")) if path.is_file())
-    return {str(path.relative_to(step)): _checksum(path) for path in files}
-
-
-def _checksum(path: pathlib.Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def _verify(step: pathlib.Path) -> bool:
-    """Compare a step's files with their checksums; False if it has none (an older checkpoint), raises `_Damaged`."""
-    path = step / _CHECKSUMS
-    if not path.exists():
-        return False
-    try:
-        recorded = json.loads(path.read_text())
-    except ValueError as error:
-        raise _Damaged(f"file {path.name} is not readable: {error}") from error
-    found = _checksums(step)
-    for name, checksum in recorded.items():
-        if found.get(name) != checksum:
-            raise _Damaged(f"file {name} is {'changed' if name in found else 'missing'}")
-    return True
-
-
-def _agree(verify) -> bool:
-    """Let the first process verify, and all return or raise what it found."""
-    if jax.process_count() == 1:
-        return verify()
-    try:
-        verdict = int(verify()) if jax.process_index() == 0 else 0
-    except _Damaged as error:
-        logging.warning("%s", error)
-        verdict = 2
-    verdict = int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
-    if verdict == 2:
-        raise _Damaged("its files are not those that were written")
-    return bool(verdict)
 
 
 def _compare(path: pathlib.Path, target: Any) -> None:

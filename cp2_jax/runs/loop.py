@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from cp2_jax.runs.checkpoints import Checkpoints
+from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 from cp2_jax.runs.metrics_log import MetricsLog
 from cp2_jax.runs.preemption import stop_requests
 from cp2_jax.runs.writers import Writer
@@ -86,6 +86,8 @@ def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
     """Whatever is raised inside: the save that is under way comes first."""
     try:
         yield
+    except CheckpointError:
+        raise
     except BaseException:
         checkpoints.settle()
         raise

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError
-from cp2_jax.runs import distributed, lock, loop, profiling, settings
+from cp2_jax.runs import distributed, files, lock, loop, profiling, settings
 from cp2_jax.runs.checkpoints import Checkpoints
 from cp2_jax.runs.writers import Writer
 
@@ -103,10 +103,17 @@ def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_t
       ConfigError: the work directory holds a run with another config or other images, or is beyond the steps asked for.
       Busy: another run is at work in the work directory.
       CheckpointError: a checkpoint is damaged or of another model, or cannot be written.
+      WriteError: the disk is full or read-only, or there is a file where the work directory should be.
       NonFiniteLoss, Preempted: see `loop.fit`.
       DisagreementError: the processes of the run see different images.
     """
-    config, workdir = job.config, pathlib.Path(workdir).absolute()
+    workdir = files.expand(workdir)
+    with files.written(workdir):
+        return _run(job, workdir, profile, stall_timeout)
+
+
+def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -> Result:
+    config = job.config
     images = {"number": job.num_images, "names": _digest(job.names)}
     distributed.agree({f"{key} of images": str(value) for key, value in images.items()})
     steps_per_epoch = settings.steps_per_epoch(job.num_images, config.batch_size)

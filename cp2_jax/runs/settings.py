@@ -11,6 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.runs import files
 
 # What may change between a run and its resumption: how it is watched, fed and kept, and how long it lasts.
 _HARMLESS = (
@@ -127,29 +128,63 @@ def save_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
     Raises:
       ConfigError: naming the changed keys with old and new values, or a `config.json` that cannot be read.
     """
-    workdir = pathlib.Path(workdir)
-    path, new = workdir / "config.json", as_plain(config)
-    started = any(step.name.isdecimal() for step in (workdir / "checkpoints").glob("*"))
-    if path.exists() and started:
-        try:
-            old_flat, new_flat = flatten(upgrade(json.loads(path.read_text()))), flatten(new)
-        except ValueError as error:
-            raise ConfigError(f"{path} is no JSON ({error}); put it right, or use another --workdir") from error
-        changed = {
-            key: f"{key}: was {old_flat.get(key, 'absent')}, now {new_flat.get(key, 'absent')}"
-            for key in sorted(old_flat.keys() | new_flat.keys())
-            if old_flat.get(key) != new_flat.get(key) and not _unused(key, new["model"])
-        }
-        if changed.keys() - set(_HARMLESS):
-            raise ConfigError(
-                f"{workdir} holds a run with another config:\n"
-                + "".join(f"  {line}\n" for key, line in changed.items() if key not in _HARMLESS)
-                + "Resume with the same values, or use another --workdir"
-            )
-        for line in changed.values():
-            logging.warning("resuming with another %s", line)
+    workdir, new = files.expand(workdir), as_plain(config)
+    old = _saved_config(workdir)
+    if old is not None:
+        _compare(workdir, old, new)
     workdir.mkdir(parents=True, exist_ok=True)
     # Every process of a run may write it, to the same end.
-    temporary = path.with_name(f"config.json.{jax.process_index()}.{os.getpid()}")
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    temporary.replace(path)
+    temporary = workdir / f"config.json.{jax.process_index()}.{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(new, indent=2) + "\n")
+        temporary.replace(workdir / "config.json")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _saved_config(workdir: pathlib.Path) -> dict | None:
+    """Return the config of a work directory's run, or None where there is no run.
+
+    Where `config.json` is damaged, that of the newest checkpoint stands in for it.
+    """
+    steps = [step for step in (workdir / "checkpoints").glob("*") if step.name.isdecimal()]
+    if not steps:
+        return None
+    path, problem = workdir / "config.json", None
+    sources = [path, *(step / "meta" / "metadata" for step in sorted(steps, key=lambda step: -int(step.name)))]
+    for source in sources:
+        try:
+            found = json.loads(source.read_text())
+            config = found if source == path else found["config"]
+            upgraded = upgrade(config)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            problem = problem or f"{path} is no JSON of a config ({error})"
+            continue
+        if source != path:
+            logging.warning("%s; the config of %s is taken in its place", problem, source.parent.parent)
+        return upgraded
+    if not path.exists():  # an older layout, or copied without
+        return None
+    raise ConfigError(f"{problem}; put it right, or use another --workdir")
+
+
+def _compare(workdir: pathlib.Path, old: Mapping, new: Mapping) -> None:
+    """Refuse a config that makes another run of a work directory."""
+    if old["kind"] != new["kind"]:
+        raise ConfigError(f"{workdir} holds a run of another kind, {old['kind']}, not {new['kind']}: use another --workdir")
+    old_flat, new_flat = flatten(old), flatten(new)
+    changed = {
+        key: f"{key}: was {old_flat.get(key, 'absent')}, now {new_flat.get(key, 'absent')}"
+        for key in sorted(old_flat.keys() | new_flat.keys())
+        if old_flat.get(key) != new_flat.get(key) and not _unused(key, new["model"])
+    }
+    if changed.keys() - set(_HARMLESS):
+        raise ConfigError(
+            f"{workdir} holds a run with another config:\n"
+            + "".join(f"  {line}\n" for key, line in changed.items() if key not in _HARMLESS)
+            + "Resume with the same values, or use another --workdir"
+        )
+    for key, line in changed.items():
+        effect = "; the learning rates of the steps to come follow the new length" if key in ("steps", "epochs") else ""
+        logging.warning("resuming with another %s%s", line, effect)

@@ -1,6 +1,7 @@
 """Where a run's numbers and pictures go: terminal, `metrics.jsonl`, TensorBoard files and PNGs, all without TensorFlow."""
 
 import collections
+import contextlib
 import json
 import math
 import pathlib
@@ -13,10 +14,10 @@ import numpy as np
 import rich.console
 import rich.progress
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 from cp2_jax import pictures
 from cp2_jax.runs import progress_line
+from cp2_jax.runs.board import Board
 
 _BAR = 8  # columns of the progress bar, beside which its line stands
 
@@ -57,7 +58,7 @@ class Writer:
             self.last |= line
         self._lines = path.open("a")
         purge_step = start_step + 1 if start_step else None
-        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge_step, flush_secs=10)
+        self._board = Board(self.workdir / "tensorboard", purge_step)
         console = rich.console.Console()
         if console.is_terminal:
             columns = rich.progress.BarColumn(_BAR), rich.progress.TextColumn("{task.fields[shown]}", markup=False)
@@ -95,8 +96,7 @@ class Writer:
         as_json = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         self._lines.write(json.dumps({"step": step} | as_json, allow_nan=False) + "\n")
         self._lines.flush()
-        for name, value in plain.items():
-            self._board.add_scalar(name, value, step)
+        self._board.scalars(step, plain)
         if self._bar is not None:
             self._latest = self._latest | plain  # a probe's or an evaluation's values stay until the next
             self.progress(step)
@@ -108,7 +108,7 @@ class Writer:
         path = self.pictures / f"{name}_{step:07d}.png"
         if self._first:
             Image.fromarray(picture).save(path)
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.image(step, name, picture)
         return path
 
     def curves(self) -> None:
@@ -133,7 +133,8 @@ class Writer:
         if self._bar is not None:
             self._bar.stop()
         if self._first:
-            self._lines.close()
+            with contextlib.suppress(OSError):  # on a full disk, of which the last write has told
+                self._lines.close()
             self._board.close()
         sys.stdout.flush()
 

@@ -4,16 +4,15 @@ import io
 import json
 import mmap
 import re
-import struct
 import time
 
 import numpy as np
 import pytest
 import rich.console
+from helpers.tensorboard import events
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tensorboardX.proto import event_pb2
 
 from cp2_jax.runs import writers
 from cp2_jax.runs.writers import Writer
@@ -23,18 +22,6 @@ def write(workdir, steps, start_step=0, total=100):
     with Writer(workdir, total, start_step) as writer:
         for step in steps:
             writer.scalars(step, {"loss": 1.0 / step, "time/images_per_second": time.monotonic()})
-
-
-def events(workdir):
-    """Read TensorBoard's records by hand: length, its checksum, a protobuf, its checksum."""
-    found = []
-    for path in sorted((workdir / "tensorboard").iterdir()):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return found
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -98,7 +85,8 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     with Writer(tmp_path, 10) as writer:
         writer.scalars(3, {"loss": 0.25})
         path = writer.image(3, "pairs", picture)
-    values = {value.tag: value for event in events(tmp_path) if event.step == 3 for value in event.summary.value}
+    found = [value for event in events(tmp_path / "tensorboard") if event.step == 3 for value in event.summary.value]
+    values = {value.tag: value for value in found}
     assert values["loss"].simple_value == 0.25
     np.testing.assert_array_equal(Image.open(io.BytesIO(values["pairs"].image.encoded_image_string)), picture)
     np.testing.assert_array_equal(Image.open(path), picture)
