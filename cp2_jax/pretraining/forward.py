@@ -49,7 +49,7 @@ def build_models(config: ConfigDict) -> tuple[segmenter.Segmenter, segmenter.Seg
     return build(False), build(config.key_shuffle == "strided")
 
 
-def make_encode_keys(config: ConfigDict, place: Placement) -> Callable[..., tuple[Array, Any]]:
+def make_encode_keys(config: ConfigDict, place: Placement) -> Callable[..., tuple[Float[Array, "batch h w channels"], Any]]:
     """Return `encode_keys(params, batch_stats, images, permutation=None)`: the key encoder's forward pass.
 
     It returns the dense features, float [batch, h, w, channels], cut off from the gradient, and the new batch statistics.
