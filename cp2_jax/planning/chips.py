@@ -1,6 +1,7 @@
 """Chips and slices: their public specifications, and their names made into devices, present or described by libtpu."""
 
 import dataclasses
+import importlib.util
 import os
 import re
 
@@ -15,8 +16,11 @@ class PlanError(Exception):
 class Chip:
     """What JAX calls one device: a chip, or on TPU v2 and v3 one of a chip's two cores.
 
-    memory: bytes of HBM. flops: peak per second, bfloat16 (float16 on older GPUs). memory_rate, link_rate: bytes per
-    second of HBM, and of all links to other chips together, one direction.
+    Attributes:
+      memory: bytes of HBM.
+      flops: peak per second, bfloat16 (float16 on older GPUs).
+      memory_rate: bytes per second of HBM.
+      link_rate: bytes per second of all links to other chips together, one direction.
     """
 
     memory: float
@@ -59,7 +63,14 @@ LOCAL = "local"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for. `chip` is None where the specification is not known; `hosts` is the number of processes."""
+    """Devices to compile for.
+
+    Attributes:
+      name: as it was typed.
+      devices: JAX's, present or described by libtpu.
+      chip: its specification; None where it is not known.
+      hosts: number of processes.
+    """
 
     name: str
     devices: list[jax.Device]
@@ -92,11 +103,10 @@ def get(name: str) -> Topology:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")  # the machine that compiles need have no TPU
-    try:
-        import libtpu  # noqa: F401
-        from jax.experimental import topologies
-    except ImportError:
-        raise PlanError(f"{name}: TPU programs are compiled by libtpu: pip install 'cp2_jax[tpu]'") from None
+    if importlib.util.find_spec("libtpu") is None:
+        raise PlanError(f"{name}: TPU programs are compiled by libtpu: pip install 'cp2_jax[tpu]'")
+    from jax.experimental import topologies
+
     # On v4 and v5p, the two cores of a chip act as one device.
     options = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}
     if shape == "1x1":

@@ -4,8 +4,15 @@ import dataclasses
 import math
 import re
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
-         "ragged-all-to-all")  # fmt: skip
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
 
 _LINE = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[subf]\w*?(\d+)\w*)\[([\d,]*)\]")
@@ -15,8 +22,12 @@ _SHAPE = re.compile(r"\b(pred|[subf]\w*?(\d+)\w*)\[([\d,]*)\]")
 class Collective:
     """One collective operation.
 
-    kind: one of `KINDS`. bytes: of its result on one device (of a `-start`, without its operands). group: devices that
-    take part together. name: what it was compiled from.
+    Attributes:
+      kind: one of `KINDS`.
+      bytes: of its result on one device (of a `-start`, without its operands).
+      group: devices that take part together.
+      name: what it was compiled from.
+      shapes: dimensions of its results.
     """
 
     kind: str

@@ -21,11 +21,18 @@ from cp2_jax.segmentation import step as finetune_step
 class Program:
     """A compiled step. All bytes and FLOPs are of one device and one step.
 
-    parameters (both encoders'), optimizer, queue, batch: resident arrays; `batch` is all that are kept ready.
-    temporaries, code: of the program. peak: all of it. fits: None where the device's memory is not known.
-    flops, bytes_accessed: by XLA's count, which leaves out multiplications with padding, and counts a loop's body once
-    (None with `accumulate` above 1, whose microbatches are a loop). traffic: bytes by part, see `traffic.by_part`.
-    error: why the compiler refused, if it did.
+    Attributes:
+      kind: of the config, "pretrain" or "finetune".
+      topology, devices, hosts, batch_size: what it was compiled for.
+      parameters (both encoders'), optimizer, queue, batch: resident arrays; `batch` is all that are kept ready.
+      temporaries, code: of the program. peak: all of it together.
+      memory: of the device; None where it is not known.
+      flops, bytes_accessed: by XLA's count, which leaves out multiplications with padding, and counts a loop's body once
+        (None with `accumulate` above 1, whose microbatches are a loop).
+      traffic: bytes by part, see `traffic.by_part`.
+      collectives: the communication.
+      compile_seconds: how long the compiler took.
+      error: why the compiler refused, if it did.
     """
 
     kind: str
@@ -50,6 +57,7 @@ class Program:
 
     @property
     def fits(self) -> bool | None:
+        """Whether the peak fits into the device's memory; None where that is not known."""
         if self.error:
             return False
         return None if self.memory is None else self.peak <= self.memory
@@ -76,8 +84,12 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
     """Compile a config's step for a topology.
 
     Args:
-      config: validated for the topology's number of devices.
+      config: of any job, checked for the topology's number of devices.
+      topology: the devices, present or described.
       images: of an epoch, for the schedule.
+
+    Returns:
+      The program; if the compiler finds that it does not fit, `error` says so and what is not known is None.
     """
     kind, device_mesh = config.kind, mesh.make_mesh(topology.devices)
     length = settings.total_steps(config, images), settings.steps_per_epoch(images, config.batch_size)
@@ -89,7 +101,6 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
     lowered = step.lower(state, batch)
     # What each array of the arguments takes on one device.
     sizes = jax.tree.map(_local_bytes, state, task.state_sharding(device_mesh, state, config.shard_state))
-    total = lambda tree: sum(jax.tree.leaves(tree))  # noqa: E731
     split = mesh.batch_sharding(device_mesh)
     known = dict(
         kind=kind,
@@ -97,10 +108,10 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
         devices=len(topology.devices),
         hosts=topology.hosts,
         batch_size=config.batch_size,
-        parameters=total(sizes.params) + total(getattr(sizes, "key_params", 0)),
-        optimizer=total(sizes.opt_state),
-        queue=total(getattr(sizes, "queue", 0)),
-        batch=(1 + config.data.prefetch) * total(jax.tree.map(lambda x: _local_bytes(x, split), batch)),
+        parameters=_total(sizes.params) + _total(getattr(sizes, "key_params", 0)),
+        optimizer=_total(sizes.opt_state),
+        queue=_total(getattr(sizes, "queue", 0)),
+        batch=(1 + config.data.prefetch) * _total(jax.tree.map(lambda x: _local_bytes(x, split), batch)),
         memory=topology.chip.memory if topology.chip else None,
     )
     try:
@@ -108,10 +119,9 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Program(
-            **known, temporaries=None, code=None, peak=_wanted(str(error)), flops=None, bytes_accessed=None,
-            traffic=None, collectives=None, compile_seconds=time.monotonic() - begin, error=_reason(str(error)),
-        )  # fmt: skip
+        unknown = dict.fromkeys(("temporaries", "code", "flops", "bytes_accessed", "traffic", "collectives"))
+        seconds, text = time.monotonic() - begin, str(error)
+        return Program(**known, **unknown, peak=_wanted(text), compile_seconds=seconds, error=_reason(text))
     seconds = time.monotonic() - begin
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     text = compiled.as_text()
@@ -129,6 +139,10 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
         collectives=collectives.find(text, len(topology.devices)),
         compile_seconds=seconds,
     )
+
+
+def _total(tree: Any) -> int:
+    return sum(jax.tree.leaves(tree))
 
 
 def _local_bytes(x: Any, sharding: jax.sharding.Sharding) -> int:

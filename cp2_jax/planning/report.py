@@ -16,9 +16,13 @@ _DAY = 86400
 class Plan:
     """Bounds for one compiled step; None where the chip's specification is not known or the program did not compile.
 
-    compute, memory, links: least seconds of a step by each of the chip's three limits. bound: the largest.
-    decode_rate: images that a host must decode and crop a second to keep up with `bound`. hours: of the whole schedule, by
-    efficiency (the share of `bound`'s speed that is reached). largest_batch: per device, by proportion (an estimate).
+    Attributes:
+      steps, steps_per_epoch: of the schedule.
+      compute, memory, links: least seconds of a step by each of the chip's three limits.
+      bound: the largest of the three.
+      decode_rate: images that a host must decode and crop a second to keep up with `bound`.
+      hours: of the whole schedule, by efficiency (the share of `bound`'s speed that is reached).
+      largest_batch: per device, by proportion (an estimate).
     """
 
     steps: int
@@ -36,7 +40,15 @@ class Plan:
 def plan(
     config: ConfigDict, topology: Topology, program: Program, images: int, efficiencies: Sequence[float] = (1.0, 0.5, 0.25)
 ) -> Plan:
-    """Return the bounds that follow from a compiled step and the chip's specification."""
+    """Return the bounds that follow from a compiled step and the chip's specification.
+
+    Args:
+      config: what was compiled.
+      topology: what it was compiled for.
+      program: the compiled step.
+      images: of an epoch.
+      efficiencies: shares of the bound's speed to give hours for.
+    """
     steps, per_epoch = settings.total_steps(config, images), settings.steps_per_epoch(images, config.batch_size)
     compute = memory = links = bound = None
     if topology.chip and program.flops and program.collectives is not None:

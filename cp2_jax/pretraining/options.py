@@ -171,8 +171,6 @@ def _check_masks(config: ConfigDict, network: Network) -> None:
     mask, maps = config.augment.mask, config.data.attention
     fix = "augment.mask=attention needs data.attention, the folder that scripts/attention_maps.py wrote"
     require(mask != "attention" or maps, "data.attention", "''", fix)
-    fix = f"such maps are for augment.mask=attention, and it is {mask}; set it, or leave data.attention empty"
-    require(mask == "attention" or not maps, "data.attention", maps, fix)
     if not network.head.dense:
         fix = f"one pooled feature has no background: MoCo v2's mode (model.head={network.head_name}) needs "
         require(mask == "full", "augment.mask", mask, f"{fix}augment.mask=full")

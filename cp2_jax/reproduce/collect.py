@@ -15,7 +15,13 @@ from cp2_jax.reproduce.paper import TABLES
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Values of several seeds. std: with n - 1; nan for one value alone."""
+    """Values of several seeds.
+
+    Attributes:
+      mean: of the values.
+      std: their standard deviation, with n - 1; nan for one value alone.
+      count: how many there are.
+    """
 
     mean: float
     std: float
@@ -61,9 +67,11 @@ def read_results(folder: pathlib.Path) -> list[dict]:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table with aligned columns, the first to the left, numbers to the right."""
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    line = lambda cells: "| " + " | ".join(  # noqa: E731
-        f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-    ) + " |"  # fmt: skip
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
 

@@ -42,12 +42,15 @@ CHECKPOINTS = {
         ("--heads", "6"),
     ),
     "simclr_1000": Checkpoint(
-        "ResNet50_1x/model.ckpt-225206", "github.com/google-research/simclr, SimCLR v1, ResNet-50 1x, 1000 epochs",
+        "ResNet50_1x/model.ckpt-225206",
+        "github.com/google-research/simclr, SimCLR v1, ResNet-50 1x, 1000 epochs",
         finetune={"model.resnet.padding": "same_pool"} | _UNIT,
     ),
     "byol_300": Checkpoint(
-        "byol_res50x1_300.pkl", "github.com/google-deepmind/deepmind-research/tree/master/byol, ResNet-50 1x "
-        "(published: 1000 epochs; the paper's is of 300)", finetune=_SAME,
+        "byol_res50x1_300.pkl",
+        "github.com/google-deepmind/deepmind-research/tree/master/byol, ResNet-50 1x "
+        "(published: 1000 epochs; the paper's is of 300)",
+        finetune=_SAME,
     ),
     "infomin_800": Checkpoint("InfoMin_800.pth", "github.com/HobbitLong/PyContrast, InfoMin, 800 epochs"),
     "insloc_400": Checkpoint("insloc_fpn_400.pth", "github.com/limbo0000/InstanceLoc, ResNet50-FPN, 400 epochs"),
@@ -55,7 +58,7 @@ CHECKPOINTS = {
         "detconb_imagenet_1000.npy", "github.com/google-deepmind/detcon, DetCon-B, 1000 epochs", finetune=_SAME
     ),
     "pixpro_400": Checkpoint("pixpro_base_r50_400ep.pth", "github.com/zdaxie/PixPro, 400 epochs"),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +79,15 @@ class DataSet:
 DATA_SETS = {
     "ImageNet": DataSet("ImageNet", "image-net.org, ILSVRC 2012, training images (1.28 million)"),
     "attention": DataSet(
-        "attention", "attention maps of ImageNet's images, made by scripts/attention_maps.py from DINO's ViT-B/16 "
+        "attention",
+        "attention maps of ImageNet's images, made by scripts/attention_maps.py from DINO's ViT-B/16 "
         "(github.com/facebookresearch/dino, dino_vitbase16_pretrain.pth)",
     ),
     "PASCAL": DataSet(
-        "PASCAL", "host.robots.ox.ac.uk/pascal/VOC/voc2012, with SBD's masks in SegmentationClassAug and train_aug.txt",
+        "PASCAL",
+        "host.robots.ox.ac.uk/pascal/VOC/voc2012, with SBD's masks in SegmentationClassAug and train_aug.txt",
         "finetune_voc",
     ),
     "Cityscapes": DataSet("Cityscapes", "cityscapes-dataset.com, leftImg8bit and gtFine", "finetune_cityscapes"),
     "ADE20k": DataSet("ADE20k", "sceneparsing.csail.mit.edu, ADEChallengeData2016", "finetune_ade20k"),
-}  # fmt: skip
+}

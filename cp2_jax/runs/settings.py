@@ -15,10 +15,27 @@ from cp2_jax.runs import files
 
 # What may change between a run and its resumption: how it is watched, fed and kept, and how long it lasts.
 _HARMLESS = (
-    "steps", "epochs", "log_every", "save_every", "keep", "picture_every", "probe_every", "probe_images",
-    "eval_every", "evaluation.batch_size", "data.workers", "data.prefetch", "data.path", "data.probe_path",
-    "data.probe_split", "data.attention", "accumulate", "remat", "shard_state", "tuning.patience",
-)  # fmt: skip
+    "steps",
+    "epochs",
+    "log_every",
+    "save_every",
+    "keep",
+    "picture_every",
+    "probe_every",
+    "probe_images",
+    "eval_every",
+    "evaluation.batch_size",
+    "data.workers",
+    "data.prefetch",
+    "data.path",
+    "data.probe_path",
+    "data.probe_split",
+    "data.attention",
+    "accumulate",
+    "remat",
+    "shard_state",
+    "tuning.patience",
+)
 
 
 # Keys of older configs, and what they are called now.

@@ -117,7 +117,6 @@ def test_shipped_finetuning_configs_are_possible(name, tmp_path):
         (dict(model__backbone="vit", model__vit__attention="cudnn", model__dtype="float32"), 1, "needs model.dtype=bfl"),
         (dict(data__backgrounds="in_bach"), 1, r"data.backgrounds=in_bach: .*\(did you mean in_batch\?\)$"),
         (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
-        (dict(data__attention="maps"), 1, "data.attention=maps: such maps are for augment.mask=attention, and it is rect"),
         (dict(augment__mask="attention"), 1, "augment.mask=attention needs data.attention"),
     ],
 )
