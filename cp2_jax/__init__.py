@@ -19,6 +19,7 @@ _HOMES = {
     "finetune": "cp2_jax.interface.training",
     "load_segmenter": "cp2_jax.interface.segmenter",
     "embed": "cp2_jax.interface.embedding",
+    "probe": "cp2_jax.interface.probing",
     "convert_checkpoint": "cp2_jax.interface.converting",
     "load": "cp2_jax.features",
 }

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "score a finetuned model on a data set",
     "predict": "class maps of a folder of images",
     "embed": "features of a folder of images, as a table",
+    "probe": "what frozen features know, without finetuning",
     "preview": "pictures of what a run will see, or has learned",
     "prepare": "make, check and pack data sets",
     "convert": "read somebody else's checkpoint",

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,12 +20,13 @@ from cp2_jax import pictures
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.labelled.examples import Examples, SegmentationError, open_examples
 from cp2_jax.runs import mesh
-from cp2_jax.segmentation import boundaries, confusion, reports
+from cp2_jax.segmentation import confusion, reports
 from cp2_jax.segmentation.batching import Batch
 from cp2_jax.segmentation.class_maps import class_colors, mask_values, overlay_colors, save_class_map
 from cp2_jax.segmentation.inputs import Inputs
 from cp2_jax.segmentation.options import EvaluationOptions
 from cp2_jax.segmentation.predictor import Predictor, check_variables, make_predictor
+from cp2_jax.segmentation.tally import Keep, Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,56 +55,6 @@ class Evaluation:
     def scores(self) -> confusion.Scores:
         """All that follows from the counts."""
         return confusion.scores(self.matrix, self.boundary)
-
-
-Keep = Callable[[int, UInt8[np.ndarray, "height width"]], None]
-
-
-class _Tally:
-    """Adds up what is counted; knows which rows of a batch this process has, and that no labelled pixel may get lost."""
-
-    def __init__(self, images: int, num_classes: int, rows: Sequence[int], keep: Keep | None):
-        self.matrix = np.zeros((num_classes, num_classes), np.int64)
-        self.boundary = np.zeros((3, num_classes), np.int64)
-        self.image_miou = np.full(images, np.nan)
-        self._rows, self._keep, self._labelled = rows, keep, 0
-
-    def add(self, batch: Batch, labels: np.ndarray, sizes: np.ndarray, predicted: jax.Array, matrices: jax.Array) -> None:
-        """Take one batch.
-
-        Args:
-          labels: uint8 [rows, height, width] of this process's rows; sizes: int32 [rows, 2].
-          predicted: uint8 [batch, height, width]. matrices: int32 [batch, classes, classes].
-        """
-        matrices, classes = np.asarray(matrices), len(self.matrix)
-        for index, one in zip(batch.indices, matrices, strict=True):
-            if index >= 0:
-                np.add(self.matrix, one, out=self.matrix)
-                self.image_miou[index] = confusion.scores(one).mean_iou
-        here = zip(self._rows, labels, sizes, mesh.local_part(predicted), strict=True)
-        for row, label, (height, width), found in here:
-            index, labelled = batch.indices[row], int((label < classes).sum())
-            _check_count(int(matrices[row].sum()), labelled, f"image {index}")
-            self._labelled += labelled
-            if index >= 0:
-                found = found[:height, :width]
-                self.boundary += boundaries.count(label[:height, :width], found, classes)
-                if self._keep:
-                    self._keep(index, found)
-
-    def close(self) -> None:
-        """Take the other processes' counts; all call it."""
-        _check_count(int(self.matrix.sum()), int(mesh.sum_over_processes(np.int64(self._labelled))), "all images")
-        self.boundary = mesh.sum_over_processes(self.boundary)
-
-
-def _check_count(counted: int, labelled: int, what: str) -> None:
-    """Refuse a confusion matrix that does not hold every labelled pixel: rows were lost between hosts and devices."""
-    if counted != labelled:
-        raise SegmentationError(
-            f"the confusion matrix holds {counted} pixels of {what}, of which {labelled} are labelled: images were lost or "
-            "changed places on their way to the devices. This is a fault of cp2_jax; please report it"
-        )
 
 
 def _host_batch(
@@ -151,7 +102,7 @@ def evaluate(
     if batch_size % devices:
         raise ValueError(f"evaluation.batch_size={batch_size} must be a multiple of the {devices} devices")
     rows = mesh.local_rows(device_mesh, batch_size)
-    tally = _Tally(len(examples), num_classes, rows, keep)
+    tally = Tally(len(examples), num_classes, rows, keep)
     count = jax.jit(confusion.confusion_matrix, static_argnums=2, out_shardings=mesh.replicated(device_mesh))
     compiled_before, waited = predictor.compilations, 0.0
     with ThreadPoolExecutor(threads) as pool:

@@ -122,6 +122,19 @@ def _logits(model: segmenter.Segmenter, images: Array, *, auxiliary: bool, froze
     return model.with_auxiliary(images, True) if auxiliary else (model(images, True),)
 
 
+def _loss(config: ConfigDict, tuning: TuningOptions, found: Sequence[Array], label: Array) -> tuple[Array, Array]:
+    """Return the loss of all logits, the auxiliary ones by their weight, and the accuracy of the first."""
+
+    def one(logits):
+        loss, accuracy = cross_entropy(logits, label, config.loss.average, tuning.class_weights)
+        return (loss + tuning.dice * dice_loss(logits, label) if tuning.dice else loss), accuracy
+
+    (loss, accuracy), *auxiliary = map(one, found)
+    for more, _ in auxiliary:
+        loss += config.auxiliary.weight * more
+    return loss, accuracy
+
+
 def init_variables(config: ConfigDict) -> dict:
     """Return the variables {'params', 'batch_stats'} of `build_model`, initialised at random from `config.seed`."""
     images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
@@ -160,10 +173,6 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     forward = functools.partial(_logits, auxiliary=config.auxiliary.weight > 0, frozen=tuning.freeze_backbone)
     everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
 
-    def loss_of_logits(logits, label):
-        loss, accuracy = cross_entropy(logits, label, config.loss.average, tuning.class_weights)
-        return (loss + tuning.dice * dice_loss(logits, label) if tuning.dice else loss), accuracy
-
     def step(state: State, batch: dict[str, Array]):
         images = normalize(batch["image"], batch["size"], config.model.mean, config.model.std)
         dropout = {"dropout": rngs.key(config.seed, "dropout", state.step)}
@@ -171,9 +180,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
         def loss_of(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             found, changed = model.apply(variables, images, mutable=["batch_stats"], rngs=dropout, method=forward)
-            (loss, accuracy), *auxiliary = (loss_of_logits(logits, batch["label"]) for logits in found)
-            for more, _ in auxiliary:
-                loss += config.auxiliary.weight * more
+            loss, accuracy = _loss(config, tuning, found, batch["label"])
             return loss, (accuracy, changed.get("batch_stats", {}))
 
         params = mesh.constrain(state.params, everywhere) if config.shard_state else state.params

@@ -1,0 +1,58 @@
+"""Frozen features: nearest neighbours by hand, and both scores on features that do and do not tell the classes apart."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import halves
+
+from cp2_jax.data.labelled.examples import open_examples
+from cp2_jax.interface.probing import probe
+from cp2_jax.options import ConfigError
+from cp2_jax.segmentation import frozen
+
+
+def test_neighbours_by_hand():
+    rng = np.random.default_rng(0)
+    features, known = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(30, 5))
+    shares = rng.dirichlet(np.ones(3), 30)
+    ours = frozen.neighbours(*(jnp.asarray(x, jnp.float32) for x in (features, known, shares)), k=4)
+    for index in np.ndindex(2, 3, 4):
+        one = features[index]
+        cosines = known @ one / np.linalg.norm(known, axis=1) / np.linalg.norm(one)
+        nearest = np.argsort(-cosines)[:4]
+        expected = sum(np.exp((cosines[i] - 1) / 0.07) * shares[i] for i in nearest)
+        np.testing.assert_allclose(ours[index], expected, rtol=2e-4)
+
+
+@pytest.fixture
+def data(tmp_path):
+    halves.halves_on_disk(tmp_path, "train", 4, sizes=[(32, 40), (40, 32)])
+    halves.halves_on_disk(tmp_path, "val", 3)
+    return tmp_path
+
+
+def test_features_that_know_the_classes_score_high_and_others_do_not(data):
+    """In these images the classes differ in brightness alone."""
+    config = halves.folder_config(data)
+    train, test = (open_examples(config.data, split) for split in ("train", "val"))
+
+    def brightness(images):
+        cells = jnp.asarray(images, jnp.float32).reshape(len(images), 8, 4, 8, 4, 3).mean(axis=(2, 4, 5)) / 255
+        return jnp.stack([cells, 1 - cells], axis=-1)
+
+    good = frozen.score(brightness, train, test, 3, size=32, cells=100, batch=2)
+    blind = frozen.score(lambda images: jnp.ones((len(images), 8, 8, 2)), train, test, 3, size=32, cells=100, batch=2)
+    for name in ("linear", "knn"):
+        assert good[name].pixel_accuracy > 0.9 > 0.8 > blind[name].pixel_accuracy, name
+        assert np.isnan(good[name].iou[2])  # the third class does not occur
+
+
+def test_a_checkpoint_is_probed_and_bad_sizes_are_refused(data, tmp_path):
+    config = halves.finetuned(data, tmp_path / "run", steps=1)
+    found = probe(tmp_path / "run", config=config, size=32)
+    assert found.keys() == {"linear", "knn"} and all(0 <= scores.mean_iou <= 1 for scores in found.values())
+    with pytest.raises(ConfigError, match="size=33: must be a multiple of 8; use 32 or 40"):
+        probe(tmp_path / "run", config=config, size=33)
+    config.kind = "pretrain"
+    with pytest.raises(ConfigError, match="a probe needs labelled images"):
+        probe(tmp_path / "run", config=config, size=32)
