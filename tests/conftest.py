@@ -8,9 +8,9 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Half of the time went into compilation of networks that run once or twice: compile quickly, not well. Compiled programs
-# are as exact; processes that tests start inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # single operations too: every file needs them
+# Most of the time goes into compiling networks that run once or twice: compile quickly, not well. Such programs are as
+# exact. Processes that tests start inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
@@ -64,9 +64,19 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgetting():
+def compiling(request):
+    """Compile well in files that say `COMPILE_WELL = True`, because they compute more than they compile."""
+    quickly = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and not getattr(request.module, "COMPILE_WELL", False)
+    jax.config.update("jax_disable_most_optimizations", quickly)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgetting(request):
     """After each file give back the memory of its compiled programs and arrays: kept, they add up to gigabytes."""
     yield
+    for value in vars(request.module).values():
+        if hasattr(value, "cache_clear"):  # functools.cache
+            value.cache_clear()
     jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":

@@ -1,6 +1,7 @@
 """Composition: equation 1, the frequencies of each operation, one draw per row, options and their errors."""
 
 import dataclasses
+import functools
 
 import beartype
 import jax
@@ -47,10 +48,10 @@ def test_equation_1(mask):
 
 
 def test_query_and_key_get_different_masks_and_views():
-    foreground, background = crops(4)
+    foreground, background = crops(6)
     foreground, background = foreground.at[:, 1].set(foreground[:, 0]), background.at[:, 1].set(background[:, 0])
     pair = compose_pairs(jax.random.key(0), foreground, background, AugmentOptions())
-    for row in range(4):
+    for row in range(6):
         assert not np.array_equal(pair.mask_query[row], pair.mask_key[row])
         assert np.abs(pair.image_query[row] - pair.image_key[row]).max() > 0.1
     assert not np.array_equal(pair.mask_query[0], pair.mask_query[1])
@@ -82,15 +83,16 @@ def test_a_row_does_not_depend_on_the_batch(mask):
 
 
 def test_another_key_draws_another_pair():
-    foreground, background = crops(1)
+    foreground, background = crops(2)
     a, b = (compose_pairs(jax.random.key(s), foreground, background, AugmentOptions()) for s in (0, 1))
     assert np.abs(a.image_query - b.image_query).max() > 0.1
 
 
 def test_double_precision_draws_the_same():
-    draw = compose.draw_view(jax.random.key(2), AugmentOptions())
+    draw_view = jax.jit(compose.draw_view, static_argnums=1)
+    draw = draw_view(jax.random.key(2), AugmentOptions())
     with jax.enable_x64(True):
-        again = compose.draw_view(jax.random.key(2), AugmentOptions())
+        again = draw_view(jax.random.key(2), AugmentOptions())
     jax.tree.map(np.testing.assert_array_equal, draw, again)
 
 
@@ -127,7 +129,7 @@ def test_all_orders_are_equally_likely(draws):
 
 def test_a_large_reach_does_not_turn_colours_over():
     keys = jax.random.split(jax.random.key(0), 500)
-    draw = jax.vmap(lambda k: compose.draw_view(k, AugmentOptions(brightness=2.5)))(keys)
+    draw = jax.jit(jax.vmap(lambda k: compose.draw_view(k, AugmentOptions(brightness=2.5))))(keys)
     assert draw.factors[:, 0].min() >= 0 and draw.factors[:, 0].max() > 3
 
 
@@ -142,6 +144,7 @@ def single_draw(**changes):
     return base.replace(**changes)
 
 
+@functools.partial(jax.jit, static_argnames="options")
 def augmented(images, draw, options=USUAL):
     return compose.normalize(compose.augment(images, draw, options), options)
 
@@ -172,24 +175,28 @@ def test_grayscale_comes_after_the_jitter():
 
 
 def test_documented_shapes_and_dtypes_hold():
+    """The annotations are checked while JAX traces the functions; nothing is computed."""
     checked = jaxtyping.jaxtyped(typechecker=beartype.beartype)
     options, (foreground, background) = AugmentOptions(), crops(3)
-    pair = checked(compose.compose_pairs)(jax.random.key(0), foreground, background, options)
-    assert checked(compose.feature_mask)(pair.mask_query, 8).shape == (3, 4, 4)
-    draw = jax.vmap(lambda k: checked(compose.draw_view)(k, options))(jax.random.split(jax.random.key(0), 3))
-    checked(compose.augment)(foreground[:, 0], draw, options)
-    planes = jnp.transpose(pair.image_query, (0, 3, 1, 2))
-    checked(compose.normalize)(planes, options)
-    checked(color.jitter)(planes, draw.factors, draw.order)
-    checked(inputs.to_float)(foreground)
-    checked(color.shift_hue)(tuple(planes.swapaxes(0, 1)), draw.sigma)
-    checked(color.grayscale)(planes)
-    checked(blur.gaussian_blur)(planes, draw.sigma, 2.0)
-    checked(inputs.normalize)(foreground, options.mean, options.std)
-    for kind in MASKS.values():
-        checked(kind)(jax.random.key(0), 32, 48, options.mask_law)
+
+    def call(foreground, background, key):
+        pair = checked(compose.compose_pairs)(key, foreground, background, options)
+        assert checked(compose.feature_mask)(pair.mask_query, 8).shape == (3, 4, 4)
+        draw = jax.vmap(lambda k: checked(compose.draw_view)(k, options))(jax.random.split(key, 3))
+        checked(compose.augment)(foreground[:, 0], draw, options)
+        planes = jnp.transpose(pair.image_query, (0, 3, 1, 2))
+        checked(compose.normalize)(planes, options)
+        checked(color.jitter)(planes, draw.factors, draw.order)
+        checked(inputs.to_float)(foreground)
+        checked(color.shift_hue)(tuple(planes.swapaxes(0, 1)), draw.sigma)
+        checked(color.grayscale)(planes)
+        checked(blur.gaussian_blur)(planes, draw.sigma, 2.0)
+        checked(inputs.normalize)(foreground, options.mean, options.std)
+        return [checked(kind)(key, 32, 48, options.mask_law) for kind in MASKS.values()]
+
+    jax.eval_shape(call, foreground, background, jax.random.key(0))
     with pytest.raises(jaxtyping.TypeCheckError):
-        checked(compose.compose_pairs)(jax.random.key(0), foreground[:, :, 1:], background, options)
+        jax.eval_shape(call, foreground[:, :, 1:], background, jax.random.key(0))
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16])

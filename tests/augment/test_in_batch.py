@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny
+from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import pretrain_r50_aspp
 from cp2_jax.augment import compose
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.images.stream import pretrain_dataset
@@ -28,7 +28,7 @@ def numbered(batch):
     return np.stack([rows % 256, rows // 256, views], axis=-1)[:, :, None, None].astype(np.uint8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15)  # each size compiles
 @given(st.one_of(st.integers(3, 40), st.integers(1, 40).map(lambda n: 8 * n)))
 def test_no_sample_meets_itself_and_every_crop_serves_once(batch):
     found = np.asarray(compose.in_batch_backgrounds(jnp.asarray(numbered(batch))))[:, :, 0, 0].astype(int)
@@ -54,8 +54,8 @@ ON_EIGHT = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec
-from cp2_jax import mesh
 from cp2_jax.augment import compose
+from cp2_jax.runs import mesh
 assert jax.device_count() == 8
 devices = mesh.make_mesh()
 crops = np.random.default_rng(0).integers(0, 256, (64, 2, 4, 4, 3), np.uint8)
@@ -69,9 +69,8 @@ assert not moving, moving
 
 
 def test_eight_devices_compute_the_same_and_send_nothing():
-    root = pathlib.Path(__file__).parents[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-c", ON_EIGHT], check=True, env=environment, cwd=root)
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", ON_EIGHT], check=True, env=environment, cwd=ROOT)
 
 
 @pytest.fixture
@@ -98,14 +97,9 @@ def test_the_host_reads_foregrounds_alone(source):
         pretrain_dataset(source, backgrounds="elsewhere", **options)
 
 
-def test_the_step_pastes_onto_other_samples():
+def test_the_step_pastes_onto_other_samples(monkeypatch):
     """The step's composition equals `compose_pairs` with the rolled crops as backgrounds."""
-    config = pretrain_r50_aspp.get_config()
-    config.update(image_size=32, batch_size=8, bn_groups=1)
-    config.data.backgrounds = "in_batch"
-    config.model.resnet.update(width=8, stem_width=8, stage_sizes=(1, 1, 1, 1))
-    config.model.aspp.channels = 8
-    config.loss.queue_size = 16
+    config = tiny.toy_pretrain_config(monkeypatch)
     crops = np.random.default_rng(0).integers(0, 256, (8, 2, 32, 32, 3), np.uint8)
     losses = {}
     for backgrounds in ("in_batch", "independent"):

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from configs import finetune_voc
+from configs import finetune_voc, pretrain_r50_aspp
+from cp2_jax.models.backbones import BACKBONES
+from helpers import toy_backbone
 
 
 def finetune_config():
@@ -14,6 +17,21 @@ def finetune_config():
     config.model.dtype = "float32"
     config.model.num_classes = config.data.num_classes = 3
     config.image_size = 32
+    return config
+
+
+def toy_pretrain_config(monkeypatch):
+    """A pretraining config for what does not depend on the network: two convolutions and a small FCN head, 32x32 images.
+
+    The step with a ResNet takes ten times as long to compile.
+    """
+    monkeypatch.setitem(BACKBONES, "toy", toy_backbone.BACKBONE)
+    config = pretrain_r50_aspp.get_config()
+    config.update(image_size=32, batch_size=8, bn_groups=1)
+    config.model.update(backbone="toy", head="fcn", dtype="float32")
+    config.model.toy = ConfigDict({"channels": 6})
+    config.model.fcn.channels = 8
+    config.loss.queue_size = 16
     return config
 
 
