@@ -15,10 +15,8 @@ from PIL import Image
 from cp2_jax import pictures
 from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images.decoding import decode
-from cp2_jax.data.labelled import classes
 from cp2_jax.interface import kinds
-from cp2_jax.runs.checkpoints import CheckpointError, read_variables
-from cp2_jax.segmentation import class_maps, predictor
+from cp2_jax.segmentation import class_maps, predictor, saved
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,7 +125,7 @@ class Segmenter:
         return total / total.sum(axis=-1, keepdims=True)
 
 
-def load_segmenter(run: str | os.PathLike) -> Segmenter:
+def load_segmenter(run: str | os.PathLike, checkpoint: str | os.PathLike | None = None) -> Segmenter:
     """Load a finetuned model.
 
     Example:
@@ -137,24 +135,16 @@ def load_segmenter(run: str | os.PathLike) -> Segmenter:
       result.show()
 
     Args:
-      run: the work directory of a finetuning (its newest model), or its `best`.
+      run: the work directory of a finetuning, or one of its checkpoints.
+      checkpoint: which one of the work directory: "newest" (the default), "best", or the number of a step.
 
     Raises:
       CheckpointError: there is no checkpoint, it cannot be read, or it is of another kind, such as a pretraining.
+      ConfigError: it has no config of its own, as a converted model.
     """
-    variables, meta = read_variables(run)
-    if meta.get("kind") == "pretrain" or "classifier" not in variables["params"]:
-        what = kinds.kind_of(run)
-        raise CheckpointError(
-            f"{run} is {what}, which has no classes: finetune it first, `cp2 finetune DATA WORKDIR --checkpoint {run}`"
-        )
-    if "config" not in meta:
-        raise CheckpointError(f"{run} does not say how its classes are called: it was not written by a finetuning")
-    config = ConfigDict(meta["config"])
-    classes.resolve(config)
-    predictor.check_variables(config, variables)
-    names = tuple(config.data.class_names)
-    return Segmenter(names, config, predictor.make_predictor(config), jax.device_put(variables))
+    model = saved.open_saved(run, checkpoint)
+    names = tuple(model.config.data.class_names)
+    return Segmenter(names, model.config, predictor.make_predictor(model.config), jax.device_put(model.variables))
 
 
 def _read(image: Any) -> tuple[str, UInt8[np.ndarray, "height width 3"]]:

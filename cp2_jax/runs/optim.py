@@ -9,9 +9,8 @@ import optax
 
 from cp2_jax.options import at_least_0, known_fields, one_of, positive, require, share, whole
 
-# The names that `optimizer.schedule` and `optimizer.name` may have.
+# The names that `optimizer.schedule` may have; those of `optimizer.name` are in `OPTIMIZERS`, below.
 SCHEDULES = ("cosine", "cosine_by_epoch", "poly", "constant")
-OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ def make(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.Grad
     Raises:
       KeyError: for an unknown name.
     """
-    return {"sgd": _sgd, "adamw": _adamw}[options.name](options, learning_rate)
+    return OPTIMIZERS[options.name](options, learning_rate)
 
 
 def scaled(optimizer: optax.GradientTransformation, factor: Callable[[str], float]) -> optax.GradientTransformation:
@@ -140,3 +139,10 @@ def _sgd(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.Grad
 
 def _adamw(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=options.weight_decay)
+
+
+# By their name in `optimizer.name`; docs/extending.md says how to add one.
+OPTIMIZERS: dict[str, Callable[[OptimizerOptions, optax.Schedule], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+}

@@ -101,7 +101,7 @@ def test_the_wrong_kind_of_path_is_told_which_it_is(pretrained, finetuned, data,
         cp2_jax.finetune(finetuned, tmp_path / "a")
     with pytest.raises(SourceError, match="is a pretraining run, where a folder of images is wanted"):
         cp2_jax.embed(finetuned, pretrained, tmp_path / "a.npz")
-    with pytest.raises(CheckpointError, match="is a pretraining run, which has no classes: finetune it first, `cp2 fine"):
+    with pytest.raises(CheckpointError, match="is of a pretraining run, which has no classes; finetune it first"):
         cp2_jax.load_segmenter(pretrained)
     with pytest.raises(UnreadableImage, match="it is a folder of images; give a file, or a list"):
         cp2_jax.load_segmenter(finetuned).predict(data / "images/val")
@@ -116,9 +116,9 @@ def test_somebodys_file_is_converted_once_and_the_model_follows(tmp_path, capsys
     config = training.pretraining_config("photos", tmp_path / "run", checkpoint=file)
     assert config.init.checkpoint == str(tmp_path / "run/converted")
     assert (config.model.backbone, config.optimizer.name, config.loss.queue_start) == ("vit", "adamw", "keys")
-    assert "converted" in capsys.readouterr().out and (tmp_path / "run/converted/report.txt").exists()
+    assert f"converted {file} into" in capsys.readouterr().out and (tmp_path / "run/converted/report.txt").exists()
     training.pretraining_config("photos", tmp_path / "run", checkpoint=file)
-    assert capsys.readouterr().out == ""
+    assert f"converted {file} into" not in capsys.readouterr().out
     other = tmp_path / "other.pth"
     checkpoints.save_torch(other, checkpoints.TORCH["timm"][1])
     with pytest.raises(CheckpointError, match="holds the conversion of dino.pth: remove it"):
