@@ -53,8 +53,9 @@ def _children(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _job(path: pathlib.Path) -> str:
+    from cp2_jax.runs.settings import upgrade  # here, because it imports JAX
+
     try:
-        config = json.loads((path / "config.json").read_text())
-        return config.get("kind") or ("pretrain" if "augment" in config else "finetune")
-    except (OSError, ValueError):
+        return upgrade(json.loads((path / "config.json").read_text())).get("kind", "")
+    except (OSError, ValueError, AttributeError):
         return ""

@@ -92,6 +92,9 @@ def _copied(config: Mapping) -> dict:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in config.items()}
 
 
+_EXAMPLES = {"pretrain": "pretrain or quick_tune", "finetune": "finetune_voc or finetune_folder"}
+
+
 def check_kind(config: ConfigDict, kind: str) -> None:
     """Refuse a config that is of another job.
 
@@ -105,7 +108,7 @@ def check_kind(config: ConfigDict, kind: str) -> None:
     known = {"pretrain": "pretraining", "finetune": "finetuning"}
     if found != kind:
         what = f"a config of {known[found]}" if found in known else f"kind={found}"
-        raise ConfigError(f"this is {what}, where one of {known[kind]} is needed (configs/{kind}_*.py)")
+        raise ConfigError(f"this is {what}, where one of {known[kind]} is needed, such as {_EXAMPLES[kind]}")
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
