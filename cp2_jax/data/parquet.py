@@ -225,9 +225,16 @@ def _build(file: Path, name: str) -> indexes.Arrays:
 
 
 def _find(stored: bytes, value: bytes, position: int) -> int:
-    """Return where a value stands, most likely at or soon after a position; -1 if it does not."""
-    place = stored.find(value, position, position + len(value) + 2**16)
-    return place if place >= 0 else stored.find(value)
+    """Return where a value stands, nearly always right after a position and its length in 4 bytes; -1 if nowhere."""
+    if stored.startswith(value, position + 4):
+        return position + 4
+    for begin in (position, 0):
+        place = stored.find(value[:64], begin)  # looking for the whole of a large value is slow
+        while place >= 0:
+            if stored.startswith(value, place):
+                return place
+            place = stored.find(value[:64], place + 1)
+    return -1
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from cp2_jax.data.images.decoding import UnreadableImage, decode
-from cp2_jax.data.images.sources import ImageFolder, SourceError
+from cp2_jax.data.images.sources import SourceError, open_images
 from cp2_jax.features import FeatureExtractor, load
 from cp2_jax.interface import kinds, processes
 from cp2_jax.options import ConfigError
@@ -64,7 +64,7 @@ def embed(
         raise ConfigError("features='stages' are several maps of each image; take 'backbone', which is the last of them")
     kinds.refuse_a_model(images)
     extractor, variables = load(checkpoint, features)
-    source = ImageFolder(images)
+    source = open_images(images)
     found = _features(extractor, variables, source, size, batch, dense, np.dtype(dtype))
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")

@@ -4,9 +4,7 @@ import json
 import os
 import pathlib
 
-from cp2_jax.data.images.sources import SourceError
-
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+from cp2_jax.data.images.sources import SUFFIXES, SourceError
 
 
 def kind_of(path: str | os.PathLike) -> str:
@@ -15,14 +13,14 @@ def kind_of(path: str | os.PathLike) -> str:
     if not path.exists():
         return "a path at which there is nothing"
     if path.is_file():
-        return "an image" if path.suffix.lower() in _IMAGES else "a file"
+        return "an image" if path.suffix.lower() in SUFFIXES else "a file"
     if (path / "checkpoints").is_dir():
         return {"pretrain": "a pretraining run", "finetune": "a finetuning run"}.get(_job(path), "a run")
     if (path / "state").is_dir() or any(child.name.isdecimal() and (child / "state").is_dir() for child in _children(path)):
         return "a checkpoint"
     if (path / "images").is_dir() and (path / "labels").is_dir():
         return "a folder of labelled images"
-    if any(child.suffix.lower() in _IMAGES for child in _children(path)):
+    if any(child.suffix.lower() in SUFFIXES for child in _children(path)):
         return "a folder of images"
     return "a folder"
 

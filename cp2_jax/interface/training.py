@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cp2_jax import config_files
+from cp2_jax.data.images.sources import source_of
 from cp2_jax.interface import converting, kinds, overrides, processes
 from cp2_jax.models import backbones
 from cp2_jax.models.backbones import BACKBONES
@@ -59,7 +60,7 @@ def pretrain(
       run = cp2_jax.pretrain("photos", "runs/photos", checkpoint="moco_v2_800ep_pretrain.pth.tar", epochs=50)
 
     Args:
-      images: folder of images, nested or flat.
+      images: folder of images, nested or flat; or tar shards or Parquet files (docs/data.md).
       out: work directory; run again with the same one, it resumes.
       checkpoint: weights to start from (Quick Tuning): a run, a converted checkpoint, or somebody else's file, which is
         converted into `out/converted`. Without it, from scratch. The model is the checkpoint's.
@@ -287,7 +288,7 @@ def _placed(config: ConfigDict, images, model) -> ConfigDict:
     if images:
         config.data.path = os.fspath(images)
         if config.data.source in ("folder", "tfds"):
-            config.data.source = "tfds" if kinds.is_tfds(images) else "folder"
+            config.data.source = "tfds" if kinds.is_tfds(images) else source_of(images)
     if isinstance(model, Mapping):
         overrides.update(config, {"model": model})
     overrides.expand_user(config)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cp2_jax import pictures
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.decoding import decode, upright_size
-from cp2_jax.data.images.sources import ImageFolder, SourceError
+from cp2_jax.data.images.sources import SourceError, open_images
 from cp2_jax.runs import out_of_memory
 from cp2_jax.segmentation.batching import Batch
 from cp2_jax.segmentation.class_maps import class_colors, mask_values, overlay_colors, save_class_map
@@ -89,18 +89,18 @@ class Output:
             raise SegmentationError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def images_to_predict(images: str | pathlib.Path, output: str | pathlib.Path) -> tuple[ImageFolder, list[int]]:
-    """Return the images of a folder and which of them to predict: not those in the output's own folders.
+def images_to_predict(images: str | pathlib.Path, output: str | pathlib.Path) -> tuple[Any, list[int]]:
+    """Return the images of a folder, or of tar shards or Parquet files, and which to predict: not those of the output.
 
     Raises:
       SourceError: there is no such folder, or no image in it; a work directory or a file is named as what it is.
     """
     images = pathlib.Path(images).expanduser()
-    if images.is_file():
+    if images.is_file() and images.suffix.lower() not in (".tar", ".parquet"):
         raise SourceError(f"{images} is a file; give the folder that it is in")
     if (images / "checkpoints").is_dir():
         raise SourceError(f"{images} is the work directory of a run, where a folder of images is wanted")
-    source = ImageFolder(images)
+    source = open_images(images)
     written = [(pathlib.Path(output).expanduser().absolute() / kind).resolve() for kind in KINDS]
     kept = [
         index

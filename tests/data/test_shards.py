@@ -10,7 +10,7 @@ from helpers.packing import IMAGES, everything, folder, png, write_parquet, writ
 
 from cp2_jax.data import indexes, notices, shards
 from cp2_jax.data.errors import SourceError
-from cp2_jax.data.images.sources import ImageFolder, ParquetSource, TarSource, Where, open_source
+from cp2_jax.data.images.sources import ImageFolder, ParquetSource, TarSource, Where, open_images, open_source
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.prepare import imagenet
 
@@ -227,3 +227,13 @@ def test_a_member_that_is_no_image_is_replaced_as_in_a_folder(tmp_path):
     batches = pretrain_dataset(TarSource(path), batch_size=8, image_size=8, seed=0)
     replaced = next(batches)["unreadable"]
     assert (replaced[:, 0] == 1).sum() == 1 and ((replaced == 1) | (replaced == -1)).all()
+
+
+def test_a_path_alone_says_what_it_is(tmp_path):
+    write_tar(tmp_path / "x-0.tar", IMAGES)
+    write_parquet(tmp_path / "y.parquet", list(IMAGES.values()), compression="none")
+    folder(tmp_path / "photos")
+    for path in (tmp_path / "x-0.tar", f"{tmp_path}/x-{{0..0}}.tar", tmp_path / "y.parquet", tmp_path / "photos"):
+        opened = open_images(path)
+        assert everything(opened) == list(IMAGES.values())
+        assert os.path.relpath(opened.name(1), opened.root) in ("x-0.tar/a/1.png", "y.parquet#1", "a/1.png")

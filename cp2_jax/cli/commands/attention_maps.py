@@ -19,10 +19,12 @@ levelled. Run again, complete maps are left alone."""
 
 
 def _options(made):
-    command.place(made, "images", "folder of images, or a TFDS data set")
+    command.place(made, "images", "folder of images, tar shards, Parquet files or a TFDS data set")
     command.place(made, "checkpoint", "converted ViT; the paper's is DINO's ViT-B/16")
     command.place(made, "output", "folder for the maps: the value of data.attention")
-    made.add_argument("--source", choices=["folder", "tfds"], default="folder", help="what IMAGES is (%(default)s)")
+    made.add_argument(
+        "--source", choices=["folder", "tar", "parquet", "tfds"], default="folder", help="what IMAGES is (%(default)s)"
+    )
     made.add_argument("--split", default="train", help="of a TFDS data set (%(default)s)")
     made.add_argument(
         "--side",
@@ -45,8 +47,7 @@ def _run(arguments):
     from cp2_jax.pretraining import attention_maps
     from cp2_jax.runs import checkpoints
 
-    is_folder = arguments.source == "folder"
-    source = sources.ImageFolder(arguments.images) if is_folder else sources.TfdsSource(arguments.images, arguments.split)
+    source = sources.SOURCES[arguments.source](sources.Where(arguments.images, arguments.split))
     attend = attention_maps.attention_of(*checkpoints.read_variables(arguments.checkpoint))
     maps = attention_maps.make_maps(source, attend, arguments.side, arguments.batch)
     features = {"image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg")}

@@ -40,7 +40,7 @@ def _run(arguments):
 
     from cp2_jax import pictures
     from cp2_jax.augment import compose, masks
-    from cp2_jax.data.images.sources import ImageFolder
+    from cp2_jax.data.images.sources import open_images
     from cp2_jax.data.images.stream import pretrain_dataset
     from cp2_jax.interface import kinds
     from cp2_jax.models import segmenter
@@ -58,7 +58,7 @@ def _run(arguments):
         config = ConfigDict(meta["config"])
     size, options = config.image_size, compose.AugmentOptions.from_config(config)
     read = dict(batch_size=arguments.count, image_size=size, seed=config.seed, crop_scale=config.data.crop_scale)
-    crops = next(pretrain_dataset(ImageFolder(arguments.images), **read))
+    crops = next(pretrain_dataset(open_images(arguments.images), **read))
 
     def composed(options):
         pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)

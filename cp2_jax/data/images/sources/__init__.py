@@ -9,6 +9,7 @@ one: write it in a file of its own here and give it a line in `SOURCES` (`tests/
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,10 @@ __all__ = [
     "TfdsSource",
     "Where",
     "open_held_out",
+    "open_images",
     "open_source",
     "read_image",
+    "source_of",
 ]
 
 
@@ -83,6 +86,24 @@ def open_source(data: Any) -> Any:
       SourceError: if `source` is unknown, `path` is empty, or the data set cannot be opened.
     """
     return _open(data.source, _where(data))
+
+
+def open_images(path: str | os.PathLike) -> Any:
+    """Open images that are given by a path alone: tar shards or Parquet files if it ends so, else a folder.
+
+    Args:
+      path: a folder, or a file or pattern as `shards.find_files` takes it.
+
+    Raises:
+      SourceError: if there is no such thing, or no image in it.
+    """
+    return SOURCES[source_of(path)](Where(os.fspath(path)))
+
+
+def source_of(path: str | os.PathLike) -> str:
+    """Return the value of data.source for a path that is given alone: tar or parquet if it ends so, else folder."""
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    return suffix[1:] if suffix in (".tar", ".parquet") else "folder"
 
 
 def open_held_out(data: Any) -> Any:
