@@ -55,8 +55,6 @@ LONG_FILES = {
     "benchmarks": {"faults.py"},
 }
 LONG_FUNCTIONS = {
-    "cp2_jax.data.images.stream.pretrain_dataset",
-    "cp2_jax.data.prepare.writing.write_dataset",
     "cp2_jax.pretraining.step.make_update",
     "cp2_jax.runs.loop.fit",
     "cp2_jax.segmentation.evaluation.evaluate",
@@ -76,9 +74,6 @@ SHAPES_TO_WRITE = {
     "cp2_jax.convert.containers.arrays": {"Tensor.numpy", "Array.fill", "Array.numpy"},
     "cp2_jax.convert.containers.files": {"to_numpy"},
     "cp2_jax.convert.containers.tensorflow_files": {"read"},
-    "cp2_jax.data.demo": {"scene"},
-    "cp2_jax.data.images.stream": {"pretrain_dataset"},
-    "cp2_jax.data.labelled.transforms": {"training_sample"},
     "cp2_jax.models.segmenter": {"Segmenter.stages", "Segmenter.levels"},
     "cp2_jax.pretraining.attention_maps": {"make_maps"},
     "cp2_jax.pretraining.hooks": {"probe_pairs"},

@@ -32,8 +32,8 @@ def scene(seed: int, split: str, index: int, size: int = 64) -> tuple[UInt8[np.n
       size: side in pixels; shapes scale with it, textures have their periods in pixels.
 
     Returns:
-      image: RGB.
-      mask: uint8 [size, size], index into `CLASSES`. One or two objects cover about 15 to 50% of the image.
+      image: uint8 (size, size, 3), RGB.
+      mask: uint8 (size, size), index into `CLASSES`. One or two objects cover about 15 to 50% of the image.
     """
     rng = np.random.default_rng([seed, _SPLITS[split], index])
     image = _blend(rng, _noise(rng, size, rng.choice([2, 4, 8])))
@@ -212,7 +212,13 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Write a PNG of validation scenes above their masks, for looking at; an unfilled last row ends in black.
 
-    Returns what was written: uint8 RGB, ceil(count / columns) * 2 * size high and columns * size wide.
+    Args:
+      path: of the PNG.
+      count: number of scenes; columns: side by side.
+      size, seed: see `scene`.
+
+    Returns:
+      What was written: RGB, ceil(count / columns) * 2 * size high and columns * size wide.
     """
     palette = [[40, 40, 40], [230, 60, 60], [60, 180, 75], [70, 110, 230], [250, 190, 40], [170, 70, 190]]
     colors = np.array(palette, np.uint8)

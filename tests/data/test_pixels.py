@@ -1,6 +1,7 @@
 """Pixels of more than 8 bits, further bands, headers that claim too much; written by hand where Pillow cannot."""
 
 import io
+import resource
 import struct
 import zlib
 
@@ -193,6 +194,16 @@ FRAME = struct.pack("<HHHHB", 0, 0, 13000, 13000, 0)
 def test_a_header_that_claims_too_much_costs_no_memory(data):
     with pytest.raises(UnreadableImage, match="claims .* pixels, but .* bytes cannot hold so many"):
         decode(data, "claim")
+
+
+def test_a_chunk_that_claims_too_much_costs_no_memory():
+    data = bytearray(by_opencv(np.zeros((9, 13, 3), np.uint16), ".png"))
+    place = data.index(b"IDAT") - 4
+    data[place : place + 4] = b"\x7f\xff\xff\xff"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode(bytes(data), "deep.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
 
 def test_what_compresses_well_is_believed():

@@ -106,6 +106,8 @@ def _values(image: Image.Image, data: bytes, name: str) -> Num[np.ndarray, "heig
 
 def _by_opencv(data: bytes, size: tuple[int, int], name: str) -> Num[np.ndarray, "height width bands"]:
     """Return the stored values of an image of several bands of more than 8 bits."""
+    if data[:4] == b"\x89PNG":
+        _check_chunks(data, name)
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -116,6 +118,15 @@ def _by_opencv(data: bytes, size: tuple[int, int], name: str) -> Num[np.ndarray,
     if values.shape[-1] not in (1, 3, 4):
         raise UnreadableImage(name, f"has {values.shape[-1]} bands; only images of 1, 3 or 4 are read")
     return values if values.shape[-1] == 1 else values[..., [2, 1, 0, 3][: values.shape[-1]]]
+
+
+def _check_chunks(data: bytes, name: str) -> None:
+    """Refuse a PNG with a chunk that is longer than the file: OpenCV would make room for it first, up to 2 GB."""
+    position = 8
+    while position + 8 <= len(data) and data[position + 4 : position + 8] != b"IEND":
+        position += 12 + int.from_bytes(data[position : position + 4])
+    if position + 8 > len(data):
+        raise UnreadableImage(name, "image file is truncated")
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, "..."]:

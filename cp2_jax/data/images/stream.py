@@ -1,4 +1,13 @@
-"""Host batches for pretraining: which images, in which order, cropped how; read ahead by threads or processes."""
+"""Host batches for pretraining: which images, in which order, cropped how; read ahead by threads or processes.
+
+Each stream (the foreground, and one background for each view) goes through the whole source in an order of its own, a new
+one each epoch. The last samples of an epoch and the first of the next may share a batch: none is dropped. Sample
+t * batch_size + j is row j of batch t for any number of processes, workers and threads, and depends on nothing but seed and
+source. So a run goes on at step t with start_step=t.
+
+Worker processes end with `Batches.close()`, or `.close()` of the iterator. Grain has them read absl's flags: outside
+`absl.app.run` these have to be marked as parsed, `absl.flags.FLAGS.mark_as_parsed()`.
+"""
 
 from __future__ import annotations
 
@@ -127,44 +136,34 @@ def pretrain_dataset(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Return an endless iterator of this process's share of every batch, from batch `start_step` on.
 
-    Each of the three streams goes through the whole source in an order of its own, a new one each epoch. The last
-    samples of an epoch and the first of the next may share a batch: none is dropped. Sample t * batch_size + j is
-    row j of batch t for any number of processes, workers and threads, and depends on nothing but seed and source;
-    so a run resumes at step t with start_step=t.
-
     Args:
-      source: see `sources`; items are encoded images.
+      source: of encoded images, see `sources`.
       batch_size: of all processes together.
-      rows: which rows of each batch are made here, in this order; all by default. Of several processes, each makes its
-        `mesh.local_rows`.
       image_size: side of the crops in pixels.
       crop_scale: range of the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1).
-      backgrounds: a name in `options.BACKGROUNDS`; the foregrounds are the same with either.
-      attention: a source of maps of the same number, order and sizes as the images (`scripts/attention_maps.py`).
+      backgrounds: a name in `options.BACKGROUNDS`; foregrounds are the same with either.
+      attention: a source of maps of the same number, order and sizes as the images (`cp2 attention-maps`).
       value_range: see `decoding.decode`.
       start_step: number of the first batch.
-      workers: processes that decode; 0 decodes in `threads` threads of this process. With workers, call `.close()` when
-        done, or let `Batches` do it; and Grain then reads absl's flags, so that outside `absl.app.run` they have to be
-        marked as parsed: `absl.flags.FLAGS.mark_as_parsed()`.
+      rows: the rows of each batch that are made here, in this order (`mesh.local_rows`); all by default.
+      workers, threads: processes that decode, see the head of this module; 0: that many threads of this process.
       prefetch: batches read ahead, for each worker.
 
     Returns:
-      Batches, with b the number of `rows`, S = image_size:
-        foreground: uint8 [b, 2, S, S, 3], two random crops of one image, for the query and the key view;
-        background: uint8 [b, 2, S, S, 3], one random crop of each of two other images, drawn independently; absent
-          with backgrounds="in_batch", where the step takes them from `foreground`;
-        attention: uint8 [b, 2, S, S], with `attention` alone: the foreground's crops of its attention map;
-        unreadable: int64 [b, 3] (or [b, 1]), for foreground and the two backgrounds, the source index of an image
-          that could not be read and was replaced by another, else -1. (`Batches` takes it out.)
+      Batches of b = len(rows) samples; with S = image_size:
+        foreground: uint8 (b, 2, S, S, 3), two random crops of one image, for the query and the key view;
+        background: uint8 (b, 2, S, S, 3), a crop of each of two other images; absent with backgrounds="in_batch";
+        attention: uint8 (b, 2, S, S), with `attention` alone: the foreground's crops of its attention map;
+        unreadable: int64 (b, 3) or (b, 1), of foreground and backgrounds, the source's index of an image that could not be
+          read and was replaced, else -1. (`Batches` takes it out.)
 
     Raises:
-      ValueError: for sizes that do not fit.
-      KeyError: for unknown backgrounds.
+      ValueError, KeyError: for sizes that do not fit, for unknown backgrounds.
       SourceError: while iterating, if an image and all its substitutes cannot be read.
     """
     rows = check_rows(rows, batch_size)
-    if start_step < 0 or seed < 0:
-        raise ValueError(f"start_step ({start_step}) and seed ({seed}) must not be negative")
+    if min(start_step, seed) < 0:
+        raise ValueError(f"start_step {start_step} and seed {seed} must not be negative")
     orders = tuple(_order(len(source), seed, stream) for stream in range(BACKGROUNDS[backgrounds]))
     samples = (
         grain.MapDataset.range(start_step * len(rows), _ENDLESS)
@@ -172,10 +171,10 @@ def pretrain_dataset(
         .map(_Sample(source, orders, seed, image_size, tuple(crop_scale), attention, tuple(value_range)))
     )
     if workers:
-        # Grain deals elements out to the workers in turn: these must be whole batches to stay as they are.
+        # Grain deals elements out to the workers in turn: whole batches stay as they are.
         batches = samples.batch(len(rows), batch_fn=_stack).to_iter_dataset(grain.ReadOptions(1, prefetch))
         batches = with_workers(batches, workers, prefetch)
     else:
-        ahead = max(prefetch * len(rows), threads)
-        batches = samples.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(len(rows), batch_fn=_stack)
+        reading = grain.ReadOptions(threads, max(prefetch * len(rows), threads))
+        batches = samples.to_iter_dataset(reading).batch(len(rows), batch_fn=_stack)
     return iter(batches)

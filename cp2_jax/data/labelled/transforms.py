@@ -99,7 +99,10 @@ def photometric_distortion(image: Image, rng: np.random.Generator) -> Image:
 
     Contrast comes second or last, by another coin. Rounding down to 8 bits after each, as `PhotoMetricDistortion`.
     """
-    coin = lambda: rng.random() < 0.5  # noqa: E731
+
+    def coin() -> bool:
+        return rng.random() < 0.5
+
     if coin():
         image = _linear(image, beta=rng.uniform(-32, 32))
     contrast_early = coin()
@@ -142,8 +145,18 @@ def training_sample(
 ) -> dict[str, np.ndarray]:
     """Apply MMSegmentation's training pipeline: scale, crop, flip, distort, pad.
 
+    Args:
+      image, mask: of the same size.
+      rng: where randomness comes from.
+      crop_size: height and width in pixels of the result.
+      bounds, ratio: see `random_scale`.
+      max_ratio, ignore_label: see `random_crop`.
+      flip: probability of mirroring.
+      photometric: apply `photometric_distortion`.
+
     Returns:
-      image: uint8 [*crop_size, 3]; label: uint8 [*crop_size]; size: int32 [2], the height and width that hold image.
+      With (height, width) = crop_size: image, uint8 (height, width, 3); label, uint8 (height, width); size, int32 (2,), the
+      height and width that hold image, the rest being padding.
     """
     image, mask = random_scale(image, mask, rng, bounds, ratio)
     image, mask = random_crop(image, mask, rng, crop_size, max_ratio, ignore_label)

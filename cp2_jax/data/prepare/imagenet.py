@@ -13,34 +13,41 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from cp2_jax.data import files, walking
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.images import decoding
-from cp2_jax.data.images.sources import SUFFIXES, ImageFolder, SourceError
+from cp2_jax.data.images.sources import SUFFIXES, ImageFolder, ParquetSource, SourceError
 from cp2_jax.data.prepare.writing import write_dataset
 
 NAME = "images"
 
 
 def read_images(path: str | os.PathLike) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (class, name, encoded bytes) of every image in a folder or a tar file.
+    """Yield (class, name, encoded bytes) of every image in a folder, a tar file or Parquet files.
 
     Args:
       path: a folder, with a folder for each class or not; ILSVRC2012_img_train.tar, which holds a tar file for each class;
-        ILSVRC2012_img_val.tar, which holds images; or a folder of the classes' tar files. The class is the name of
-        the folder or tar file that the image lies in directly; "" where there is none.
+        ILSVRC2012_img_val.tar, which holds images; a folder of the classes' tar files; or Parquet files (a pattern that
+        ends in ".parquet"), column "image". The class is the name of the folder or tar file that the image lies in
+        directly; "" where there is none.
 
     Raises:
       SourceError: if there is no such path, a tar file is broken, or no image is found.
     """
-    path = pathlib.Path(path).expanduser().absolute()
-    count = 0
-    for count, image in enumerate(_read(path), 1):  # noqa: B007
-        yield image
-    if not count:
+    path = files.place(path)
+    images = _read(path)
+    first = next(images, None)
+    if first is None:
         raise SourceError(f"no image found in {path}")
+    yield first
+    yield from images
 
 
 def _read(path: pathlib.Path) -> Iterator[tuple[str, str, bytes]]:
+    if path.suffix.lower() == ".parquet":
+        rows = ParquetSource(path)
+        yield from (("", pathlib.Path(rows.name(index)).name, rows[index]) for index in range(len(rows)))
+        return
     if path.is_file():
         yield from _read_tar(path, "")
         return
@@ -149,13 +156,15 @@ def prepare_images(
 
 def _class_names(path: str | os.PathLike) -> set[str]:
     """Return the classes in a folder or tar file without reading the images."""
-    path = pathlib.Path(path).expanduser().absolute()
+    path = files.place(path)
+    if path.suffix.lower() == ".parquet":
+        return set()
     if path.is_dir():
         tars = {tar.stem for tar in path.glob("*.tar")}
         if tars:
             return tars
-        files = (folder for folder, _, names in os.walk(path, followlinks=True) if names)
-        return {pathlib.Path(folder).name for folder in files if pathlib.Path(folder) != path}
+        inside = {os.path.dirname(name) for name in walking.walk(path, SUFFIXES).files} - {""}
+        return {os.path.basename(folder) for folder in inside}
     if not path.is_file():
         raise SourceError(f"no such folder or tar file: {path}")
     try:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from cp2_jax.data import files
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.labelled.examples import Examples
 from cp2_jax.runs import progress
@@ -22,7 +23,7 @@ _COMPLETE = "complete.txt"
 
 def is_complete(output: str | os.PathLike, name: str, settings: str) -> pathlib.Path | None:
     """Return the folder of the data set if `write_dataset` finished it with the same settings, else None."""
-    result = pathlib.Path(output).absolute() / name / VERSION
+    result = files.place(output) / name / VERSION
     complete = result / _COMPLETE
     return result if complete.exists() and complete.read_text() == settings else None
 
@@ -55,13 +56,26 @@ def write_dataset(
 
     if done := is_complete(output, name, settings):
         return done
-    folder = pathlib.Path(output).absolute()
+    folder = files.place(output)
     if (folder / name).exists():
         shutil.rmtree(folder / name)
     totals = totals or {}
+    tracked = {split: progress.track(splits[split], f"{name} {split}", totals.get(split)) for split in splits}
+    builder_class = _builder(name, tracked, features, description)
+    # TFDS makes a folder for downloads, though there are none, and says that it downloads.
+    tfds.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
+        builder = builder_class(data_dir=str(folder), file_format="array_record")
+        builder.download_and_prepare(download_dir=nothing)
+    result = folder / name / VERSION
+    # Written last: without this file the data set counts as half-written.
+    (result / _COMPLETE).write_text(settings)
+    return result
 
-    def numbered(split):
-        yield from enumerate(progress.track(splits[split], f"{name} {split}", totals.get(split)))
+
+def _builder(name: str, splits: Mapping[str, Iterable[dict]], features: Mapping[str, object], description: str) -> type:
+    """Return a TFDS builder of examples that are there already."""
+    import tensorflow_datasets as tfds
 
     # Not registered: TFDS refuses a second class of the same name, and this one is made at each call.
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -74,21 +88,13 @@ def write_dataset(
             )
 
         def _split_generators(self, _dl_manager):
-            return {split: numbered(split) for split in splits}
+            return {split: iter(enumerate(examples)) for split, examples in splits.items()}
 
         def _generate_examples(self):
             raise AssertionError("splits are given as generators")
 
     Builder.name = name
-    # TFDS makes a folder for downloads, though there are none, and says that it downloads.
-    tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
-        builder = Builder(data_dir=str(folder), file_format="array_record")
-        builder.download_and_prepare(download_dir=nothing)
-    result = folder / name / VERSION
-    # Written last: without this file the data set counts as half-written.
-    (result / _COMPLETE).write_text(settings)
-    return result
+    return Builder
 
 
 def write_pairs(
