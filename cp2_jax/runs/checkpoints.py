@@ -131,6 +131,15 @@ class Checkpoints:
         """Return the newest step that is complete on disk, or None."""
         return max(map(int, _step_directories(self.directory)), default=None)
 
+    def latest_meta(self) -> dict:
+        """Return what was saved beside the newest state of which it can be read; {} if there is none."""
+        for path in reversed(_step_directories(self.directory).values()):
+            with contextlib.suppress(OSError, ValueError):
+                found = json.loads((path / "meta" / "metadata").read_text())
+                if isinstance(found, dict):
+                    return found
+        return {}
+
     def restore(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, meta) of the newest good checkpoint, or None if there is none at all.
 

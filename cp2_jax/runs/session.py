@@ -170,16 +170,18 @@ def _start(
     job: Job, initial_state: Callable, checkpoints: Checkpoints, images: dict, total_steps: int
 ) -> tuple[Any, First]:
     """Return the state to begin with: that of the newest checkpoint, or that of the first weights."""
-    if checkpoints.latest_step() is None:
+    reached = checkpoints.latest_step()
+    if reached is None:
         first = job.first()
         return initial_state(first.variables), first
-    state, meta = checkpoints.restore(initial_state(None))
-    _compare_images(meta.get("images"), images, job.place, checkpoints.directory.parent)
-    if int(state.step) > total_steps:
+    workdir = checkpoints.directory.parent
+    _compare_images(checkpoints.latest_meta().get("images"), images, job.place, workdir)
+    if reached > total_steps:
         raise ConfigError(
-            f"{checkpoints.directory.parent} is at step {int(state.step)} already, beyond the {total_steps} steps that are "
-            "asked for: ask for more (steps, epochs), or use another work directory"
+            f"{workdir} is at step {reached} already, beyond the {total_steps} steps that are asked for: ask for more "
+            "(steps, epochs), or use another work directory"
         )
+    state, _ = checkpoints.restore(initial_state(None))
     return state, First(origin=f"resuming after step {int(state.step)}", resumed=True)
 
 

@@ -13,6 +13,7 @@ from cp2_jax.data.images.stream import Batches
 from cp2_jax.data.labelled import classes
 from cp2_jax.data.labelled.examples import Examples, open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
+from cp2_jax.data.workers import iterate
 from cp2_jax.runs import distributed, mesh, progress, session
 from cp2_jax.runs import sizes as open_sizes
 from cp2_jax.runs.settings import check_kind
@@ -213,7 +214,7 @@ def _batches(config: ConfigDict, examples: Examples, device_mesh: Mesh, start: i
         rows=mesh.local_rows(device_mesh, config.batch_size),
         workers=config.data.workers,
     )
-    return Batches(iter(dataset), examples, functools.partial(mesh.place_batch, device_mesh), config.data.prefetch)
+    return Batches(iterate(dataset), examples, functools.partial(mesh.place_batch, device_mesh), config.data.prefetch)
 
 
 def _first(config: ConfigDict) -> session.First:

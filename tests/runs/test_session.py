@@ -10,7 +10,7 @@ from PIL import Image
 from configs import pretrain_demo
 from cp2_jax.options import ConfigError
 from cp2_jax.pretraining import run
-from cp2_jax.runs import checkpoints, lock
+from cp2_jax.runs import checkpoints, files, lock
 
 
 def write_images(folder, count, start=0):
@@ -101,14 +101,19 @@ def test_the_second_process_leaves_everything_as_it_is(cut_off):
 def test_a_work_directory_that_is_a_file_or_cannot_be_made(finished, tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/run"):
-        with pytest.raises(OSError, match="File exists|Not a directory"):
+        with pytest.raises(files.WriteError, match=f"{tmp_path / place}: there is a file where a folder is needed"):
             run.train(tiny(finished / "images"), tmp_path / place)
 
 
-def test_a_config_that_was_broken_off_is_named(cut_off):
-    (cut_off / "run" / "config.json").write_text('{"seed": ')
-    with pytest.raises(ConfigError, match="config.json is no JSON"):
-        run.train(tiny(cut_off / "images"), cut_off / "run")
+@pytest.mark.parametrize("left", ['{"seed": ', "", "[]", None])
+def test_a_config_that_was_broken_off_is_that_of_the_checkpoint(cut_off, left, caplog):
+    path = cut_off / "run" / "config.json"
+    path.unlink() if left is None else path.write_text(left)
+    with pytest.raises(ConfigError, match="loss.alpha: was 0.2, now 0.5\nResume"):
+        run.train(tiny(cut_off / "images", **{"loss.alpha": 0.5}), cut_off / "run")
+    assert "the config of" in caplog.text and "checkpoints/4 is taken in its place" in caplog.text
+    assert run.train(tiny(cut_off / "images"), cut_off / "run").steps == 6
+    assert json.loads(path.read_text())["loss"]["alpha"] == 0.2
 
 
 def test_whatever_is_raised_the_save_under_way_is_finished(finished, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images import decoding
 from cp2_jax.data.images.sources import read_image
+from cp2_jax.data.workers import uninterrupted
 
 # Names of unreadable images that are logged one by one; beyond, only the count goes on.
 _NAMED = 20
@@ -90,11 +91,16 @@ class Batches:
         self._end_workers()
 
     def _end_workers(self) -> None:
-        close = getattr(self._iterator, "close", None)
+        iterator, self._iterator = self._iterator, iter(())  # Grain's complains if it is still there when Python ends
+        close = getattr(iterator, "close", None)
         if close is not None:
             close()
 
     def _work(self) -> None:
+        with uninterrupted():
+            self._draw()
+
+    def _draw(self) -> None:
         try:
             for host_batch in self._iterator:
                 host_batch = {key: _own(value) for key, value in host_batch.items()}

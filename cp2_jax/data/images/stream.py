@@ -25,7 +25,7 @@ from cp2_jax.data.images.crops import generator, random_crops
 from cp2_jax.data.images.options import BACKGROUNDS
 from cp2_jax.data.images.sources import read_image
 from cp2_jax.data.rows import check_rows
-from cp2_jax.data.workers import with_workers
+from cp2_jax.data.workers import iterate, with_workers
 
 __all__ = ["STREAMS", "Batches", "pretrain_dataset"]
 
@@ -177,4 +177,4 @@ def pretrain_dataset(
     else:
         reading = grain.ReadOptions(threads, max(prefetch * len(rows), threads))
         batches = samples.to_iter_dataset(reading).batch(len(rows), batch_fn=_stack)
-    return iter(batches)
+    return iterate(batches)
