@@ -192,4 +192,4 @@ def test_every_dtype_can_be_masked(dtype):
     """Conversions between types mix no pixels."""
     config = tiny_config()
     config.model.dtype = dtype
-    assert make_predictor(config).canvas == 8
+    assert make_predictor(config).masked.stride == 8
