@@ -20,6 +20,7 @@ from cp2_jax.options import flatten
 from cp2_jax.runs import settings
 
 OPEN = -1  # the value of a key that is chosen when the run starts
+_AS_BEFORE = "as before"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +100,23 @@ def fill(config: ConfigDict, choices: Mapping[str, Choice], before: Mapping[str,
     lines = []
     for key, choice in choices.items():
         kept = key in before and before[key] != OPEN
-        value, reason = (before[key], "as before") if kept else (choice.value, choice.reason)
+        value, reason = (before[key], _AS_BEFORE) if kept else (choice.value, choice.reason)
         config.update_from_flattened_dict({key: value})
         lines.append(f"{key} = {value:g}: {reason}" if isinstance(value, float) else f"{key} = {value}: {reason}")
     return "\n".join(lines)
 
 
 def say(text: str, reasons: str, workdir: str | pathlib.Path) -> None:
-    """Print what was chosen, in a line or two, and write the reasons into `workdir/sizes.txt`."""
+    """Print what was chosen, in a line or two, and write the reasons into `workdir/sizes.txt`.
+
+    A run that goes on leaves the file of its start as it is.
+    """
     if jax.process_index():
         return
     path = pathlib.Path(workdir, "sizes.txt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(reasons + "\n")
+    if not path.exists() or f": {_AS_BEFORE}" not in reasons:
+        path.write_text(reasons + "\n")
     print(text, flush=True)
 
 

@@ -128,6 +128,8 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path):
         config = config_files.load("pretrain:small")
         reasons = sizes.settle(config, 100_000, dataclasses.replace(GPU, devices=8), tmp_path)
         assert (config.to_dict() == first.to_dict()) == started and ("as before" in reasons) == started
+        open_sizes.say("said", reasons, tmp_path)
+        assert "as before" not in (tmp_path / "sizes.txt").read_text()
         (tmp_path / "checkpoints" / "7").mkdir(parents=True, exist_ok=True)
     (tmp_path / "config.json").write_text("{")
     assert open_sizes.earlier(tmp_path) == {}
