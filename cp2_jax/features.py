@@ -38,7 +38,7 @@ class FeatureExtractor:
 
     def __call__(
         self, variables: Any, images: UInt8[Array, "batch height width 3"] | Float[Array, "batch height width 3"]
-    ) -> Float[Array, "batch _ _ channels"] | tuple[Array, ...]:
+    ) -> Float[Array, "batch _ _ channels"] | tuple[Float[Array, "batch _ _ _"], ...]:
         """Return features of images, float32, at a `stride`-th of their size (rounded up).
 
         Args:
@@ -46,8 +46,10 @@ class FeatureExtractor:
           images: RGB, uint8 in 0-255 or float in [0, 1], not normalised, of any size; a ViT needs multiples of its patch.
 
         Raises:
-          ValueError: a ViT's image sides are not multiples of its patch.
+          ValueError: the images have no such shape or dtype, or (where their values are known, that is outside `jax.jit`)
+            are not in this range; or a ViT's image sides are not multiples of its patch.
         """
+        _check(images)
         images = inputs.normalize(images, self.mean, self.std)
         if self.features in ("stages", "backbone"):
             stages = self.network.apply(variables, images, False, method="stages")
@@ -57,6 +59,26 @@ class FeatureExtractor:
             return self.network.apply(variables, images, False, method="features")
         top = self.network.apply(variables, images, train=False)
         return l2_normalize(top) if self.features == "projection" else top
+
+
+def _check(images: Any) -> None:
+    """Refuse what is no batch of RGB images as `FeatureExtractor` takes them, with what to do."""
+    shape, dtype = jnp.shape(images), jnp.result_type(images)
+    if len(shape) == 3 and 3 in (shape[0], shape[-1]):
+        raise ValueError(f"images of shape {shape}: that is one image, a batch is needed: images[None]")
+    if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
+        raise ValueError(f"images of shape {shape}: channels come last here: images.transpose(0, 2, 3, 1)")
+    if len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(f"images of shape {shape}: RGB images of shape [batch, height, width, 3] are needed")
+    if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"images of dtype {dtype}: uint8 in 0 to 255, or floats in 0 to 1, are needed")
+    if dtype == jnp.uint8 or isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    low, high = float(jnp.min(images)), float(jnp.max(images))
+    # Beyond any overshoot of resizing: another scale, not an image on [0, 1].
+    if low < -1 or high > 2:
+        fix = "divide them by 255" if low >= 0 else "they are normalised by the function itself"
+        raise ValueError(f"images from {low:.3g} to {high:.3g}: floats are taken to be in 0 to 1; {fix}")
 
 
 def load(

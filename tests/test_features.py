@@ -123,6 +123,31 @@ def test_what_cannot_be_loaded(tmp_path):
         operator.attrgetter("lode")(cp2_jax)
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 3, 32, 48), np.uint8), r"\(2, 3, 32, 48\): channels come last here: images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((32, 48, 3), np.uint8), r"\(32, 48, 3\): that is one image, a batch is needed: images\[None\]"),
+        (np.zeros((3, 32, 48), np.uint8), "that is one image"),
+        (np.zeros((2, 32, 48, 4), np.uint8), r"RGB images of shape \[batch, height, width, 3\] are needed"),
+        (np.zeros((32, 48), np.uint8), r"RGB images of shape \[batch, height, width, 3\] are needed"),
+        (np.zeros((2, 32, 48, 3), np.int32), "dtype int32: uint8 in 0 to 255, or floats in 0 to 1"),
+        (
+            np.full((2, 32, 48, 3), 250.0, np.float32),
+            "from 250 to 250: floats are taken to be in 0 to 1; divide them by 255",
+        ),
+        (np.full((2, 32, 48, 3), -2.0, np.float32), "they are normalised by the function itself"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(original, images, message):
+    model, variables = cp2_jax.load(original / "A_resnet_aspp", features="backbone")
+    with pytest.raises(ValueError, match=message):
+        model(variables, images)
+    if images.dtype != np.float32:  # shapes and dtypes are known to the compiler, values are not
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model, variables, images)
+
+
 def test_importing_the_package_imports_no_jax():
     """Entry points set JAX's flags first."""
     code = "import sys, cp2_jax; assert 'jax' not in sys.modules"

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from cp2_jax.convert import networks
 from cp2_jax.convert.containers import files
-from cp2_jax.convert.containers.pickles import Refused
+from cp2_jax.convert.containers.values import Refused
 from cp2_jax.convert.detection import Match
 
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from cp2_jax.convert.containers.pickles import Refused
+from cp2_jax.convert.containers.values import Refused
 
 
 def config_files(path: pathlib.Path) -> dict[str, Any]:

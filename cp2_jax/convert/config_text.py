@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from cp2_jax.convert.containers.pickles import Refused
+from cp2_jax.convert.containers.values import Refused
 
 # The longest that MMSegmentation's own configs give has some 20,000 characters.
 _LONGEST = 1 << 18

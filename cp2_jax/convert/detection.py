@@ -6,17 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cp2_jax.convert import formats, layouts
+from cp2_jax.convert import formats, layouts, trees
 from cp2_jax.convert.containers import files
-from cp2_jax.convert.containers.pickles import Inert, Refused
-from cp2_jax.convert.formats import Format
+from cp2_jax.convert.containers.values import Inert, Refused
+from cp2_jax.convert.format import Format
 from cp2_jax.convert.layouts import Layout
 
 # By the number of convolutions, all that SimCLR's names tell of the depth.
 _TENSORFLOW_DEPTHS = {
-    21: ((2, 2, 2, 2), False), 37: ((3, 4, 6, 3), False),
-    53: ((3, 4, 6, 3), True), 104: ((3, 4, 23, 3), True), 155: ((3, 8, 36, 3), True),
-}  # fmt: skip
+    21: ((2, 2, 2, 2), False),
+    37: ((3, 4, 6, 3), False),
+    53: ((3, 4, 6, 3), True),
+    104: ((3, 4, 23, 3), True),
+    155: ((3, 8, 36, 3), True),
+}
 
 
 @dataclasses.dataclass
@@ -105,9 +108,10 @@ def _prefixes(tree: Any) -> list[str]:
     """Return the prefixes under which a known network lies, though no format has them."""
     tensors = _all_tensors(tree)
     candidates = dict.fromkeys(match[1] for name in tensors if (match := re.fullmatch(_BEGINNINGS, name)))
-    forms = [form for form in formats.FORMATS if form.automatic and layouts.HAIKU not in form.layouts]
+    forms = [form for form in formats.FORMATS if form.automatic and trees.HAIKU not in form.layouts]
     found = []
-    for prefix in list(candidates)[:20]:
+    # Shorter ones first: `model.` before `model.layer1.0.`, after which `conv1.weight` comes as well.
+    for prefix in sorted(candidates, key=lambda prefix: prefix.count("."))[:20]:
         stripped = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         if any(_match(form, stripped, forced=False) for form in forms):
             found.append(prefix)
@@ -118,7 +122,7 @@ def _match_elsewhere(tree: Any) -> Match | None:
     """Look for the formats under entries of other names than those they are known by, such as `net`."""
     found = {}
     # No training file has hundreds of entries beside each other. Haiku's trees are searched from their root alone.
-    known = [form for form in formats.FORMATS if form.automatic and layouts.HAIKU not in form.layouts]
+    known = [form for form in formats.FORMATS if form.automatic and trees.HAIKU not in form.layouts]
     for key, value in tree.items() if isinstance(tree, Mapping) and len(tree) < 100 else ():
         if not isinstance(key, str) or not isinstance(value, Mapping):
             continue
@@ -141,7 +145,7 @@ def _tensors_at(tree: Any, where: tuple[str, ...], layout: Layout) -> dict[str, 
         if not isinstance(tree, Mapping) or key not in tree:
             return {}
         tree = tree[key]
-    if layout is layouts.HAIKU:
+    if layout is trees.HAIKU:
         return _haiku_tensors(tree)
     if not isinstance(tree, Mapping):
         return {}
@@ -154,11 +158,11 @@ def _haiku_tensors(tree: Any) -> dict[str, Any]:
         # BYOL's named tuple (online_params, target_params, online_state, target_state, opt_state).
         parts = [tree.args[0], tree.args[2]]
     else:
-        tree = layouts.mapping(tree)
+        tree = trees.mapping(tree)
         parts = [tree[k] for k in ("online_params", "online_state", "params", "state") if k in tree] or [tree]
     flat: dict[str, Any] = {}
     for part in parts:
-        flat |= layouts.flatten(part, files.is_array)
+        flat |= trees.flatten(part, files.is_array)
     return flat
 
 

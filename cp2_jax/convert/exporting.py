@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Shaped
 
 from cp2_jax.convert import names
 from cp2_jax.models.network import Network
@@ -16,7 +17,9 @@ LAYOUTS = ("mmseg", "torchvision", "timm", "merged")
 _STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
 
 
-def state_dict(variables: Mapping, meta: Mapping, layout: str, projection: bool = True) -> dict[str, np.ndarray]:
+def state_dict(
+    variables: Mapping, meta: Mapping, layout: str, projection: bool = True
+) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Return a PyTorch state_dict's names and arrays, float32 and C-contiguous.
 
     Args:
@@ -99,7 +102,7 @@ def _call(values: Mapping) -> str:
     return f"dict({', '.join(inner)})"
 
 
-def write(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write(path: str | pathlib.Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
     """Write a state_dict to `.pth` (or `.pt`) or `.safetensors`, by the name's ending; complete or not at all.
 
     Raises:
@@ -122,7 +125,7 @@ def write(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def write_pth(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_pth(path: str | pathlib.Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
     """Write what `torch.save(OrderedDict(…))` would: float32 and int64 tensors, each with its own storage.
 
     `torch.load(path, weights_only=True)` reads it.
@@ -146,7 +149,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
+def _pickle(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> bytes:
     """Return the pickle (protocol 2) of an OrderedDict of tensors, opcode by opcode."""
     out = io.BytesIO()
     put = out.write

@@ -4,26 +4,14 @@ A plain list: the first whose names are found in a file is taken, so the particu
 Facts about each source: docs/checkpoints.md.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from cp2_jax.convert import layouts
-from cp2_jax.convert.layouts import Layout
-from cp2_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
-
-IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-INPUTS = {"imagenet": IMAGENET, "half": HALF, "unit": UNIT}
+from cp2_jax.convert import layouts, trees
+from cp2_jax.convert.format import UNIT, Format, Names
 
 _RESNET = (layouts.TORCHVISION, layouts.CHILDREN)
 _VIT = (layouts.TIMM,)
 _EITHER = (layouts.TORCHVISION, layouts.TIMM, layouts.MMSEG_VIT, layouts.CHILDREN)
-# The last is a plain state_dict, and safetensors, which holds nothing else.
-_ANYWHERE = (("state_dict",), ("model",), ())
-
-Names = frozenset[str]
 
 
 def _any(*starts: str) -> Callable[[Names, Mapping], bool]:
@@ -34,42 +22,6 @@ def _any(*starts: str) -> Callable[[Names, Mapping], bool]:
 def _entry(key: str) -> Callable[[Names, Mapping], bool]:
     """Evidence: the file has this entry beside its tensors."""
     return lambda names, tree: isinstance(tree, Mapping) and key in tree
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """One source of checkpoints.
-
-    Attributes:
-      name: for --format. title: for people.
-      at: where in the file its named tensors may lie. prefixes: whole prefixes of the backbone's names, in order.
-      layouts: what follows the prefix.
-      evidence: (names, file) → whether this source wrote it.
-      head: prefix of a segmentation head that is loaded too, relative to where the backbone's prefix begins.
-      left_out: ((start of the name, why), …).
-      heads: attention heads by width of the network, or None if nobody knows.
-      input: mean and standard deviation that the network's inputs are normalised with, on [0, 1].
-      padding: of `models.resnet.ResNet`.
-      rates: settings of a segmentation model's backbone and head that the weights do not tell, by the name of the part,
-        where no config text does. rates_of: whose these are.
-      notes: what a user should know.
-    """
-
-    name: str
-    title: str
-    prefixes: tuple[str, ...]
-    layouts: tuple[Layout, ...]
-    at: tuple[tuple[str, ...], ...] = _ANYWHERE
-    evidence: Callable[[Names, Mapping], bool] = lambda names, tree: True
-    head: str | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
-    heads: Callable[[int], int | None] = lambda width: None
-    input: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
-    padding: str = "torch"
-    rates: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    rates_of: str = "CP²'s code"
-    notes: tuple[str, ...] = ()
-    automatic: bool = True
 
 
 def _sixty_four(width: int) -> int | None:
@@ -258,7 +210,7 @@ FORMATS = [
         "byol",
         "BYOL",
         ("",),
-        (layouts.HAIKU,),
+        (trees.HAIKU,),
         (("experiment_state",),),
         left_out=(("projector", _OLD_HEAD), ("predictor", _OLD_HEAD), ("classifier", _OLD_HEAD)),
         padding="same",
@@ -267,7 +219,7 @@ FORMATS = [
         "detcon",
         "DetCon",
         ("",),
-        (layouts.HAIKU,),
+        (trees.HAIKU,),
         ((),),
         left_out=(
             ("projector", _OLD_HEAD),

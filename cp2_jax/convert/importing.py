@@ -11,7 +11,7 @@ import numpy as np
 
 from cp2_jax.convert import assembling, detection, names, networks, openmmlab, report, unstated
 from cp2_jax.convert.containers import files
-from cp2_jax.convert.containers.pickles import CheckpointFormatError, Refused, printable
+from cp2_jax.convert.containers.values import CheckpointFormatError, Refused, printable
 from cp2_jax.models.backbones import BACKBONES
 
 

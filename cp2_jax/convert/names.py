@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Shaped
 
 # (PyTorch's module, our path); the rest of each name is a leaf, below. Groups are carried over by number.
 _MODULES = [
@@ -50,7 +51,7 @@ def our_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def variables_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict:
+def variables_from_torch(state_dict: Mapping[str, Shaped[np.ndarray, "..."]]) -> dict:
     """Return {'params', 'batch_stats'} from arrays under MMSegmentation's names.
 
     Convolutions go from OIHW to HWIO, linear layers are transposed, dtypes stay. `num_batches_tracked` is dropped.
@@ -74,7 +75,7 @@ def variables_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict:
     return variables
 
 
-def torch_from_variables(variables: Mapping) -> dict[str, np.ndarray]:
+def torch_from_variables(variables: Mapping) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The inverse of `variables_from_torch`.
 
     Raises:

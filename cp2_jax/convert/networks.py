@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from cp2_jax.convert import names
-from cp2_jax.convert.containers.pickles import Refused
+from cp2_jax.convert.containers.values import Refused
 from cp2_jax.models import segmenter
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS

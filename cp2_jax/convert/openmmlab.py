@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cp2_jax.convert import config_text, formats
+from cp2_jax.convert import config_text
 from cp2_jax.convert.config_text import refuse
-from cp2_jax.convert.containers.pickles import Refused
+from cp2_jax.convert.containers.values import Refused
+from cp2_jax.convert.format import IMAGENET
 from cp2_jax.models.resnet import STRIDES
 
 
@@ -208,7 +209,7 @@ def _scaled(section: Mapping) -> tuple[tuple[float, ...], tuple[float, ...]]:
     scale = 255 if max(values[3:]) > 1 else 1
     values = [value / scale for value in values]
     # The published constants, as everyone writes them, are these to three digits.
-    for mean, std in (formats.IMAGENET, tuple(v[::-1] for v in formats.IMAGENET)):
+    for mean, std in (IMAGENET, tuple(v[::-1] for v in IMAGENET)):
         if np.allclose(values, [*mean, *std], atol=2e-4):
             return mean, std
     return tuple(values[:3]), tuple(values[3:])

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cp2_jax.convert import beside, config_text, formats
-from cp2_jax.convert.containers.pickles import Refused
-from cp2_jax.convert.formats import Format
+from cp2_jax.convert import beside, config_text
+from cp2_jax.convert.containers.values import Refused
+from cp2_jax.convert.format import IMAGENET, INPUTS, Format
 from cp2_jax.convert.networks import Found
 from cp2_jax.convert.openmmlab import Stated
 from cp2_jax.models.backbones import BACKBONES
@@ -35,9 +35,9 @@ def settings(
     notes = list(stated.notes)
     mean, std = form.input
     if input_name:
-        if input_name not in formats.INPUTS:
-            raise Refused(f"--input {input_name}: there are {', '.join(formats.INPUTS)}")
-        mean, std = formats.INPUTS[input_name]
+        if input_name not in INPUTS:
+            raise Refused(f"--input {input_name}: there are {', '.join(INPUTS)}")
+        mean, std = INPUTS[input_name]
     elif "mean" in beside_it:
         mean, std = beside_it["mean"], beside_it["std"]
         notes.append(f"input normalisation from {beside_it['source']}")
@@ -47,7 +47,7 @@ def settings(
         notes.append("taken to have ImageNet's mean and std; many timm and Google models have 0.5: then pass --input half")
     if stated.bgr:
         notes.append("made for BGR images: the channels of what reads the image were turned round to RGB")
-    if (tuple(mean), tuple(std)) != formats.IMAGENET:
+    if (tuple(mean), tuple(std)) != IMAGENET:
         values = tuple(float(v) for v in mean), tuple(float(v) for v in std)
         notes.append(f"set config.model.mean to {values[0]} and std to {values[1]}")
     if "padding" in options:

@@ -231,10 +231,16 @@ def in_mmsegmentation(options: ResNetOptions, image_size: int) -> dict[str, Any]
         raise ValueError("model.resnet.basic_dilation=both: it dilates the first 3x3 convolution of such a block alone")
     strides, dilations = STRIDES[options.output_stride]
     return {
-        "type": "ResNet", "depth": options.depth, "base_channels": options.width, "stem_channels": options.stem_width,
-        "strides": strides, "dilations": dilations, "contract_dilation": options.contract_dilation, "style": "pytorch",
+        "type": "ResNet",
+        "depth": options.depth,
+        "base_channels": options.width,
+        "stem_channels": options.stem_width,
+        "strides": strides,
+        "dilations": dilations,
+        "contract_dilation": options.contract_dilation,
+        "style": "pytorch",
         "out_indices": (0, 1, 2, 3),
-    }  # fmt: skip
+    }
 
 
 BACKBONE = Backbone(

@@ -27,7 +27,9 @@ class Segmenter(nn.Module):
     auxiliary_classifier: Classifier | None = None
     auxiliary_stage: int = 2
 
-    def stages(self, images: Float[Array, "batch height width 3"], train: bool = False) -> tuple[Array, ...]:
+    def stages(
+        self, images: Float[Array, "batch height width 3"], train: bool = False
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
         """Return the backbone's outputs, the last one being what the head reads."""
         return self.backbone(images, train)
 
@@ -37,7 +39,7 @@ class Segmenter(nn.Module):
         """Return the head's output, float32, before projection or classifier."""
         return _widen(self.head(self.backbone(images, train)[-1], train))
 
-    def levels(self, images: Float[Array, "batch height width 3"]) -> dict[str, Array]:
+    def levels(self, images: Float[Array, "batch height width 3"]) -> dict[str, Float[Array, "batch _ _ _"]]:
         """Return the dense features of a pretraining model that probes look at, float32, as at test time: the
         'backbone' 's last map and, if it is a map (MoCo's is a single pixel), the 'output' of the projection."""
         backbone = self.backbone(images, False)[-1]

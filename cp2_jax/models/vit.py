@@ -233,10 +233,16 @@ def describe(shapes: Shapes) -> Described | None:
 def in_mmsegmentation(options: ViTOptions, image_size: int) -> dict[str, Any]:
     """Return the arguments of MMSegmentation 0.14's ViT, which the original copied. Images must be whole patches."""
     return {
-        "type": "VisionTransformer", "img_size": (image_size, image_size), "patch_size": options.patch,
-        "embed_dim": options.width, "depth": options.depth, "num_heads": options.heads, "mlp_ratio": options.mlp_ratio,
-        "final_norm": options.final_norm, "out_indices": (options.depth - 1,),
-    }  # fmt: skip
+        "type": "VisionTransformer",
+        "img_size": (image_size, image_size),
+        "patch_size": options.patch,
+        "embed_dim": options.width,
+        "depth": options.depth,
+        "num_heads": options.heads,
+        "mlp_ratio": options.mlp_ratio,
+        "final_norm": options.final_norm,
+        "out_indices": (options.depth - 1,),
+    }
 
 
 def _build(options: ViTOptions, *, image_size: int, norm: Callable[..., nn.Module], dtype: Any, remat: bool) -> ViT:

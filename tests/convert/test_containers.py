@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from cp2_jax.convert import layouts
+from cp2_jax.convert import trees
 from cp2_jax.convert.containers import allowlist, arrays, files
-from cp2_jax.convert.containers.pickles import CheckpointFormatError, Inert, Machine, Refused
+from cp2_jax.convert.containers.pickles import Machine
+from cp2_jax.convert.containers.values import CheckpointFormatError, Inert, Refused
 
 FOLDER = DATA / "checkpoints"
 
@@ -56,10 +57,10 @@ def test_haiku_trees_through_dill():
     expected = np.load(FOLDER / "small_expected.npz")
     assert container == "pickle" and tree["step"] == 300
     online, _, averages, *_ = tree["experiment_state"].args
-    params = layouts.flatten(online, files.is_array)
+    params = trees.flatten(online, files.is_array)
     np.testing.assert_array_equal(files.to_numpy(params["res_net50/~/initial_conv/w"]), expected["conv"])
     np.testing.assert_array_equal(files.to_numpy(params["res_net50/~/initial_batchnorm/scale"]), expected["scale"])
-    found = layouts.flatten(averages, files.is_array)["res_net50/~/initial_batchnorm/~/mean_ema/average"]
+    found = trees.flatten(averages, files.is_array)["res_net50/~/initial_batchnorm/~/mean_ema/average"]
     np.testing.assert_array_equal(files.to_numpy(found), expected["average"])
 
 
@@ -188,12 +189,12 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
 def test_flatten_stops_at_trees_that_contain_themselves():
     loop: dict = {}
     loop["a"] = loop["b"] = loop
-    assert layouts.flatten(loop, lambda node: False) == {}
+    assert trees.flatten(loop, lambda node: False) == {}
     many = {str(i): {} for i in range(1000)}
     for level in many.values():
         level.update({str(i): {} for i in range(1000)})
     with pytest.raises(Refused, match="200,000"):
-        layouts.flatten(many, lambda node: False)
+        trees.flatten(many, lambda node: False)
 
 
 @pytest.mark.parametrize(

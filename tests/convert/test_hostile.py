@@ -14,7 +14,7 @@ import pytest
 from helpers.checkpoints import RESNET, save_torch
 
 from cp2_jax.convert.containers import files
-from cp2_jax.convert.containers.pickles import CheckpointFormatError
+from cp2_jax.convert.containers.values import CheckpointFormatError
 from cp2_jax.convert.importing import import_checkpoint
 
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"

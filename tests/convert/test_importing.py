@@ -1,6 +1,8 @@
 """Every format, detected by itself and converted to the same variables; what is missing or foreign is an error."""
 
+import fractions
 import json
+import pickle
 import subprocess
 import sys
 
@@ -15,7 +17,7 @@ from safetensors.numpy import save_file
 
 from configs import pretrain_r50_aspp
 from cp2_jax.convert import detection, exporting, formats, names
-from cp2_jax.convert.containers.pickles import CheckpointFormatError, Refused
+from cp2_jax.convert.containers.values import CheckpointFormatError, Refused
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.models import segmenter
 from cp2_jax.runs import checkpoints
@@ -228,6 +230,60 @@ def test_wrapped_networks_and_entries_of_other_names(tmp_path, tree, form):
     imported = import_checkpoint(tmp_path / "x.pth")
     assert imported.meta["format"] == form
     same(imported.variables, backbone_of(RESNET))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "state"),
+    [("model.", RESNET), ("student.backbone.", VIT), ("net.trunk.", RESNET), ("lightning.encoder.", VIT)],
+)
+def test_prefixes_that_no_format_has_are_named_and_taken_off(tmp_path, prefix, state):
+    others = {"loss.weight": np.zeros(3, np.float32)}
+    make.save_torch(tmp_path / "x.pth", {"state_dict": under(prefix, state) | others, "epoch": 1})
+    with pytest.raises(CheckpointFormatError, match=f"names that begin with {prefix}: .* --prefix {prefix}$"):
+        import_checkpoint(tmp_path / "x.pth")
+    imported = import_checkpoint(tmp_path / "x.pth", prefix=prefix)
+    same(imported.variables, backbone_of(state))
+    with pytest.raises(CheckpointFormatError, match="--prefix module.: no tensor's name begins so; it has"):
+        import_checkpoint(tmp_path / "x.pth", prefix="module.")
+
+
+def test_several_networks_under_prefixes_are_all_named(tmp_path):
+    make.save_torch(tmp_path / "x.pth", {"state_dict": under("student.", RESNET) | under("teacher.", RESNET)})
+    with pytest.raises(CheckpointFormatError, match="one of student., teacher.: take that off with --prefix student."):
+        import_checkpoint(tmp_path / "x.pth")
+    same(import_checkpoint(tmp_path / "x.pth", prefix="teacher.").variables, backbone_of(RESNET))
+
+
+def children(state):
+    """The names of torch.nn.Sequential(*resnet.children())."""
+    numbers = dict(conv1="0", bn1="1", layer1="4", layer2="5", layer3="6", layer4="7")
+    split = ((name.split(".", 1), array) for name, array in state.items())
+    return {f"{numbers[first]}.{rest}": array for (first, rest), array in split}
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module.encoder_q."])
+def test_torchvisions_children_by_number(tmp_path, prefix):
+    make.save_torch(tmp_path / "x.pth", {"state_dict": under(prefix, children(RESNET))})
+    same(import_checkpoint(tmp_path / "x.pth").variables, backbone_of(RESNET))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer.*git lfs pull"),
+        (b'{"error": "Access denied"}', 'an error message of a server. It says {"error": "Access denied"}$'),
+        (b"[1, 2]", "JSON, not a checkpoint"),
+        (b"<!DOCTYPE html>", "a web page, not a checkpoint"),
+        (
+            pickle.dumps({"state_dict": RESNET, "hyper_parameters": fractions.Fraction(1, 3)}, 2),
+            "save its state_dict alone",
+        ),
+    ],
+)
+def test_what_downloads_give_instead_says_the_way_out(tmp_path, content, message):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointFormatError, match=f"x.pth: .*{message}"):
+        import_checkpoint(tmp_path / "x.pth")
 
 
 def test_two_networks_in_one_file_are_not_guessed_between(tmp_path):

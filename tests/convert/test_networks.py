@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cp2_jax.convert import names, networks
-from cp2_jax.convert.containers.pickles import Refused
+from cp2_jax.convert.containers.values import Refused
 from cp2_jax.models import segmenter
 from cp2_jax.models.network import Network
 

@@ -8,7 +8,7 @@ from helpers import checkpoints as make
 from helpers.paths import DATA
 
 from cp2_jax.convert import config_text, openmmlab
-from cp2_jax.convert.containers.pickles import CheckpointFormatError, Refused
+from cp2_jax.convert.containers.values import CheckpointFormatError, Refused
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.models import inputs, resize, segmenter
 from cp2_jax.models.network import Network

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from cp2_jax.convert.containers.pickles import Inert, Name, Refused, key, make_set
+from cp2_jax.convert.containers.values import Inert, Name, Refused, key, make_set
 
 # Names that stand for nothing but data: what optimisers, arguments and configs of the known sources are made of.
 _CLASSES = {

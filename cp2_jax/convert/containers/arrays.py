@@ -8,8 +8,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Shaped
 
-from cp2_jax.convert.containers.pickles import Machine, Name, Refused
+from cp2_jax.convert.containers.pickles import Machine
+from cp2_jax.convert.containers.values import Name, Refused
 
 _TORCH_DTYPES = {
     "float64": ("Double", np.float64),
@@ -63,7 +65,8 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def numpy(self) -> np.ndarray:
+    def numpy(self) -> Shaped[np.ndarray, "*shape"]:
+        """Return the tensor as a view of the file's bytes, copied only where the byte order is another."""
         flat = np.frombuffer(self.storage.data, self.dtype)
         if self.storage.swapped:
             flat = flat.byteswap()
@@ -82,12 +85,29 @@ class Array:
         self.shape, self.dtype, self.objects, self._array = (), None, None, None
 
     def set_state(self, machine: Machine, state: Any) -> None:
+        """Fill the array as NumPy's `__setstate__` does.
+
+        Args:
+          machine: whose budget is spent. state: ([version,] shape, dtype, whether in Fortran's order, bytes or objects).
+
+        Raises:
+          Refused: the state is of another kind.
+        """
         if not isinstance(state, tuple) or len(state) not in (4, 5):
             raise Refused("a NumPy array with an unknown kind of state")
         shape, dtype, fortran, data = state[-4:]
         self.fill(machine, shape, dtype, fortran, data)
 
     def fill(self, machine: Machine, shape: Any, dtype: Any, fortran: Any, data: Any) -> "Array":
+        """Give the array its contents, of any shape, and return it.
+
+        Args:
+          machine: whose budget is spent. shape, dtype: from the file, checked here. fortran: order of the elements.
+          data: bytes, text written by Python 2, or the list of an array of objects.
+
+        Raises:
+          Refused: shape, dtype and data do not go together.
+        """
         self.shape = sizes(shape)
         self.dtype = dtype.resolve() if isinstance(dtype, DType) else None
         count = math.prod(self.shape)
@@ -108,7 +128,12 @@ class Array:
         self.dtype = self._array.dtype
         return self
 
-    def numpy(self) -> np.ndarray:
+    def numpy(self) -> Shaped[np.ndarray, "*shape"]:
+        """Return the array.
+
+        Raises:
+          Refused: it was never filled.
+        """
         if self._array is None:
             raise Refused("an array without contents")
         return self._array
@@ -121,17 +146,27 @@ class DType:
         self.code, self.order = code, "="
 
     def set_state(self, machine: Machine, state: Any) -> None:
+        """Take the byte order, as NumPy's `__setstate__` does.
+
+        Raises:
+          Refused: the dtype has fields, or is otherwise more than plain numbers or text.
+        """
         if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "=") or state[3]:
             raise Refused("a NumPy dtype of an unknown kind (only plain numbers and text are read)")
         self.order = state[1]
 
     def resolve(self) -> np.dtype:
+        """Return NumPy's dtype."""
         dtype = np.dtype(self.code)
         return dtype if self.order == "|" or dtype.kind == "V" else dtype.newbyteorder(self.order)
 
 
 def sizes(values: Any) -> tuple[int, ...]:
-    """Return a shape or strides, checked to be up to 32 integers that are not negative."""
+    """Return a shape or strides, checked to be up to 32 integers that are not negative.
+
+    Raises:
+      Refused: for anything else.
+    """
     if isinstance(values, int) and not isinstance(values, bool):
         values = (values,)
     if not isinstance(values, tuple | list) or len(values) > 32 or not all(type(v) is int for v in values):

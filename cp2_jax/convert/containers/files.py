@@ -15,10 +15,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Shaped
 
 from cp2_jax.convert.containers import allowlist, arrays, tensorflow_files
 from cp2_jax.convert.containers.arrays import Storage, StorageType, Tensor
-from cp2_jax.convert.containers.pickles import CheckpointFormatError, Machine, Refused, printable
+from cp2_jax.convert.containers.pickles import Machine
+from cp2_jax.convert.containers.values import CheckpointFormatError, Refused, printable
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _KNOWN_OTHERS = [
@@ -29,17 +31,33 @@ _KNOWN_OTHERS = [
     (257, b"ustar", "a tar archive: unpack it, or, if PyTorch before 0.1.10 wrote it, save it again with a newer one"),
     (0, b"<", "a web page, not a checkpoint; look at how it was downloaded"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch that with `git lfs pull`"),
-    (0, b"{", "JSON, not a checkpoint: an error message of the server that it was downloaded from?"),
-    (0, b"[", "JSON, not a checkpoint: an error message of the server that it was downloaded from?"),
 ]
 _SAFETENSORS = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _BROKEN = (
-    ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError, MemoryError, RecursionError,
-    NotImplementedError, struct.error, zipfile.BadZipFile,
-)  # fmt: skip
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def read(path: str | pathlib.Path) -> tuple[Any, str]:
@@ -53,16 +71,7 @@ def read(path: str | pathlib.Path) -> tuple[Any, str]:
     """
     path = pathlib.Path(path)
     try:
-        index = tensorflow_files.find_index(path)
-        if index:
-            return tensorflow_files.read(index), "tensorflow"
-        if path.is_dir():
-            raise Refused(_directory(path))
-        if path.exists() and not path.is_file():
-            raise Refused("not a regular file")
-        with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if path.stat().st_size else b""
-        return _read(path, data)
+        return _open(path)
     except FileNotFoundError as error:
         raise CheckpointFormatError(f"{path}: no such file") from error
     except OSError as error:
@@ -72,6 +81,19 @@ def read(path: str | pathlib.Path) -> tuple[Any, str]:
     except _BROKEN as error:
         reason = printable(" ".join(str(error).split())[:160]) or type(error).__name__
         raise CheckpointFormatError(f"{path}: damaged, truncated or no checkpoint ({reason})") from error
+
+
+def _open(path: pathlib.Path) -> tuple[Any, str]:
+    index = tensorflow_files.find_index(path)
+    if index:
+        return tensorflow_files.read(index), "tensorflow"
+    if path.is_dir():
+        raise Refused(_directory(path))
+    if path.exists() and not path.is_file():
+        raise Refused("not a regular file")
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if path.stat().st_size else b""
+    return _read(path, data)
 
 
 def _directory(path: pathlib.Path) -> str:
@@ -95,6 +117,9 @@ def _read(path, data):
         return _read_safetensors(data), "safetensors"
     if start[:1] == b"\x80" or start[:1] in (b"(", b"c", b"}", b"]"):
         return _read_pickle(data)
+    if start[:1] in (b"{", b"["):
+        said = start[:80].decode(errors="replace")
+        raise Refused(f"JSON, not a checkpoint; an error message of a server? It says {said}")
     for offset, magic, reason in _KNOWN_OTHERS:
         if start[offset : offset + len(magic)] == magic:
             raise Refused(reason)
@@ -245,6 +270,6 @@ def is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) or (isinstance(value, arrays.Array) and value.objects is None)
 
 
-def to_numpy(value: Any) -> np.ndarray:
+def to_numpy(value: Any) -> Shaped[np.ndarray, "*shape"]:
     """Return an array from `read` as NumPy's."""
     return value if isinstance(value, np.ndarray) else value.numpy()

@@ -11,20 +11,36 @@ from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Shaped
 
-from cp2_jax.convert.containers.pickles import Refused
+from cp2_jax.convert.containers.values import Refused
 
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _STRING = 7
 _DTYPES = {
-    1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 5: np.int16, 6: np.int8, 9: np.int64, 10: np.bool_,
-    14: ml_dtypes.bfloat16, 17: np.uint16, 19: np.float16, 22: np.uint32, 23: np.uint64,
-}  # fmt: skip
+    1: np.float32,
+    2: np.float64,
+    3: np.int32,
+    4: np.uint8,
+    5: np.int16,
+    6: np.int8,
+    9: np.int64,
+    10: np.bool_,
+    14: ml_dtypes.bfloat16,
+    17: np.uint16,
+    19: np.float16,
+    22: np.uint32,
+    23: np.uint64,
+}
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def find_index(path: pathlib.Path) -> pathlib.Path | None:
-    """Return the index file if `path` is a SavedModel, a folder with one checkpoint, a prefix, or one of the files."""
+    """Return the index file if `path` is a SavedModel, a folder with one checkpoint, a prefix, or one of the files.
+
+    Raises:
+      Refused: a folder with several checkpoints.
+    """
     if path.is_dir():
         found = [path / "variables" / "variables.index", *sorted(path.glob("*.index"))]
         found = [index for index in found if index.is_file()]
@@ -37,8 +53,11 @@ def find_index(path: pathlib.Path) -> pathlib.Path | None:
     return index if index.is_file() else None
 
 
-def read(index: pathlib.Path) -> dict[str, np.ndarray]:
+def read(index: pathlib.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Return the tensors by the variables' names (text variables left out).
+
+    Args:
+      index: the checkpoint's `.index` file, beside its data files.
 
     Raises:
       Refused, or what parsing raises: the file is damaged.
