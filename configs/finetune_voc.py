@@ -153,6 +153,8 @@ def get_config(variants: str = "") -> ConfigDict:
     config.save_every = 1000  # steps between checkpoints
     config.keep = 1  # newest checkpoints kept
     config.eval_every = 4000  # the best model is kept in WORKDIR/best; 0: only at the end
+    config.compare_with = ()  # lines in the chart of scores: pairs of words and mean IoU in %, e.g. (("paper", 77.6),)
+    config.trackers = ""  # who else gets metrics and pictures: "mlflow", "wandb", or both with a comma (docs/tracking.md)
     return with_variants(config, variants)
 
 

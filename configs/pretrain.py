@@ -209,9 +209,10 @@ def get_config(variants: str = "") -> ConfigDict:
     config.log_every = 50  # steps between lines of metrics
     config.save_every = 1000  # steps between checkpoints
     config.keep = 3  # newest checkpoints kept
-    config.picture_every = 5000  # steps between pictures of composed pairs and similarity; 0: never
-    config.probe_every = 1000  # steps between probes of representation quality (cp2_jax/pretraining/probes.py); 0: never
+    config.picture_every = 5000  # steps between pictures of composed pairs and similarity, also after the last; 0: never
+    config.probe_every = 1000  # steps between probes of representation quality and after the last; 0: never
     config.probe_images = 256  # held-out images of a probe
+    config.trackers = ""  # who else gets metrics and pictures: "mlflow", "wandb", or both with a comma (docs/tracking.md)
 
     _variants.apply(config, variants, VARIANTS)
     return config

@@ -13,6 +13,7 @@ from cp2_jax.options import (
     true_or_false,
     whole,
 )
+from cp2_jax.runs import trackers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RunOptions:
       keep: newest checkpoints kept.
       remat: whether blocks are computed again in the backward pass instead of kept.
       shard_state: whether parameters and optimiser state are split over the devices.
+      trackers: who else gets metrics and pictures, see `trackers`.
 
     Raises:
       ConfigError: naming the key, its value and what would work.
@@ -45,6 +47,7 @@ class RunOptions:
     keep: int
     remat: bool
     shard_state: bool
+    trackers: str
 
     @classmethod
     def from_config(cls, config: Any) -> "RunOptions":
@@ -68,6 +71,7 @@ class RunOptions:
         require(self.steps > 0 or self.epochs > 0, "steps", self.steps, "give a length: steps or epochs above 0")
         true_or_false("remat", self.remat)
         true_or_false("shard_state", self.shard_state)
+        trackers.check(self.trackers)
 
     def check_batch(self, devices: int, head: str, least_images: int) -> None:
         """Require a batch that batch-norm groups and devices can share out.

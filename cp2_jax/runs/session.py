@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError
-from cp2_jax.runs import distributed, files, lock, loop, profiling, settings
+from cp2_jax.runs import distributed, files, lock, loop, profiling, settings, trackers
 from cp2_jax.runs.checkpoints import Checkpoints
 from cp2_jax.runs.writers import Writer
 
@@ -59,6 +59,7 @@ class Job:
       batches: `(first step) -> iterator` of placed batches, with a method `close`.
       hooks: `(writer, total_steps, meta) -> hooks` that `loop.fit` calls after each step.
       extra_metrics: `(batches) -> values` for each line of the log.
+      lines: what the curves are compared with, see `pictures.curves`.
       ended: `(number of finished steps) -> reason` why a run counts as finished before its last step, "" if it does not.
     """
 
@@ -72,6 +73,7 @@ class Job:
     batches: Callable[[int], Iterator]
     hooks: Callable[[Writer, int, dict], Iterable[Hook]]
     extra_metrics: Callable[[Iterator], dict[str, float]] = lambda batches: {}
+    lines: Mapping[str, Sequence[tuple[str, float]]] = dataclasses.field(default_factory=dict)
     ended: Callable[[int], str] = lambda step: ""
 
 
@@ -137,7 +139,8 @@ def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -
             _say(profiling.profile(step, state, batches, workdir / "profile"))
             return Result(start, workdir, {})
         title = {"pretrain": "pretraining", "finetune": "finetuning"}.get(config.kind, config.kind)
-        with Writer(workdir, total_steps, start, title=title) as writer:
+        told = trackers.open_all(config, workdir, resumed=start > 0)
+        with Writer(workdir, total_steps, start, title, told) as writer:
             state = loop.fit(
                 step,
                 state,
@@ -152,7 +155,7 @@ def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -
                 extra_metrics=lambda: job.extra_metrics(batches),
                 on_step=[watchdog(stall_timeout), *job.hooks(writer, total_steps, meta)],
             )
-            writer.curves()
+            writer.curves(job.lines)
     return Result(int(state.step), workdir, dict(writer.last))
 
 

@@ -35,6 +35,8 @@ _HARMLESS = (
     "remat",
     "shard_state",
     "tuning.patience",
+    "trackers",
+    "compare_with",
 )
 
 
@@ -45,8 +47,9 @@ RENAMED = {f"{section}.{key}": f"model.{key}" for section in ("augment", "data")
 # Keys that older configs do not have, with the value that does what was done then.
 _ADDED_TO_MODELS = {"model.resnet.basic_dilation": "both", "model.vit.remainder": "pad"}
 ADDED = {
-    "pretrain": {"data.list": "", "data.image_column": "image", "data.value_range": []} | _ADDED_TO_MODELS,
+    "pretrain": {"trackers": "", "data.list": "", "data.image_column": "image", "data.value_range": []} | _ADDED_TO_MODELS,
     "finetune": {"data.image_column": "image", "data.mask_column": "mask", "data.value_range": [], "data.exif": True}
+    | {"trackers": "", "compare_with": []}
     | _ADDED_TO_MODELS,
 }
 

@@ -8,16 +8,18 @@ import pathlib
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
-from PIL import Image
+from jaxtyping import UInt8
 
 from cp2_jax import pictures
 from cp2_jax.runs import progress_line
 from cp2_jax.runs.board import Board
+from cp2_jax.runs.trackers import Tracker
 
 _BAR = 8  # columns of the progress bar, beside which its line stands
 
@@ -34,6 +36,7 @@ class Writer:
       start_step: number of steps already finished; lines of `metrics.jsonl` beyond it (which will be computed again) are
         dropped, so that after a resumption the file is as an unbroken run would have written it.
       title: what the progress bar says.
+      trackers: who else gets metrics and pictures.
 
     Attributes:
       last: the last value of each metric so far.
@@ -41,14 +44,21 @@ class Writer:
     A progress bar on a terminal, plain lines otherwise. Use as a context manager, or call `close`.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, total_steps: int, start_step: int = 0, title: str = "training"):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        total_steps: int,
+        start_step: int = 0,
+        title: str = "training",
+        trackers: Sequence[Tracker] = (),
+    ):
         self.workdir = pathlib.Path(workdir)
         self.pictures = self.workdir / "pictures"
         self._total = total_steps
         # (time, step) at the start and at the last lines of the log, for the rate.
         self._start, self._marks = (time.monotonic(), start_step), collections.deque(maxlen=10)
         self._first = jax.process_index() == 0
-        self._bar, self._latest = None, {}
+        self._bar, self._latest, self._trackers = None, {}, trackers
         self.last: dict[str, float] = {}
         if not self._first:
             return
@@ -97,24 +107,38 @@ class Writer:
         self._lines.write(json.dumps({"step": step} | as_json, allow_nan=False) + "\n")
         self._lines.flush()
         self._board.scalars(step, plain)
+        for tracker in self._trackers:
+            tracker.scalars(step, plain)
         if self._bar is not None:
             self._latest = self._latest | plain  # a probe's or an evaluation's values stay until the next
             self.progress(step)
         else:
             print(progress_line.line(step, self._total, plain, self.eta(step)), flush=True)
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> pathlib.Path:
-        """Write a picture (uint8 [height, width, 3]) as `pictures/<name>_<step>.png` and to TensorBoard."""
-        path = self.pictures / f"{name}_{step:07d}.png"
+    def image(
+        self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"], numbered: bool = True
+    ) -> pathlib.Path:
+        """Write a picture as a PNG, and to TensorBoard and the trackers.
+
+        Args:
+          numbered: the file is `pictures/<name>_<step>.png`; otherwise `pictures/<name>.png`, which the next one replaces.
+        """
+        path = self.pictures / (f"{name}_{step:07d}.png" if numbered else f"{name}.png")
         if self._first:
-            Image.fromarray(picture).save(path)
+            pictures.save_png(path, picture)
             self._board.image(step, name, picture)
+            for tracker in self._trackers:
+                tracker.image(step, name, picture)
         return path
 
-    def curves(self) -> None:
-        """Draw what `metrics.jsonl` holds so far as `pictures/curves.png`, if there is anything to draw."""
+    def curves(self, lines: Mapping[str, Sequence[tuple[str, float]]] | None = None) -> None:
+        """Draw what `metrics.jsonl` holds so far as `pictures/curves.png`, if there is anything to draw.
+
+        Args:
+          lines: what to compare with, see `pictures.curves`.
+        """
         if self._first and (records := read_metrics(self.workdir / "metrics.jsonl")):
-            pictures.save_png(self.pictures / "curves.png", pictures.curves(records))
+            pictures.save_png(self.pictures / "curves.png", pictures.curves(records, lines=lines))
 
     def text(self, message: str) -> None:
         """Print a message above the progress bar."""
@@ -136,6 +160,8 @@ class Writer:
             with contextlib.suppress(OSError):  # on a full disk, of which the last write has told
                 self._lines.close()
             self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
         sys.stdout.flush()
 
     def __enter__(self):

@@ -239,6 +239,27 @@ class Evaluator:
         """
         check_variables(self.config, variables)
 
+    def draw(self, result: Evaluation, variables: Any) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
+        """Return `overlays` of an evaluation by name; all processes call it."""
+        colors = overlay_colors(self.config.data)
+        return overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)
+
+    def write_scores(self, workdir: str | pathlib.Path, result: Evaluation, extra: dict, own: bool = True) -> pathlib.Path:
+        """Write scores into a work directory; of several processes, the first does.
+
+        Args:
+          extra, own: as of `save`.
+
+        Returns:
+          The path of the scores.
+        """
+        split = self.split
+        path = reports.scores_path(pathlib.Path(workdir), split, own)
+        if jax.process_index() == 0:
+            extra = extra | split.as_dict() | {"protocol": self.config.evaluation.to_dict()}
+            reports.write_json(path, result, self.names, extra)
+        return path
+
     def save(
         self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict, own: bool = True
     ) -> pathlib.Path:
@@ -251,13 +272,8 @@ class Evaluator:
         Returns:
           The path of the scores.
         """
-        first, workdir, split = jax.process_index() == 0, pathlib.Path(workdir), self.split
-        path = reports.scores_path(workdir, split, own)
-        if first:  # before the pictures: should they fail, the scores are kept
-            extra = extra | split.as_dict() | {"protocol": self.config.evaluation.to_dict()}
-            reports.write_json(path, result, self.names, extra)
-        colors = overlay_colors(self.config.data)
-        drawn = overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)
-        for name, picture in drawn.items() if first else ():
-            pictures.save_png(workdir / "pictures" / f"{path.stem.replace('scores', 'evaluation', 1)}_{name}.png", picture)
+        path = self.write_scores(workdir, result, extra, own)  # before the pictures: should they fail, the scores are kept
+        stem, drawn = path.stem.replace("scores", "evaluation", 1), self.draw(result, variables)
+        for name, picture in drawn.items() if jax.process_index() == 0 else ():
+            pictures.save_png(pathlib.Path(workdir) / "pictures" / f"{stem}_{name}.png", picture)
         return path

@@ -17,8 +17,8 @@ class Periodic:
     """A hook of `loop.fit`: evaluates every so many steps and after the last, and keeps the best model.
 
     The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
-    in its meta; a resumed run goes on comparing with it. The last evaluation is saved, see `Evaluator.save`. With
-    `patience`, the run ends when so many evaluations in a row have found nothing better.
+    in its meta; a resumed run goes on comparing with it. The pictures of each evaluation replace the files of the one
+    before, and stay in TensorBoard; the scores of the last one are written. With `patience`, the run ends when so many evaluations in a row have found nothing better.
 
     Raises:
       Finished: when it is called and patience is at its end; `loop.fit` takes it.
@@ -62,7 +62,9 @@ class Periodic:
         if number == self._total or reason:
             extra = {"checkpoint": str(self._workdir), "step": number}
             extra |= {"best_mean_iou": self.best, "best_step": self._checkpoints.latest_step()}
-            self._evaluator.save(self._workdir, result, variables, extra)
+            self._evaluator.write_scores(self._workdir, result, extra)
+        for name, picture in self._evaluator.draw(result, variables).items():
+            self._writer.image(number, f"evaluation_{name}", picture, numbered=False)
         if reason:
             self._writer.text(reason)
             raise Finished(reason)

@@ -2,6 +2,7 @@
 the whole together."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -169,10 +170,17 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     EvaluationOptions.from_config(config)
     AuxiliaryOptions.from_config(config, network.backbone.stages)
     TuningOptions.from_config(config).check(network, config.eval_every)
+    _check_compare_with(config.compare_with)
     share("model.dropout", config.model.dropout)
     _mind_decay(optimizer.weight_decay, InitOptions.from_config(config), network.backbone_name)
     one_of("loss.average", config.loss.average, AVERAGES)
     network.check_sides("data.crop_size", config.data.crop_size)
+
+
+def _check_compare_with(pairs: Sequence) -> None:
+    good = all(len(pair) == 2 and isinstance(pair[0], str) and is_number(pair[1]) for pair in pairs)
+    fix = 'give pairs of words and a score in %, e.g. (("paper", 77.6),), or none: ()'
+    require(good, "compare_with", tuple(pairs), fix)
 
 
 def _mind_decay(decay: float, init: InitOptions, backbone: str) -> None:

@@ -75,6 +75,7 @@ def train(
         first=lambda: _first(config),
         batches=lambda start: _batches(config, examples, device_mesh, start),
         hooks=watchers,
+        lines={"miou": config.compare_with},
         ended=lambda number: hooks.ended(number, hooks.best_step(workdir), config.eval_every, patience),
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)

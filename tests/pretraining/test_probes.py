@@ -1,6 +1,7 @@
 """Probes against brute force and closed forms in NumPy; the hook that writes them."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,20 @@ def test_hook_writes_both_levels_when_due_and_warns_of_collapse(tiny):
     np.testing.assert_allclose(values["probe/output_effective_rank"], 1, atol=1e-2)
     np.testing.assert_allclose(values["probe/output_auc"], 0.5, atol=1e-6)
     assert "output" in writer.messages[0] and "backbone" not in writer.messages[0]
+
+
+def test_pictures_are_drawn_at_the_start_when_due_and_at_the_end(tiny):
+    config, crops, model = tiny
+    config = config.copy_and_resolve_references()
+    config.picture_every, drawn = 3, []
+    writer = types.SimpleNamespace(image=lambda step, name, picture: drawn.append((step, name, picture.shape)))
+    hook = hooks.pretrain_pictures(config, crops, writer, mesh.make_mesh(), 5)
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
+    state = types.SimpleNamespace(**variables)
+    for step in range(1, 6):
+        hook(step, state)
+    assert [entry[:2] for entry in drawn] == [(1, "pairs"), (1, "similarity"), (3, "similarity"), (5, "similarity")]
+    assert len({shape for _, name, shape in drawn if name == "similarity"}) == 1
 
 
 def test_pooled_models_are_probed_at_the_backbone_alone(tiny):

@@ -93,6 +93,16 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     assert path == tmp_path / "pictures" / "pairs_0000003.png"
 
 
+def test_pictures_without_a_number_replace_each_other(tmp_path):
+    with Writer(tmp_path, 10) as writer:
+        for step in (3, 6):
+            path = writer.image(step, "evaluation_best", np.full((6, 5, 3), step, np.uint8), numbered=False)
+    assert path == tmp_path / "pictures" / "evaluation_best.png" and list(writer.pictures.iterdir()) == [path]
+    assert np.asarray(Image.open(path))[0, 0, 0] == 6
+    steps = [e.step for e in events(tmp_path / "tensorboard") if any(v.tag == "evaluation_best" for v in e.summary.value)]
+    assert steps == [3, 6]  # TensorBoard keeps both
+
+
 def test_plain_lines(tmp_path, capsys):
     with Writer(tmp_path, 200) as writer:
         writer.text("three [bold] words")

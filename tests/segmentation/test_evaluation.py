@@ -216,13 +216,16 @@ class Lines:
     """A writer that remembers."""
 
     def __init__(self):
-        self.values, self.texts = [], []
+        self.values, self.texts, self.pictures = [], [], []
 
     def scalars(self, step, values):
         self.values.append((step, values))
 
     def text(self, message):
         self.texts.append(message)
+
+    def image(self, step, name, picture, numbered):
+        self.pictures.append((step, name))
 
 
 def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path):
@@ -262,9 +265,8 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     np.testing.assert_array_equal(kept["params"]["classifier"]["conv_seg"]["bias"], [100, 0, 0])
     scores = json.loads((tmp_path / "run/scores.json").read_text())
     assert scores["step"] == 6 and scores["best_mean_iou"] == best and scores["images"] == 3
-    assert {p.name for p in (tmp_path / "run/pictures").iterdir()} == {
-        f"evaluation_{n}.png" for n in ("best", "median", "worst")
-    }
+    drawn = [f"evaluation_{name}" for name in ("best", "median", "worst")]
+    assert writer.pictures[:3] == [(2, name) for name in drawn] and writer.pictures[-3:] == [(6, name) for name in drawn]
     evaluator({"params": always(1).params, "batch_stats": state.batch_stats}, tmp_path / "maps")
     saved = examples.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
     assert (saved == 5).all()  # class 1 is value 5 in this data set's masks

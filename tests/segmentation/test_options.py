@@ -62,3 +62,21 @@ def test_impossible_auxiliary_heads_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         AuxiliaryOptions.from_config({"auxiliary": changes}, stages=4)
     assert AuxiliaryOptions.from_config({"auxiliary": {"stage": 9}}, stages=4).weight == 0
+
+
+def shown(**changes):
+    config = tiny_config(**changes)
+    config.data.path = "images"
+    return config
+
+
+def test_scores_to_compare_with():
+    options.check(shown(compare_with=(("paper", 77.6), ("scratch", 40))))
+    for wrong in (("paper", 77.6), (("paper", "77.6"),), ((77.6, "paper"),), (("paper", float("nan")),)):
+        with pytest.raises(ConfigError, match="compare_with=.*give pairs of words and a score in %"):
+            options.check(shown(compare_with=wrong))
+
+
+def test_trackers_are_checked_before_anything_runs():
+    with pytest.raises(ConfigError, match="trackers='mlfow': there is no 'mlfow'"):
+        options.check(shown(trackers="mlfow"))
