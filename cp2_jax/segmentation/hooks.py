@@ -18,7 +18,8 @@ class Periodic:
 
     The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
     in its meta; a resumed run goes on comparing with it. The pictures of each evaluation replace the files of the one
-    before, and stay in TensorBoard; the scores of the last one are written. With `patience`, the run ends when so many evaluations in a row have found nothing better.
+    before, and stay in TensorBoard; the scores of the last one are written. With `patience`, the run ends when so many
+    evaluations in a row have found nothing better.
 
     Raises:
       Finished: when it is called and patience is at its end; `loop.fit` takes it.
