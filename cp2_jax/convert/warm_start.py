@@ -55,23 +55,46 @@ class InitOptions:
         one_of("init.projection", self.projection, ORIGINS)
 
 
-def start(config: ConfigDict, initial: Mapping) -> tuple[dict, str]:
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint that fits the backbone of a config.
+
+    Attributes:
+      variables: {'params', 'batch_stats'}, NumPy arrays.
+      notes: what a user should know of them, a line each.
+    """
+
+    variables: Mapping
+    notes: tuple[str, ...] = ()
+
+
+def load(config: ConfigDict) -> Loaded:
+    """Read `config.init.checkpoint` and fit it to the model; nothing is compiled.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it was made for other settings (see `convert.fitting.fit`).
+    """
+    variables, meta = read_variables(config.init.checkpoint)
+    variables, notes = fit(variables, meta, config.model, image_size=config.image_size)
+    return Loaded(variables, tuple(notes))
+
+
+def start(config: ConfigDict, initial: Mapping, loaded: Loaded | None = None) -> tuple[dict, str]:
     """Return the variables of a run that starts from `config.init.checkpoint`, and the table of what came from where.
 
     Args:
       config: a pretraining or finetuning config; `init.head` and, if there is one, `init.projection` say whether these
         parts come from the "checkpoint" or stay "random". The backbone always comes from the checkpoint.
       initial: variables {'params', 'batch_stats'} of the run's model, initialised at random.
+      loaded: of `load`; None: it is read here.
 
     Raises:
       InitError: a wanted part is not in the checkpoint, in part or whole, or has other shapes.
-      CheckpointError: there is no checkpoint, or it was made for other settings (see `convert.fitting.fit`).
+      CheckpointError: see `load`.
     """
-    path = config.init.checkpoint
-    loaded, meta = read_variables(path)
-    loaded, notes = fit(loaded, meta, config.model, image_size=config.image_size)
-    variables, table = merge(initial, loaded, config.init.head, config.init.get("projection", "random"))
-    return variables, "\n".join([f"{path}:", table, *(f"mind: {note}" for note in notes)])
+    loaded = loaded or load(config)
+    variables, table = merge(initial, loaded.variables, config.init.head, config.init.get("projection", "random"))
+    return variables, "\n".join([f"{config.init.checkpoint}:", table, *(f"mind: {note}" for note in loaded.notes)])
 
 
 def origin(config: ConfigDict, initial: Mapping) -> str:

@@ -15,7 +15,7 @@ from cp2_jax.data.images.sizes import warnings
 from cp2_jax.data.images.sources import open_held_out, open_source
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
 from cp2_jax.pretraining import attention_maps, hooks, options, sizes, step
-from cp2_jax.runs import distributed, mesh, session
+from cp2_jax.runs import distributed, files, mesh, session
 from cp2_jax.runs import sizes as open_sizes
 from cp2_jax.runs.settings import check_kind
 from cp2_jax.runs.writers import Writer
@@ -44,7 +44,7 @@ def train(
       >>> config.data.path = "photos"
       >>> train(config, "runs/photos").metrics["loss"]
     """
-    config = config.copy_and_resolve_references()
+    config, workdir = config.copy_and_resolve_references(), files.expand(workdir)
     if not open_sizes.is_open(config, sizes.KEYS):
         options.check(config, jax.device_count())
     distributed.agree(distributed.facts(config, {"--workdir": workdir}))
@@ -119,6 +119,7 @@ def _first(config: ConfigDict) -> session.First:
     """Return the weights before the first step: random ones, or those of `config.init.checkpoint`."""
     if not config.init.checkpoint:
         return session.First()
+    loaded = warm_start.load(config)  # before anything is compiled
     initial = jax.jit(lambda: step.init_variables(config))()
-    variables, table = warm_start.start(config, initial)
+    variables, table = warm_start.start(config, initial, loaded)
     return session.First(variables, warm_start.origin(config, initial), table)

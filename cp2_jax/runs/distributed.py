@@ -118,6 +118,24 @@ def agree(mine: Mapping[str, str]) -> None:
     raise DisagreementError(differences(everyone))
 
 
+def raise_together(mine: Exception | None) -> None:
+    """Let all processes stop where one has met an error while they worked apart; every one calls it.
+
+    Args:
+      mine: what this process met; raised if it is one.
+
+    Raises:
+      DisagreementError: another process met something, which it says itself.
+    """
+    failed = np.array([mine is not None])
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.int32(mine is not None)).ravel()
+    if mine is not None:
+        raise mine
+    if failed.any():
+        raise DisagreementError(f"process {int(np.argmax(failed))} of this run stopped: see its message")
+
+
 def differences(everyone: list[Mapping[str, str]]) -> str:
     """Return the message on what differs between the first process and others."""
     first, lines = everyone[0], []

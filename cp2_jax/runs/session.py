@@ -120,14 +120,19 @@ def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -
     distributed.agree({f"{key} of images": str(value) for key, value in images.items()})
     steps_per_epoch = settings.steps_per_epoch(job.num_images, config.batch_size)
     total_steps = settings.total_steps(config, job.num_images)
-    initial_state, step = job.make_step(total_steps, steps_per_epoch)
     meta = {"kind": config.kind, "config": settings.as_plain(config), "images": images}
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as closing:
         closing.enter_context(lock.held(workdir))
         settings.save_config(workdir, config)
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep)))
-        state, first = _start(job, initial_state, checkpoints, images, total_steps)
+        first = _first(job, checkpoints, images, total_steps)
+        initial_state, step = job.make_step(total_steps, steps_per_epoch)
+        state = initial_state(first.variables)
+        if first.resumed:
+            state, _ = checkpoints.restore(state)
+            first = dataclasses.replace(first, origin=f"resuming after step {int(state.step)}")
+        first = dataclasses.replace(first, variables=None)  # they would take room as long as the run lasts
         length = f"{total_steps} steps, {steps_per_epoch} an epoch"
         _overview(job, state, first, workdir, length)
         start = int(state.step)
@@ -169,23 +174,18 @@ def _digest(names: Sequence[str]) -> str:
     return f"{zlib.crc32(chr(10).join(names).encode('utf-8', 'surrogateescape')):08x}" if names else ""
 
 
-def _start(
-    job: Job, initial_state: Callable, checkpoints: Checkpoints, images: dict, total_steps: int
-) -> tuple[Any, First]:
-    """Return the state to begin with: that of the newest checkpoint, or that of the first weights."""
-    reached = checkpoints.latest_step()
+def _first(job: Job, checkpoints: Checkpoints, images: dict, total_steps: int) -> First:
+    """Return the weights to begin with; of a run that is resumed only that it is, once it was seen that it may be."""
+    reached, workdir = checkpoints.latest_step(), checkpoints.directory.parent
     if reached is None:
-        first = job.first()
-        return initial_state(first.variables), first
-    workdir = checkpoints.directory.parent
+        return job.first()
     _compare_images(checkpoints.latest_meta().get("images"), images, job.place, workdir)
     if reached > total_steps:
         raise ConfigError(
             f"{workdir} is at step {reached} already, beyond the {total_steps} steps that are asked for: ask for more "
             "(steps, epochs), or use another work directory"
         )
-    state, _ = checkpoints.restore(initial_state(None))
-    return state, First(origin=f"resuming after step {int(state.step)}", resumed=True)
+    return First(resumed=True)
 
 
 def _compare_images(before: dict | None, now: dict, place: str, workdir: pathlib.Path) -> None:

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from cp2_jax.convert import warm_start
 from cp2_jax.data.images.stream import Batches
-from cp2_jax.data.labelled import classes
+from cp2_jax.data.labelled import check, classes
 from cp2_jax.data.labelled.examples import Examples, open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
 from cp2_jax.data.workers import iterate
-from cp2_jax.runs import distributed, mesh, progress, session
+from cp2_jax.runs import distributed, files, mesh, progress, session
 from cp2_jax.runs import sizes as open_sizes
 from cp2_jax.runs.settings import check_kind
 from cp2_jax.segmentation import folders, hooks, options, reports, saved, sizes, step
@@ -44,7 +44,7 @@ def train(
       SegmentationError, SourceError: images or masks cannot be opened, or do not fit the classes.
       CheckpointError, NonFiniteLoss, Preempted, DisagreementError: see `session.run`.
     """
-    config = config.copy_and_resolve_references()
+    config, workdir = config.copy_and_resolve_references(), files.expand(workdir)
     classes.resolve(config)
     if not open_sizes.is_open(config, sizes.KEYS):
         options.check(config, jax.device_count())
@@ -72,7 +72,7 @@ def train(
         names=examples.names(),
         device_mesh=device_mesh,
         make_step=lambda total, per_epoch: _make_step(config, total, per_epoch, device_mesh),
-        first=lambda: _first(config),
+        first=lambda: _first(config, evaluator.examples),
         batches=lambda start: _batches(config, examples, device_mesh, start),
         hooks=watchers,
         lines={"miou": config.compare_with},
@@ -218,10 +218,14 @@ def _batches(config: ConfigDict, examples: Examples, device_mesh: Mesh, start: i
     return Batches(iterate(dataset), examples, functools.partial(mesh.place_batch, device_mesh), config.data.prefetch)
 
 
-def _first(config: ConfigDict) -> session.First:
+def _first(config: ConfigDict, validation: Examples) -> session.First:
     """Return the weights before the first step: random ones, or those of `config.init.checkpoint`."""
-    initial = step.init_variables(config)
+    # A mask that cannot be used is better met now than after the first hours. Each process looks at its share.
+    mine = range(jax.process_index(), len(validation), jax.process_count())
+    distributed.raise_together(check.first_problem(validation, mine))
     if not config.init.checkpoint:
-        return session.First(initial)
-    variables, table = warm_start.start(config, initial)
+        return session.First(step.init_variables(config))
+    loaded = warm_start.load(config)  # before anything is compiled
+    initial = step.init_variables(config)
+    variables, table = warm_start.start(config, initial, loaded)
     return session.First(variables, warm_start.origin(config, initial), table)

@@ -73,6 +73,21 @@ def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
     return Check(split, sizes.total(), sizes, pixels, present, problems)
 
 
+def first_problem(examples: Examples, indices: Sequence[int], threads: int = 4) -> Exception | None:
+    """Decode some pairs and return the error of the first that cannot be used, or None.
+
+    Args:
+      indices: which pairs.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        read = ahead(pool, ((examples.read, index) for index in indices), 2 * threads)
+        try:
+            collections.deque(progress.track(read, "looking at the images to evaluate", len(indices)), maxlen=0)
+        except (SegmentationError, UnreadableImage) as error:
+            return error
+    return None
+
+
 def _look(examples: Examples, index: int):
     """Return a problem or "", size, number of pixels of each label, and the mask's colours."""
     try:
