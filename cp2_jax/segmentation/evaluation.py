@@ -145,9 +145,9 @@ def overlays(
     variables: Any,
     class_names: Sequence[str],
     device_mesh: Mesh,
-    colors: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Return pictures, uint8 RGB, of the images with the best, median and worst mean IoU beside truth and prediction.
+    colors: UInt8[np.ndarray, "classes 3"] | None = None,
+) -> dict[str, UInt8[np.ndarray, "picture_height picture_width 3"]]:
+    """Return pictures of the images with the best, median and worst mean IoU beside truth and prediction.
 
     All processes call it, for they predict together; all get the same.
     """

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from cp2_jax.models.conv import Conv
 from cp2_jax.models.interface import Masking
@@ -144,7 +144,7 @@ def bilinear(
     return x
 
 
-def mirror(x: Array, size: Size) -> Array:
+def mirror(x: Shaped[Array, "batch height width c"], size: Size) -> Shaped[Array, "batch height width c"]:
     """Mirror the first `size` pixels of each map left to right; the rest stays."""
     columns, width = jnp.arange(x.shape[2]), size[:, 1, None]
     index = jnp.where(columns < width, width - 1 - columns, columns)

@@ -1,6 +1,7 @@
 """A finetuned model from its checkpoint, by its own config; what may be changed about that is data and protocol."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from cp2_jax.data.labelled import classes
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError, flatten
-from cp2_jax.runs.checkpoints import CheckpointError, read, read_variables
+from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.runs.settings import check_kind
 from cp2_jax.segmentation.predictor import check_variables
 
@@ -107,10 +108,12 @@ def _best(run: str | pathlib.Path, word: str) -> str:
 
 def best_of(run: str | pathlib.Path) -> dict:
     """Return {"best_mean_iou", "best_step"} of a work directory's best model, or {} if it has none."""
+    best = pathlib.Path(run).expanduser() / "best"
+    steps = sorted((path for path in best.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
     try:
-        _, meta = read(pathlib.Path(run).expanduser() / "best")
+        meta = json.loads((steps[-1] / "meta" / "metadata").read_text())  # the arrays are not needed
         return {"best_mean_iou": meta["mean_iou"], "best_step": meta["step"]}
-    except (CheckpointError, KeyError):
+    except (IndexError, OSError, ValueError, KeyError):
         return {}
 
 
