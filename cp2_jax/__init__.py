@@ -21,6 +21,7 @@ _HOMES = {
     "embed": "cp2_jax.interface.embedding",
     "probe": "cp2_jax.interface.probing",
     "convert_checkpoint": "cp2_jax.interface.converting",
+    "export_program": "cp2_jax.interface.exporting",
     "load": "cp2_jax.features",
 }
 __all__ = [*_HOMES]
