@@ -30,7 +30,7 @@ create() {
   gcloud compute tpus tpu-vm create "$name" "${where[@]}" --accelerator-type="$type" --version="$runtime" ${SPOT:+--spot}
   copy
   # jax[tpu] brings libtpu; the rest is what the tests run with.
-  on_all "cd cp2_jax && python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt 'jax[tpu]==$(jax_version)'"
+  on_all "cd cp2_jax && python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt 'jax[tpu]==$(jax_version)' && .venv/bin/pip install -q --no-deps --no-build-isolation -e ."
 }
 
 jax_version() { sed -n 's/^jax==//p' "$root/requirements.txt"; }
