@@ -136,7 +136,8 @@ def test_quick_tuning_takes_the_backbone_alone(converted, fresh):
 
 def test_head_and_projection_come_from_the_checkpoint_if_wanted(converted, fresh):
     everything = {"init.head": "checkpoint", "init.projection": "checkpoint", "model.projection_dim": 8}
-    everything |= {"model.resnet.contract_dilation": True, "model.resnet.output_stride": 16}
+    stated = {"contract_dilation": True, "output_stride": 16, "basic_dilation": "first"}
+    everything |= {f"model.resnet.{key}": value for key, value in stated.items()}
     config = quick_config(converted / "cp2", **everything)
     initial = jax.jit(lambda: pretrain_step.init_variables(config))()
     variables, table = warm_start.start(config, initial)
@@ -218,11 +219,11 @@ def test_one_command_from_a_converted_file_to_a_finished_run(tmp_path, converted
         return done.stdout
 
     out = run(1)
-    assert f"backbone from {tmp_path / 'moco'}; head, projection at random" in out and "finished 1 steps" in out
+    assert f"backbone from {tmp_path / 'moco'}; head, projection at random" in out and "finished: 1 steps" in out
     overview = (tmp_path / "run" / "overview.txt").read_text()
     assert f"{tmp_path / 'moco'}:\npart " in overview and "backbone     loaded" in overview
     shutil.rmtree(tmp_path / "moco")
     out = run(2)
-    assert "resuming after step 1" in out and "moco" not in out and "finished 2 steps" in out
+    assert "resuming after step 1" in out and "at random" not in out and "finished: 2 steps" in out
     _, meta = checkpoints.read(tmp_path / "run")
     assert meta["config"]["loss"] | {"dense_axis": "query", "queue_start": "random"} == meta["config"]["loss"]
