@@ -18,7 +18,7 @@ from cp2_jax.convert.containers.values import Refused
 from cp2_jax.models import segmenter
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS
-from cp2_jax.models.interface import Described, limit
+from cp2_jax.models.interface import Described, axis, limit
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
 
@@ -99,7 +99,7 @@ def _tops(ours: Shapes) -> dict[str, int]:
     found = {}
     for key, path in (("projection_dim", "projection/conv2"), ("num_classes", "classifier/conv_seg")):
         if any(name.startswith(path.split("/")[0]) for name in ours):
-            channels = (*ours.get(f"{path}/kernel", ()), 1)[3]
+            channels = axis(ours, f"{path}/kernel", 3, 1)
             limit(f"{key}:", channels, 2**16)
             found[key] = channels
     return found

@@ -58,6 +58,14 @@ def test_backbones_alone_and_with_a_classifier():
     assert found.expected == alone and found.head is None and "head" not in found.model
 
 
+def test_a_classifier_of_another_shape_is_no_crash():
+    """Found by benchmarks/fuzz_checkpoints.py: a bias without its kernel, and a kernel of two axes."""
+    shapes = torch_shapes(MODELS["basic"] | HEADS["fcn"] | {"num_classes": 4}, top="classifier")
+    without = {name: shape for name, shape in shapes.items() if name != "decode_head.conv_seg.weight"}
+    for odd in (without, shapes | {"decode_head.conv_seg.weight": (4, 6)}):
+        assert networks.find(odd, {}).expected["decode_head.conv_seg.weight"] == (1, 6, 1, 1)
+
+
 def test_fewer_blocks_must_be_confirmed():
     section = {"depth": 18, "width": 4, "stem_width": 4, "stage_sizes": (1, 1, 1, 1)}
     shapes = torch_shapes({"backbone": "resnet", "resnet": section})
