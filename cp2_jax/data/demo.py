@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from cp2_jax.data.errors import SourceError
 from cp2_jax.data.prepare.writing import write_dataset
 
 CLASSES = ("background", "striped ellipse", "checked triangle", "dotted rectangle", "speckled star", "banded blob")
@@ -176,14 +177,14 @@ def prepare(
       seed: see `scene`.
 
     Raises:
-      ValueError: a split without scenes, a size below 32 (where textures are not to be told apart), a negative seed.
+      SourceError: a split without scenes, a size below 32 (where textures are not to be told apart), a negative seed.
     """
     counts = {"train": train, "train_labelled": labelled, "validation": validation}
     for split, count in counts.items():
         if count < 1:
-            raise ValueError(f"split {split} would have {count} scenes; ask for 1 or more")
+            raise SourceError(f"split {split} would have {count} scenes; ask for 1 or more")
     if size < 32 or seed < 0:
-        raise ValueError(f"size is {size} and seed is {seed}; size must be 32 or more, seed 0 or more")
+        raise SourceError(f"size is {size} and seed is {seed}; size must be 32 or more, seed 0 or more")
     import tensorflow_datasets as tfds  # here, because it takes a second that a user of `scene` need not wait
 
     def examples(split):

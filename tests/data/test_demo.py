@@ -251,4 +251,4 @@ def test_the_script_writes_without_tensorflow(tmp_path):
 
     refused = subprocess.run([*command, "--train", "0"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert refused.returncode == 1
-    assert refused.stderr.strip().splitlines() == ["prepare_data.py: split train would have 0 scenes; ask for 1 or more"]
+    assert refused.stderr.strip().splitlines() == ["error: split train would have 0 scenes; ask for 1 or more"]

@@ -23,10 +23,14 @@ class State:
 
 
 def make_state(step, optimizer="sgd", width=3, batch_norm=True):
-    keys = iter(jax.random.split(jax.random.key(step), 8))
-    params = {"backbone": {"conv1": {"kernel": jax.random.normal(next(keys), (3, 3, 2, width))}}}
-    params["head"] = {"bias": jax.random.normal(next(keys), (width,)).astype(jnp.bfloat16)}
-    stats = {"backbone": {"bn1": {"mean": jax.random.normal(next(keys), (width,))}}} if batch_norm else {}
+    rng = np.random.default_rng(step)
+
+    def random(*shape):  # NumPy's: the same to the bit however JAX compiles
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {"backbone": {"conv1": {"kernel": random(3, 3, 2, width)}}}
+    params["head"] = {"bias": random(width).astype(jnp.bfloat16)}
+    stats = {"backbone": {"bn1": {"mean": random(width)}}} if batch_norm else {}
     update = {"sgd": optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9)), "adamw": optax.adamw(1e-3)}
     return State(
         step=jnp.int32(step),
@@ -35,7 +39,7 @@ def make_state(step, optimizer="sgd", width=3, batch_norm=True):
         key_params=jax.tree.map(lambda x: x + 1, params),
         key_batch_stats=jax.tree.map(lambda x: x + 1, stats),
         opt_state=jax.tree.map(lambda x: x + 2, update[optimizer].init(params)),
-        queue=jax.random.normal(next(keys), (2, 8, 4)),
+        queue=random(2, 8, 4),
     )
 
 

@@ -169,13 +169,14 @@ def test_maps_of_a_data_set_are_written_in_order_and_recognised(images, variable
     features = {"image": tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg")}
     mark = attention_maps.fingerprint(images)
     writing.write_dataset(tmp_path / "maps", "attention", {"train": found}, features, mark, "Maps.")
-    config = ConfigDict({"data": {"attention": str(tmp_path / "maps"), "path": "images"}})
+    data = {"attention": str(tmp_path / "maps"), "path": "images"}
+    config = ConfigDict({"data": data, "augment": {"mask": "attention"}})
     maps = attention_maps.open_maps(config, images)
     assert [maps[i] for i in range(5)] == [one["image"] for one in found]
     (tmp_path / "images" / "0.png").write_bytes(png(np.zeros((9, 9, 3), np.uint8)))
     with pytest.raises(ConfigError, match="was not made from the images"):
         attention_maps.open_maps(config, images)
-    config.data.attention = ""
+    config.augment.mask = "rectangle"  # the maps are then not read, and the step gets no key that it does not know
     assert attention_maps.open_maps(config, images) is None
 
 
