@@ -228,7 +228,7 @@ def _data() -> ConfigDict:
     data.value_range = ()  # values that become 0 and 255 in images of more than 8 bits, e.g. (0, 3000)
     data.probe_path = ""  # held-out images for the probes (e.g. ImageNet's val); empty: fresh crops of `path`'s
     data.probe_split = "train"  # of a "tfds" source
-    data.attention = ""  # maps made by scripts/attention_maps.py, for augment.mask=attention
+    data.attention = ""  # maps made by cp2 attention-maps, for augment.mask=attention
     data.crop_scale = (0.2, 1.0)  # share of the image's area
     # Images that foregrounds are pasted onto: "independent", the paper's two more images per sample; "in_batch", other
     # samples' foregrounds of the same batch: a third of the decoding (docs/performance.md says what differs).

@@ -36,4 +36,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted({*globals(), *__all__})
+    return sorted({*(name for name in globals() if name[:1] != "_" or name[:2] == "__"), *__all__})

@@ -50,11 +50,13 @@ class Key:
       name: as it is typed after `--config.`, such as "optimizer.learning_rate".
       default: its value in the config, variants applied.
       comment: what the config's source says about it, in one line; "" where it says nothing.
+      heading: what the source says about this key and those that follow it, in one line; "" for most keys.
     """
 
     name: str
     default: Any
     comment: str
+    heading: str = ""
 
 
 def names() -> list[str]:
@@ -110,7 +112,8 @@ def load(name: str) -> ConfigDict:
 def keys_with_comments(name: str) -> list[Key]:
     """Return every key of a config with its default and the comment that stands beside it in the source.
 
-    Comments are looked for in the config's own file first, then in the configs that it imports.
+    Comments are looked for in the config's own file first, then in the configs that it imports. The keys come in the order
+    of the source: that of the nearest file that says what kind of config it is.
 
     Args:
       name: as for `load`.
@@ -118,10 +121,24 @@ def keys_with_comments(name: str) -> list[Key]:
     Raises:
       ConfigError: as `load`.
     """
-    config, comments = load(name), {}
-    for module in reversed(_with_imports(_module(name))):
-        comments |= _comments(pathlib.Path(module.__file__).read_text())
-    return [Key(key, value, comments.get(key, "")) for key, value in flatten(config).items()]
+    config, comments, place = load(name), {}, {}
+    found = [_comments(pathlib.Path(module.__file__).read_text()) for module in _with_imports(_module(name))]
+    for one in reversed(found):
+        comments |= {key: text for key, text in one.items() if any(text)}
+    for one in sorted(found, key=lambda one: "kind" not in one):
+        place |= {key: len(place) + number for number, key in enumerate(one) if key not in place}
+    keys, opened = [], set()
+    values = flatten(config)
+    for key in sorted(values, key=lambda key: [place.get(section, len(place)) for section in _sections(key)]):
+        headings = [comments.get(section, ("", ""))[0] for section in _sections(key) if section not in opened]
+        opened.update(_sections(key))
+        keys.append(Key(key, values[key], comments.get(key, ("", ""))[1], " ".join(filter(None, headings))))
+    return keys
+
+
+def _sections(key: str) -> list[str]:
+    """Return ["model", "model.vit", "model.vit.width"] for "model.vit.width"."""
+    return list(itertools.accumulate(key.split("."), "{}.{}".format))
 
 
 def path(name: str) -> pathlib.Path:
@@ -165,11 +182,12 @@ def _with_imports(module: types.ModuleType) -> list[types.ModuleType]:
     return found
 
 
-def _comments(source: str) -> dict[str, str]:
-    """Return {'optimizer.name': 'comment', …} of the assignments `config.optimizer.name = …` in a config's source.
+def _comments(source: str) -> dict[str, tuple[str, str]]:
+    """Return {'optimizer.name': (heading, comment), …} of the assignments `config.optimizer.name = …` in a config's source.
 
-    A comment stands behind the value or, on lines of its own, above it. A section that is made by itself is named as in the
-    config: `optimizer.name = …` in a function stands for `config.optimizer.name`.
+    A comment stands behind the value or, on lines of its own, above it. If there are both, the upper one is a heading, and
+    so is that of a whole section. A section that is made by itself is named as in the config: `optimizer.name = …` in a
+    function stands for `config.optimizer.name`.
     """
     beside, above = {}, {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -181,12 +199,20 @@ def _comments(source: str) -> dict[str, str]:
     functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
     bodies = [node.body for node in functions if node.name == "get_config" or node.name.startswith("_")]
     for node in itertools.chain(*bodies):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-            key = ast.unparse(node.targets[0]).removeprefix("config.")
-            lines, number = [beside[node.end_lineno]] if node.end_lineno in beside else [], node.lineno - 1
-            while number in above:
-                lines.insert(0, above[number])
-                number -= 1
-            if lines:
-                found.setdefault(key, " ".join(lines))
+        if not isinstance(node, ast.Assign):
+            continue
+        key, section = ast.unparse(node.targets[0]), ast.unparse(node.value) == "ConfigDict()"
+        if key == "config" or not (section or key.count(".")):
+            continue
+        lines, number = [], node.lineno - 1
+        while number in above:
+            lines.insert(0, above[number])
+            number -= 1
+        upper, lower = " ".join(lines), beside.get(node.end_lineno, "")
+        if section:
+            upper, lower = f"{upper} {lower}".strip(), ""
+        elif not lower:
+            upper, lower = "", upper
+        key = key.removeprefix("config.")
+        found[key] = found.get(key) if any(found.get(key, ())) else (upper, lower)
     return found

@@ -28,12 +28,14 @@ class Command:
       run: does it, given the parsed arguments. Of a command with a config, `arguments.config` is the name that was typed
         (or None) and `arguments.changes` the pairs (key, text) of all `--config.KEY=VALUE`.
       config: the config whose keys `--help` shows where none is typed; "": the command takes no config.
+      sections: of the config, if only these may be changed.
     """
 
     text: str
     options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
     config: str = ""
+    sections: tuple[str, ...] = ()
 
 
 def parser(**keywords) -> argparse.ArgumentParser:
@@ -105,7 +107,7 @@ def read(command: Command, program: str, arguments: Sequence[str]) -> argparse.N
         example = "a path, or a name such as pretrain:vit,fcn" if command.config.startswith("pretrain") else "path or name"
         made.add_argument("--config", metavar="NAME", type=path, help=f"the experiment's settings: {example}")
         if {"-h", "--help"} & set(rest):
-            made.epilog = keys(_value(rest, "--config") or command.config)
+            made.epilog = keys(_value(rest, "--config") or command.config, command.sections)
     elif changes:
         raise UsageError(f"{program} takes no --config.{changes[0][0]}: it has no config")
     intermixed = not any(action.nargs == argparse.PARSER for action in made._actions)
@@ -140,10 +142,22 @@ def changed(name: str, changes: Sequence[tuple[str, str]]) -> ConfigDict:
     return config
 
 
-def keys(name: str) -> str:
-    """Return a config's keys with values and comments, as `--help` shows them in 80 columns."""
-    lines = [f"keys of the config {name}, each changed by --config.KEY=VALUE:"]
+def keys(name: str, sections: Sequence[str] = ()) -> str:
+    """Return a config's keys with values and comments, as `--help` shows them in 80 columns.
+
+    Args:
+      name: of the config.
+      sections: those to show, such as "data"; all by default.
+    """
+    lines, before = [f"keys of the config {name}, each changed by --config.KEY=VALUE:"], None
     for key in config_files.keys_with_comments(name):
+        section = key.name.rpartition(".")[0]
+        if sections and section.partition(".")[0] not in sections:
+            continue
+        if section != before:
+            lines.append("")
+        before = section
+        lines += textwrap.wrap(key.heading, WIDTH, initial_indent="  # ", subsequent_indent="  # ")
         value = repr(key.default)
         room = WIDTH - 5 - len(key.name)
         line = f"  {key.name} = {value if len(value) <= room else value[: room - 1] + '…'}"
@@ -220,11 +234,14 @@ def _settle_places(found: argparse.Namespace, program: str) -> None:
     """Give each `place` its value: those that were not typed as options, in the order in which paths were typed."""
     places = getattr(found, "places", ())
     typed = [value for name, _ in places if (value := getattr(found, f"{name}_place")) is not None]
-    for name, required in places:
+    for name, _ in places:
         if getattr(found, name) is None and typed:
             setattr(found, name, typed.pop(0))
-        if getattr(found, name) is None and required:
-            raise UsageError(f"{name.upper()} is missing; `{program} --help` shows what there is")
+    missing = [name.upper() for name, required in places if required and getattr(found, name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        whole = " ".join([program, *(name.upper() for name, _ in places)])
+        raise UsageError(f"{' and '.join(missing)} {verb} missing: {whole}; `{program} --help` shows what there is")
     if typed:
         raise UsageError(f"unexpected argument {typed[0]!r}; `{program} --help` shows what there is")
 

@@ -100,6 +100,7 @@ def _help() -> str:
             "",
             "  cp2 pretrain photos runs/photos",
             "  cp2 finetune my_data runs/mine --checkpoint runs/photos",
+            "  cp2 evaluate runs/mine",
             "  cp2 predict runs/mine photos predicted",
         ]
     )

@@ -140,6 +140,6 @@ def open_maps(config: ConfigDict, source: Any) -> TfdsSource | None:
     if len(maps) != len(source) or not recorded.exists() or not recorded.read_text().startswith(fingerprint(source)):
         raise ConfigError(
             f"data.attention={config.data.attention} was not made from the images of data.path={config.data.path}; make "
-            "the maps with scripts/attention_maps.py"
+            "the maps with cp2 attention-maps"
         )
     return maps

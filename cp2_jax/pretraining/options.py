@@ -169,7 +169,7 @@ def _check_microbatches(run: RunOptions, count: int, devices: int) -> None:
 
 def _check_masks(config: ConfigDict, network: Network) -> None:
     mask, maps = config.augment.mask, config.data.attention
-    fix = "augment.mask=attention needs data.attention, the folder that scripts/attention_maps.py wrote"
+    fix = "augment.mask=attention needs data.attention, the folder that cp2 attention-maps wrote"
     require(mask != "attention" or maps, "data.attention", "''", fix)
     if not network.head.dense:
         fix = f"one pooled feature has no background: MoCo v2's mode (model.head={network.head_name}) needs "

@@ -138,7 +138,8 @@ def _batch(num_images: int, machine: Machine, job: Job) -> Choice:
     batch = machine.devices * 2 ** math.ceil(math.log2(max(1, least / machine.devices)))
     limit = min(limits)
     if limit < batch:
-        return Choice(batch, f"the smallest that {machine.devices} devices and batch norm can share ({limits[limit]})")
+        devices = "one device" if machine.devices == 1 else f"{machine.devices} devices"
+        return Choice(batch, f"the smallest with which {devices} and batch norm can work ({limits[limit]})")
     while 2 * batch <= limit:
         batch *= 2
     return Choice(batch, limits[limit])

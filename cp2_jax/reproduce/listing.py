@@ -1,4 +1,4 @@
-"""What `scripts/reproduce.py` prints and writes: every cell with its state, and the collected tables."""
+"""What `cp2 reproduce` prints and writes: every cell with its state, and the collected tables."""
 
 import json
 import pathlib
@@ -95,7 +95,7 @@ def _run(run: Run | None) -> str:
 
 def write_markdown(path: str | pathlib.Path, place: Place) -> None:
     """Write `text` as a page."""
-    head = "# The cells of the paper\n\nPrinted by `python scripts/reproduce.py list --output FILE`. "
+    head = "# The cells of the paper\n\nPrinted by `cp2 reproduce list --output FILE`. "
     head += '"Its decay" is the weight decay of finetuning.\n\n'
     pathlib.Path(path).write_text(f"{head}{text(place)}\n")
 

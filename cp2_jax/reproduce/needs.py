@@ -80,7 +80,7 @@ DATA_SETS = {
     "ImageNet": DataSet("ImageNet", "image-net.org, ILSVRC 2012, training images (1.28 million)"),
     "attention": DataSet(
         "attention",
-        "attention maps of ImageNet's images, made by scripts/attention_maps.py from DINO's ViT-B/16 "
+        "attention maps of ImageNet's images, made by cp2 attention-maps from DINO's ViT-B/16 "
         "(github.com/facebookresearch/dino, dino_vitbase16_pretrain.pth)",
     ),
     "PASCAL": DataSet(

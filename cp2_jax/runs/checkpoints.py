@@ -228,7 +228,7 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     """
     path = files.expand(path)
     if path.is_file():
-        convert = f"python scripts/convert_checkpoint.py {path} OUTPUT"
+        convert = f"cp2 convert {path} OUTPUT"
         raise CheckpointError(f"{path} is a file; others' checkpoints are converted first: {convert}")
     steps = _step_directories(path / "checkpoints") or _step_directories(path)
     steps = list(steps.values()) or [path] * (path / "state").is_dir()

@@ -31,5 +31,5 @@ def advice(config: ConfigDict, error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
     return (
         f"a device's memory is too small ({first}). Lower, the first that suffices:\n" + "\n".join(lines) + "\n"
-        "scripts/plan.py says before a run how much it needs"
+        "cp2 plan says before a run how much it needs"
     )

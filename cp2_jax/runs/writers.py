@@ -57,6 +57,7 @@ class Writer:
         self._total = total_steps
         # (time, step) at the start and at the last lines of the log, for the rate.
         self._start, self._marks = (time.monotonic(), start_step), collections.deque(maxlen=10)
+        self._moved = False
         self._first = jax.process_index() == 0
         self._bar, self._latest, self._trackers = None, {}, trackers
         self.last: dict[str, float] = {}
@@ -85,6 +86,8 @@ class Writer:
 
     def progress(self, step: int) -> None:
         """Move the progress bar; cheap enough for every step."""
+        if not self._moved:  # the first step was compiled, which says nothing about those that follow
+            self._start, self._moved = (time.monotonic(), step), True
         if self._bar is not None:
             room = self._bar.console.width - _BAR - 1
             shown = progress_line.line(step, self._total, self._latest, self.eta(step), room)

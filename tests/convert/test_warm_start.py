@@ -163,7 +163,7 @@ def test_head_and_projection_come_from_the_checkpoint_if_wanted(converted, fresh
         ("moco", {"model.mean": (0.0, 0.0, 0.0)}, r"config.model.mean=\(0.485, 0.456, 0.406\) \(is \(0.0"),
         ("moco", {"model.backbone": "vit"}, "is a resnet: set config.model.backbone=resnet"),
         ("nowhere", {}, "no checkpoint at .*nowhere"),
-        ("moco.pth.tar", {}, "moco.pth.tar is a file; .*scripts/convert_checkpoint.py .*moco.pth.tar OUTPUT"),
+        ("moco.pth.tar", {}, "moco.pth.tar is a file; .*cp2 convert .*moco.pth.tar OUTPUT"),
     ],
 )
 def test_what_cannot_be_started_from_is_an_error(converted, fresh, name, changes, message):

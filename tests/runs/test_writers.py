@@ -124,6 +124,8 @@ def test_eta_leaves_out_the_first_steps(tmp_path):
         assert writer.eta(10) == float("inf")
         writer._start = (now - 50.0, 10)  # 50 seconds of compiling for one step
         assert writer.eta(11) == pytest.approx(50.0 * 99, rel=0.01)
+        writer.progress(11)  # compiled: time is taken from here on
+        assert writer.eta(11) == float("inf") and writer.eta(12) < 99
         writer.scalars(11, {})
         writer.scalars(12, {})
         writer._marks[0], writer._marks[1] = (now - 4.0, 11), (now - 3.0, 12)

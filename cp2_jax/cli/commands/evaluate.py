@@ -41,4 +41,4 @@ def _run(arguments):
     print(f"scores in {found.path}")
 
 
-COMMAND = command.Command(TEXT, _options, _run, config="finetune_voc")
+COMMAND = command.Command(TEXT, _options, _run, config="finetune_folder", sections=("data", "evaluation"))

@@ -39,4 +39,4 @@ def _run(arguments):
         raise UnreadableImage("not predicted", "\n  ".join(["", *done.problems]))
 
 
-COMMAND = command.Command(TEXT, _options, _run, config="finetune_voc")
+COMMAND = command.Command(TEXT, _options, _run, config="finetune_folder", sections=("data", "evaluation"))
