@@ -1,4 +1,4 @@
-"""The profile's table: which part an operation belongs to, nested operations counted once, a real trace on the CPU."""
+"""The profile's table: which part an operation belongs to, a real trace on the CPU."""
 
 import itertools
 import re
@@ -31,21 +31,25 @@ def test_part_of(op_name, part):
     assert profiling.part_of(op_name) == part and part in profiling.PARTS
 
 
-def test_time_within_another_operation_counts_once():
-    events = [("while", 0, 100), ("dot", 10, 30), ("inner", 12, 5), ("dot", 50, 20), ("after", 100, 7), ("while", 200, 10)]
-    assert profiling.self_times(events) == {"while": 60, "dot": 45, "inner": 5, "after": 7}
-    assert profiling.self_times(events[::-1]) == profiling.self_times(events)
-
-
 def test_table_by_hand():
-    times = {"a": 0.3, "b": 0.1, "c": 0.1}
+    times = {"a": 0.3, "b": 0.1, "c": 0.05, "": 0.05}
     names = {"a": "jit(step)/jvp(query)/dot", "b": "jit(step)/augment/add"}
-    table = profiling.format_table(times, names, steps=2, elapsed=1.0, waited=0.05, longest=1)
+    table = profiling.format_table(times, 0.5, names, steps=2, elapsed=1.0, waited=0.05, longest=1)
     assert table.startswith("2 steps, 500.0 ms each; 5.0% of it the host waited for input\n")
     rows = {line[:36].strip(): line[36:].split() for line in table.splitlines()[3:]}
     assert rows["query forward"] == ["150.00", "60.0%"] and rows["augment"] == ["50.00", "20.0%"]
     assert rows["backward"] == ["0.00", "0.0%"] and rows["all operations"] == ["250.00", "100.0%"]
+    assert rows["copies, other programs"] == ["25.00", "10.0%"] and rows["busy"] == ["250.00", "100.0%"]
     assert "a" in rows and "b" not in rows
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_graphs_are_off_where_there_are_some(platform):
+    """The options are ones that this XLA knows: an unknown one is an error."""
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    assert profiling.compile_named(lowered, platform)(1.0) == 2.0
+    with pytest.raises(Exception, match="No such compile option"):
+        lowered.compile(compiler_options={"xla_gpu_no_such_graphs": ""})
 
 
 def test_a_real_trace(tmp_path):
@@ -70,6 +74,7 @@ def test_a_real_trace(tmp_path):
     assert table.startswith("2 steps, ")
     found = dict(re.findall(r"^(augment|query forward|backward|optimizer|all operations) +([\d.]+)", table, re.M))
     assert all(float(found[part]) > 0 for part in ("augment", "query forward", "backward", "all operations"))
+    assert re.search(r"^all operations +[\d.]+ +100.0%$", table, re.M)
 
 
 def test_the_step_names_its_parts():
