@@ -1,5 +1,5 @@
-"""What can happen to a run, for `faults.py`: each fault takes the running story and a process of it, and returns what puts
-things right afterwards."""
+"""What can happen to a run, for `faults.py`: each fault takes the running story and one process of it, and returns what
+puts things right afterwards."""
 
 import contextlib
 import dataclasses
@@ -7,27 +7,39 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 from collections.abc import Callable
+
+DISK_SIZE = 10_000_000  # bytes of the small file systems
 
 
 @dataclasses.dataclass
 class Story:
-    """A run with its images and its work directory, and the processes that are at work on it now."""
+    """A run with its images and its work directory. disk: "" for the folder's own, tmpfs or ext4 for one of its own."""
 
     folder: pathlib.Path
-    seed: int
     processes: int = 1
     workers: int = 0
-    mounted: bool = False
+    disk: str = ""
+
+    @property
+    def root(self) -> pathlib.Path:
+        return self.folder / "disk"
 
     @property
     def workdir(self) -> pathlib.Path:
-        return self.folder / "disk" / "run"
+        return self.root / "run"
 
     @property
     def images(self) -> pathlib.Path:
         return self.folder / "images"
+
+    @property
+    def out(self) -> pathlib.Path:
+        return self.folder / "out.log"
+
+    @property
+    def err(self) -> pathlib.Path:
+        return self.folder / "err.log"
 
     def complete(self) -> set[int]:
         """Return the steps whose checkpoints are complete."""
@@ -39,53 +51,75 @@ class Story:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def killed(story: Story, process: subprocess.Popen) -> Callable[[], None]:
+def mount(story: Story, size: int) -> None:
+    """Give a story the small file system that it asks for."""
+    if story.disk == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", story.root], check=True)
+    elif story.disk == "ext4":
+        image = story.folder / "disk.img"
+        with image.open("wb") as file:
+            file.truncate(4 * size)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, story.root], check=True)
+
+
+def unmount(story: Story) -> None:
+    """Take the file system away; nothing is at work on it any more."""
+    if story.disk:
+        subprocess.run(["umount", story.root], check=False)
+
+
+def killed(story: Story, pid: int) -> Callable[[], None]:
     """SIGKILL, as by the kernel when memory ends."""
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(pid, signal.SIGKILL)
     return lambda: None
 
 
-def terminated(story: Story, process: subprocess.Popen) -> Callable[[], None]:
+def terminated(story: Story, pid: int) -> Callable[[], None]:
     """SIGTERM, as by a scheduler."""
-    process.send_signal(signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)
     return lambda: None
 
 
-def interrupted(story: Story, process: subprocess.Popen) -> Callable[[], None]:
+def interrupted(story: Story, pid: int) -> Callable[[], None]:
     """Ctrl-C, which reaches all processes of the terminal."""
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(pid, signal.SIGINT)
     return lambda: None
 
 
-def disk_full(story: Story, process: subprocess.Popen) -> Callable[[], None]:
+def disk_full(story: Story, pid: int) -> Callable[[], None]:
     """Another program fills the disk of the work directory."""
-    filler = story.folder / "disk" / "filler"
+    assert story.root.is_mount(), "the disk of the whole machine would be filled"
+    filler = story.root / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(65536))
-    return filler.unlink
+        for _ in range(DISK_SIZE // 4096 + 1):
+            file.write(bytes(4096))
+    return lambda: filler.unlink(missing_ok=True)
 
 
-def read_only(story: Story, process: subprocess.Popen) -> Callable[[], None]:
-    """The file system is mounted read-only, as after an error of the disk."""
-    disk = str(story.folder / "disk")
-    for _ in range(200):  # refused while a file is being written
-        if subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode == 0:
-            break
-        time.sleep(0.005)
-    return lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+def read_only(story: Story, pid: int) -> Callable[[], None]:
+    """The kernel mounts the file system read-only, as it does after an error of the disk: open files fail as well."""
+    subprocess.run(["sync", "-f", story.root], check=True)
+    subprocess.run(["mount", "-o", "remount,abort", story.root], check=True)
+
+    def mend() -> None:
+        unmount(story)
+        subprocess.run(["fsck.ext4", "-p", story.folder / "disk.img"], check=False, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", story.folder / "disk.img", story.root], check=True)
+
+    return mend
 
 
-def images_gone(story: Story, process: subprocess.Popen) -> Callable[[], None]:
+def images_gone(story: Story, pid: int) -> Callable[[], None]:
     """The disk with the images goes away."""
     away = story.folder / "away"
     story.images.rename(away)
     return lambda: away.rename(story.images)
 
 
-def worker_killed(story: Story, process: subprocess.Popen) -> Callable[[], None]:
+def worker_killed(story: Story, pid: int) -> Callable[[], None]:
     """A process that decodes is killed."""
-    for child in _children(process.pid):
+    for child in _children(pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
     return lambda: None
@@ -94,8 +128,8 @@ def worker_killed(story: Story, process: subprocess.Popen) -> Callable[[], None]
 def both(*faults: Callable) -> Callable:
     """Several faults, one right after the other."""
 
-    def happen(story: Story, process: subprocess.Popen) -> Callable[[], None]:
-        mends = [fault(story, process) for fault in faults]
+    def happen(story: Story, pid: int) -> Callable[[], None]:
+        mends = [fault(story, pid) for fault in faults]
         return lambda: [mend() for mend in mends]
 
     return happen
@@ -103,27 +137,31 @@ def both(*faults: Callable) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What happens. mount: needs a file system of its own; processes, workers: of the run."""
+    """What happens. disk: the file system it needs, which takes root; processes, workers: of the run; share: of all."""
 
     happen: Callable
-    mount: bool = False
+    disk: str = ""
     processes: int = 1
     workers: int = 0
-    share: int = 1
+    share: int = 2
 
 
 FAULTS = {
-    "SIGKILL": Fault(killed, share=6),
-    "SIGTERM": Fault(terminated, share=3),
-    "Ctrl-C": Fault(interrupted),
-    "full disk": Fault(disk_full, mount=True, share=2),
-    "read-only disk": Fault(read_only, mount=True, share=2),
-    "images vanish": Fault(images_gone, share=2),
-    "worker killed": Fault(worker_killed, workers=1, share=2),
+    "SIGKILL": Fault(killed, share=8),
+    "SIGTERM": Fault(terminated, share=5),
+    "Ctrl-C": Fault(interrupted, share=4),
+    "full disk": Fault(disk_full, disk="tmpfs", share=5),
+    "read-only disk": Fault(read_only, disk="ext4", share=4),
+    "images vanish": Fault(images_gone, share=3),
+    "worker killed": Fault(worker_killed, workers=1),
     "one of two processes killed": Fault(killed, processes=2),
-    "full disk, then SIGKILL": Fault(both(disk_full, killed), mount=True),
+    "one of two processes ended by SIGTERM": Fault(terminated, processes=2),
+    "full disk of two processes": Fault(disk_full, disk="tmpfs", processes=2, share=1),
+    "full disk, then SIGKILL": Fault(both(disk_full, killed), disk="tmpfs"),
+    "full disk, then SIGTERM": Fault(both(disk_full, terminated), disk="tmpfs"),
     "images vanish, then SIGTERM": Fault(both(images_gone, terminated)),
-    "read-only disk, then SIGTERM": Fault(both(read_only, terminated), mount=True),
+    "read-only disk, then SIGTERM": Fault(both(read_only, terminated), disk="ext4"),
+    "worker killed, then Ctrl-C": Fault(both(worker_killed, interrupted), workers=1, share=1),
 }
 
 

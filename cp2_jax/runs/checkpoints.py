@@ -6,7 +6,6 @@ complete, checksums included: a kill at any moment leaves the finished steps and
 
 import contextlib
 import json
-import logging as python_logging
 import pathlib
 import re
 import shutil
@@ -22,7 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from cp2_jax.runs import checksums, files, settings
+from cp2_jax.runs import checksums, files, orbax_noise, settings
 
 _PATIENCE = 60.0  # seconds that a process which ends with an error waits for the others to complete a save
 
@@ -42,8 +41,8 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, keep: int = 3):
         self.directory = files.expand(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._saving, self._told = None, False
-        python_logging.getLogger("absl").addFilter(_no_traceback_of_orbax)  # once, however often it is added
+        self._saving, self._failure = None, None
+        orbax_noise.silence()
         self._alias = contextlib.ExitStack()
         self._manager = ocp.CheckpointManager(
             self._alias.enter_context(_without_wildcards(self.directory)),
@@ -102,26 +101,29 @@ class Checkpoints:
                 f"The last complete checkpoint is that of step {self.latest_step()}"
             ) from error
 
-    def settle(self) -> None:
-        """Wait until the last save is complete or has failed, when something else went wrong already; raises nothing.
+    def settle(self) -> CheckpointError | None:
+        """Wait until the last save is complete or has failed, when something else went wrong already.
 
         Of several processes, one alone cannot wait for ever: the others may not come.
+
+        Returns:
+          why the save failed, for the caller to tell: `close` will not raise it again.
         """
         waiting = threading.Thread(target=self._settle, name="settle", daemon=True)
         waiting.start()
         waiting.join(None if jax.process_count() == 1 else _PATIENCE)
+        return self._failure
 
     def _settle(self) -> None:
         try:
             self.wait()
         except CheckpointError as error:
-            logging.warning("%s", error)
-            self._told = True
+            self._failure = error
 
     def close(self) -> None:
-        """Wait, then release Orbax's threads; raises as `wait`, unless `settle` has told already."""
+        """Wait, then release Orbax's threads; raises as `wait`, unless `settle` has returned it."""
         try:
-            with contextlib.suppress(*[CheckpointError] * self._told):
+            with contextlib.suppress(*[CheckpointError] * (self._failure is not None)):
                 self.wait()
         finally:
             self._manager.close()
@@ -209,11 +211,6 @@ def _without_wildcards(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         link = pathlib.Path(folder) / directory.name.translate(str.maketrans("[]*?", "____"))
         link.symlink_to(directory)
         yield link
-
-
-def _no_traceback_of_orbax(record: python_logging.LogRecord) -> bool:
-    """Orbax logs what goes wrong in each of its threads with a traceback; `Checkpoints.wait` says it in one line."""
-    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def read(path: str | pathlib.Path) -> tuple[dict, dict]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+from absl import logging
 
+from cp2_jax.runs import files
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 from cp2_jax.runs.metrics_log import MetricsLog
 from cp2_jax.runs.preemption import stop_requests
@@ -83,13 +85,22 @@ def fit(
 
 @contextlib.contextmanager
 def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
-    """Whatever is raised inside: the save that is under way comes first."""
+    """Whatever is raised inside: the save that is under way comes first.
+
+    Raises:
+      CheckpointError: in place of an error of writing, if the save failed for the same reason, a full disk for instance:
+        it says what is left.
+    """
     try:
         yield
     except CheckpointError:
         raise
-    except BaseException:
-        checkpoints.settle()
+    except BaseException as error:
+        failure = checkpoints.settle()
+        if failure and isinstance(error, OSError) and (files.reason(error) or "another reason") in str(failure):
+            raise failure from error
+        if failure:
+            logging.warning("%s", failure)
         raise
 
 

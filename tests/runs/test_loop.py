@@ -1,6 +1,8 @@
 """The loop: what it runs, saves, logs and refuses; toy steps, real checkpoints and signals."""
 
 import ast
+import errno
+import logging
 import os
 import signal
 import subprocess
@@ -325,6 +327,22 @@ def test_an_error_and_a_failed_save_show_the_error(tmp_path, monkeypatch, caplog
         run(tmp_path, on_step=[fail])
     assert saved(tmp_path) == []
     assert "saving step 4 to" in caplog.text and "the disk is full" in caplog.text
+
+
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog):
+    """The metrics cannot be written, nor can the checkpoint: one error, which says what is left."""
+
+    def seal(self):
+        raise OSError("No space left on device")
+
+    def fail(number, _):
+        if number == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpoints, "_seal", seal)
+    with pytest.raises(CheckpointError, match="failed: the disk is full. The last complete checkpoint is"):
+        run(tmp_path, on_step=[fail])
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 _TWO_PROCESSES = f"""
