@@ -3,6 +3,7 @@ imported, which saves most of a short run's seconds."""
 
 import atexit
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -52,10 +53,10 @@ def prepare() -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from cp2_jax.cli import main
-    from cp2_jax.pretraining import run  # noqa: F401
-    from cp2_jax.runs import checkpoints  # noqa: F401
 
     main.set_up()
+    for module in ("configs.pretrain_demo", "pretraining.run", "runs.checkpoints"):
+        importlib.import_module(f"cp2_jax.{module}")
 
 
 def forked(call: Callable[[], int], out: pathlib.Path, err: pathlib.Path) -> Process:
