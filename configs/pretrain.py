@@ -283,7 +283,7 @@ def _model() -> ConfigDict:
     model.vit.mlp_ratio = 4  # width of the hidden layer / width
     model.vit.remainder = "pad"  # or "drop", "stretch": sides that are no multiples of the patch (docs/paper_vs_code.md)
     model.vit.final_norm = False  # True: a layer norm behind the last block
-    model.vit.attention = "xla"  # or "cudnn", its fused kernels: NVIDIA GPUs (Ampere or newer) in bfloat16
+    model.vit.attention = "auto"  # cuDNN's fused kernels where they serve, see docs/performance.md; or "xla", "cudnn"
     model.aspp = ConfigDict()
     model.aspp.channels = 512  # of each branch and of the output
     model.aspp.dilations = (1, 6, 12, 18)  # of the branches; image pooling comes on top

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from cp2_jax.models.conv import Conv
 from cp2_jax.models.interface import Backbone, Described, Masking, Shapes, axis, count, limit, read
 from cp2_jax.models.norm import BatchNorm
+from cp2_jax.models.pooling import max_pool
 from cp2_jax.options import one_of, positive, require, true_or_false
 
 STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -162,7 +163,7 @@ class ResNet(nn.Module):
 
     def pool(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:
         """Return the stem's output, max-pooled; a method of its own for `Masking.zeroed`."""
-        return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)] if self.options.padding == "torch" else "SAME")
+        return max_pool(x, "torch" if self.options.padding == "torch" else "same")
 
 
 def _build(options: ResNetOptions, *, image_size: int, norm: Callable[..., nn.Module], dtype: Any, remat: bool) -> ResNet:

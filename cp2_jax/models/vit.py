@@ -41,7 +41,7 @@ class EncoderBlock(nn.Module):
     heads: int
     hidden: int
     dtype: Any
-    attention: str = "xla"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
@@ -76,7 +76,7 @@ class ViTOptions:
     mlp_ratio: int = 4
     remainder: str = "pad"
     final_norm: bool = False
-    attention: str = "xla"
+    attention: str = "auto"
 
     @classmethod
     def from_config(cls, section: Mapping, dtype: str = "float32") -> "ViTOptions":

@@ -34,6 +34,7 @@ _HARMLESS = (
     "accumulate",
     "remat",
     "shard_state",
+    "model.vit.attention",
     "tuning.patience",
     "trackers",
     "compare_with",

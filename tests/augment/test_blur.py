@@ -1,5 +1,8 @@
 """Blur against Pillow and against Pillow's filters written out in NumPy."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -100,3 +103,44 @@ def test_a_larger_bound_changes_nothing():
 def test_constant_images_stay():
     image = jnp.full((1, 3, 9, 12), 0.7)
     np.testing.assert_allclose(blur.gaussian_blur(image, jnp.array([2.0]), 2.0), image, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 13, 14, 40])
+def test_a_long_line_is_a_short_one_drawn_out(size):
+    """The matrix against the product of three boxes of the whole line."""
+    sigma = jnp.array([0.0, 0.1, 0.6, 1.3, 2.0])
+    np.testing.assert_allclose(blur._three_boxes(size, sigma, 2.0), blur._short_boxes(size, sigma, 2.0), atol=2e-7)
+
+
+def rounded(x, bits):
+    """x with so many bits of mantissa, as matrix units take it."""
+    return jax.lax.reduce_precision(jnp.asarray(x), 8, bits)
+
+
+def emulated(image, sigma, bits):
+    """The blur with all operands rounded, products summed in float32."""
+    rows, columns = (rounded(blur._three_boxes(n, jnp.array([sigma]), 2.0)[0], bits) for n in image.shape[2:])
+    halfway = rounded(jnp.einsum("ij,cjk->cik", rows, rounded(image[0], bits)), bits)
+    return jnp.einsum("cik,lk->cil", halfway, columns)
+
+
+@pytest.mark.parametrize("form,bits,allowed", [("tensorfloat32", 10, 0.06), ("bfloat16", 7, 0.5)])
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.8, 1.3, 2.0])
+def test_cheaper_forms_are_near_the_originals_blur(form, bits, allowed, sigma):
+    """In grey levels of 255, on average, against the exact filters; and what the form gives on a CPU."""
+    image = planes(smooth_image(2)) / 255
+    exact = blur.gaussian_blur(image, jnp.array([sigma]), 2.0, "float32")[0]
+    error = 255 * np.abs(np.asarray(emulated(image, sigma, bits) - exact))
+    print(f"{form} at {sigma}: {error.mean():.3f} on average, {error.max():.2f} at most")
+    assert 0 < error.mean() <= allowed
+    ours = blur.gaussian_blur(image, jnp.array([sigma]), 2.0, form)[0]
+    bits_here = bits if form == "bfloat16" else 23
+    np.testing.assert_allclose(ours, emulated(image, sigma, bits_here), atol=1e-6 if bits_here == 23 else 2e-3)
+
+
+def test_the_form_is_chosen_for_the_platform_compiled_for():
+    traced = jax.jit(lambda x, s: blur.gaussian_blur(x, s, 2.0)).trace(jnp.zeros((1, 3, 20, 24)), jnp.ones(1))
+    for platform, count in (("cpu", 6), ("tpu", 6), ("cuda", 4)):  # of products; four make the two short lines' matrices
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        highest = re.findall(r"dot_general.*precision = \[HIGHEST, HIGHEST\]", text)
+        assert len(highest) == count, platform

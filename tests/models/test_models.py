@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from configs import pretrain_r50_aspp
 from cp2_jax.convert import names
-from cp2_jax.models import attention, positions, segmenter
+from cp2_jax.models import positions, segmenter
 from cp2_jax.models.norm import BatchNorm
 
 
@@ -230,18 +230,3 @@ def test_other_depths_need_no_new_code(depth, blocks):
     shapes = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
     names_found = [n for n in shapes["params"]["backbone"] if n.startswith("layer")]
     assert len(names_found) == sum(blocks)
-
-
-@pytest.mark.parametrize("tokens", [5, 8, 197])
-def test_padded_attention_equals_attention_and_its_gradient(tokens):
-    """What cuDNN's kernels are given: padded sequences and their lengths, here computed by XLA."""
-    arrays = [jax.random.normal(jax.random.key(i), (2, tokens, 3, 8)) for i in range(4)]
-
-    def plain(q, k, v):
-        return jnp.sum(attention.ATTENTIONS["xla"](q, k, v) * arrays[3])
-
-    def padded(q, k, v):
-        return jnp.sum(attention.attend_padded(q, k, v, "xla") * arrays[3])
-
-    found = [jax.value_and_grad(f, argnums=(0, 1, 2))(*arrays[:3]) for f in (plain, padded)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
