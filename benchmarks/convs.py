@@ -1,24 +1,24 @@
 """Time and compare the forms of the model's convolutions at full size: forward, input gradient, weight gradient.
 
-    python benchmarks/convs.py [--batch 8] [--repeats 5] [--only aspp_12,rate_2] [--dtype float32] [--json convs.json]
+    python benchmarks/convs.py [--batch 8] [--repeats 5] [--only aspp_12,rate_2,pool] [--dtype float32] [--json convs.json]
 
-Two times per pass, each the minimum of the repeats: wall clock, and the process's CPU time over all its cores, which other
-programs on the machine disturb much less (on accelerators only the wall clock means anything). "auto" is what
-`cp2_jax.models.conv.choose` takes. Every form's three results are compared with the native ones.
+On CPUs two times per pass, each the minimum of the repeats: wall clock, and the process's CPU time over all its cores,
+which other programs on the machine disturb much less. On accelerators the wall clock of 20 calls that are waited for once.
+"auto" is what `cp2_jax.models.measured.choose` takes. Every form's three results are compared with the native ones.
+`--rows` prints lines for the table in cp2_jax/models/measured.py; `--json` has them for `--forms` of other benchmarks.
+"pool" is the stem's max-pool, whose forms differ in the gradient.
 """
 
-import argparse
+import dataclasses
 import json
-import os
-import pathlib
-import platform
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
-from cp2_jax.models import conv
+from cp2_jax.models import conv, conv_forms, measured, pooling
 
 # name: (size of the map, inputs, outputs, kernel, stride, dilation), of ResNet-50 with ASPP at 224 pixels
 SHAPES = {
@@ -38,87 +38,153 @@ SHAPES = {
     "bottleneck": (14, 2560, 512, 3, 1, 1),
     "aspp_6_at_32": (32, 2048, 512, 3, 1, 6),  # finetuning's crops of 512 pixels
     "aspp_12_at_32": (32, 2048, 512, 3, 1, 12),
+    "vit_aspp_6": (14, 384, 512, 3, 1, 6),
+    "vit_aspp_12": (14, 384, 512, 3, 1, 12),
 }
 PASSES = ("forward", "inputs", "weights")
+POOL = "pool"
 
 
 def passes(form, stride, dilation):
     """Return the three jitted passes of one form, each a function of (x, kernel, cotangent)."""
+    if form == "auto":
 
-    def f(x, kernel):
-        return conv.convolve(x, kernel, stride=stride, dilation=dilation, form=form)
+        def f(x, kernel):
+            return conv.convolve(x, kernel, stride=stride, dilation=dilation)
 
+        return (
+            jax.jit(lambda x, k, g: f(x, k)),
+            jax.jit(lambda x, k, g: jax.vjp(lambda x: f(x, k), x)[1](g)[0]),
+            jax.jit(lambda x, k, g: jax.vjp(lambda k: f(x, k), k)[1](g)[0]),
+        )
     return (
-        jax.jit(lambda x, k, g: f(x, k)),
-        jax.jit(lambda x, k, g: jax.vjp(lambda x: f(x, k), x)[1](g)[0]),
-        jax.jit(lambda x, k, g: jax.vjp(lambda k: f(x, k), k)[1](g)[0]),
+        jax.jit(lambda x, k, g: conv.FORMS[form](x, k, stride, dilation)),
+        jax.jit(lambda x, k, g: conv_forms.inputs_gradient(form, g, x, k, stride, dilation)),
+        jax.jit(lambda x, k, g: conv_forms.weights_gradient(form, g, x, k, stride, dilation)),
     )
 
 
 def measure(function, args, repeats):
     """Return the result, and the least wall and CPU time in milliseconds, of calls after one that compiles."""
     result = jax.block_until_ready(function(*args))
+    if jax.default_backend() != "cpu":
+        wall = 1e3 * timing.per_call(function, *args, rounds=repeats)
+        return result, wall, wall
     times = []
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(function(*args))
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return np.asarray(result, np.float32), *(1e3 * min(t) for t in zip(*times, strict=True))
+    return result, *(1e3 * min(t) for t in zip(*times, strict=True))
 
 
-def compare(name, batch, repeats, dtype):
+@jax.jit
+def difference(ours, native):
+    """Return the largest difference, relative to the largest entry."""
+    ours, native = ours.astype(jnp.float32), native.astype(jnp.float32)
+    return jnp.max(jnp.abs(ours - native)) / jnp.max(jnp.abs(native))
+
+
+def sensible(form, size, taps, stride, dilation):
+    """Whether a form exists for a shape and is another program than "native", but for that itself."""
+    if form == "interleaved":
+        return dilation > 1 and stride == 1
+    if form.startswith("blocks"):
+        return dilation == 1 and stride > 1
+    if form == "cropped":
+        return dilation * (taps // 2) >= size
+    return form not in ("shifted", "taps", "columns") or dilation > 1 or taps == 1
+
+
+def draw(*shapes, dtype):
+    """Return arrays of normal numbers, made on the device."""
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(key, shape, jnp.float32).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def compare(name, batch, repeats, dtype, shapes=SHAPES):
     """Yield one row for each form of one convolution."""
-    size, inputs, outputs, taps, stride, dilation = SHAPES[name]
-    rng = np.random.default_rng(0)
+    size, inputs, outputs, taps, stride, dilation = shapes[name]
     out = (size - 1) // stride + 1
-
-    def draw(*shape):
-        return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
-
-    args = draw(batch, size, size, inputs), draw(taps, taps, inputs, outputs), draw(batch, out, out, outputs)
-    native = None
-    for form in ("native", "cropped", "shifted", "columns", "interleaved", "auto"):
-        if (form == "interleaved" and dilation == 1) or (form == "cropped" and dilation * (taps // 2) < size):
-            continue  # the same program as native
-        row = {"shape": name, "form": form, "worst": 0.0}
-        results = []
+    maps = (batch, size, size, inputs), (taps, taps, inputs, outputs), (batch, out, out, outputs)
+    args, native = draw(*maps, dtype=dtype), None
+    for form in ("native", *(f for f in conv.FORMS if f != "native"), "auto"):
+        if not sensible(form, size, taps, stride, dilation):
+            continue
+        row, results = {"shape": name, "form": form}, []
         for part, function in zip(PASSES, passes(form, stride, dilation), strict=True):
             result, row[f"{part}_wall_ms"], row[f"{part}_cpu_ms"] = measure(function, args, repeats)
             results.append(result)
         native = native or results
-        row["worst"] = float(max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(results, native, strict=True)))
+        row["worst"] = max(float(difference(a, b)) for a, b in zip(results, native, strict=True))
         yield row
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def measured_row(row, machine, batch, dtype, shapes=SHAPES):
+    """Return a row as the table of measurements has it."""
+    size, inputs, outputs, taps, stride, dilation = shapes[row["shape"]]
+    shape = measured.Shape((size, size), inputs, outputs, (taps, taps), stride, dilation, np.dtype(dtype).name)
+    form = {"native": "cropped"}.get(row["form"], row["form"])  # the same program where nothing is cropped
+    times = (round(row[f"{part}_wall_ms"], 3) for part in PASSES)
+    return measured.Row(machine["card"], machine["date"], batch, shape, form, *times)
+
+
+def compare_pool(batch, repeats, dtype, size=112, channels=64):
+    """Return milliseconds of the max-pool's forward pass and of both together, by form."""
+    x, g = draw((batch, size, size, channels), (batch, size // 2, size // 2, channels), dtype=dtype)
+    found = {}
+    for form in ("scatter", "taps"):
+        both = jax.jit(lambda x, g, form=form: jax.vjp(lambda x: pooling.max_pool(x, form=form), x)[1](g)[0])
+        forward = jax.jit(lambda x, form=form: pooling.max_pool(x, form=form))
+        found[f"pool_{form}_forward_ms"] = measure(forward, (x,), repeats)[1]
+        found[f"pool_{form}_gradient_ms"] = measure(both, (x, g), repeats)[1]
+    return found
+
+
+def shrunk(row):
+    """Return a shape for rehearsals: an eighth of the side, a sixty-fourth of the channels."""
+    size, inputs, outputs, *rest = row
+    return max(2, size // 8), max(1, inputs // 64), outputs // 64, *rest
+
+
+def parse(arguments=None):
+    parser = timing.parser(__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--only", default=",".join(SHAPES), help="names of shapes, comma-separated")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write")
-    args = parser.parse_args()
-    wanted = args.only.split(",")
-    if unknown := set(wanted) - set(SHAPES):
-        parser.error(f"unknown shapes {sorted(unknown)}: choose from {', '.join(SHAPES)}")
-    result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
-        "batch": args.batch,
-        "dtype": args.dtype,
-        "rows": [],
-    }
+    parser.add_argument("--only", default=",".join((*SHAPES, POOL)), help="names of shapes, comma-separated")
+    parser.add_argument("--rows", action="store_true", help="print lines for measured.MEASURED")
+    args = parser.parse_args(arguments)
+    if unknown := set(args.only.split(",")) - set(SHAPES) - {POOL}:
+        parser.error(f"unknown shapes {sorted(unknown)}: choose from {', '.join((*SHAPES, POOL))}")
+    return args
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    shapes = {name: shrunk(row) for name, row in SHAPES.items()} if args.tiny else SHAPES
+    result = {**timing.machine(), "batch": args.batch, "dtype": args.dtype, "rows": [], "measured": []}
     header = " ".join(f"{part + ' ' + kind:>13s}" for kind in ("wall", "cpu") for part in PASSES)
     print(f"{'shape':15s} {'form':12s} {header} {'sum cpu':>9s} {'worst':>8s}   (ms)")
-    for name in wanted:
-        for row in compare(name, args.batch, args.repeats, args.dtype):
+    for name in args.only.split(","):
+        if name == POOL:
+            result |= compare_pool(args.batch, args.repeats, args.dtype, *((12, 4) if args.tiny else ()))
+            continue
+        for row in compare(name, args.batch, args.repeats, args.dtype, shapes):
             result["rows"].append(row)
+            if row["form"] != "auto":
+                made = measured_row(row, result, args.batch, args.dtype, shapes)
+                result["measured"].append(dataclasses.asdict(made))
             times = [row[f"{part}_{kind}_ms"] for kind in ("wall", "cpu") for part in PASSES]
-            cells = " ".join(f"{t:13.1f}" for t in times)
+            cells = " ".join(f"{t:13.3f}" for t in times)
             print(f"{name:15s} {row['form']:12s} {cells} {sum(times[3:]):9.1f} {row['worst']:8.0e}", flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
+            if args.json:  # what there is, in case the time runs out
+                args.json.write_text(json.dumps(result))
+    if args.rows:
+        for one in result["measured"]:
+            print(f"    {measured.Row(**one | {'shape': measured.Shape(**one['shape'])})!r},")
+    timing.report(result, args.json)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,22 +1,28 @@
 """From real images to trained steps: samples per second, and the share of the time that the step waits for input.
 
-    python benchmarks/end_to_end.py --images DIR [--backgrounds in_batch] [--workers 2] [--full --batch 256]
+    python benchmarks/end_to_end.py [--images DIR] [--backgrounds in_batch] [--workers 2] [--full --batch 256] [--json FILE]
 
 The pipeline of scripts/pretrain.py (decode, crop, place, augment, step), after a warm-up; then the
 step alone on one placed batch, for comparison: what the whole loses against that is the price of the input.
-Without --full it is a small model, which a CPU can train. Prints a table and JSON.
+Without --full it is a small model, which a CPU can train. Without --images, 400 JPEGs of 500 x 375 pixels are made, of
+about the size of ImageNet's (110 kB). Cores needed: the step's own rate over what one core decodes and crops in the same
+run, for either kind of backgrounds. Prints a table and JSON.
 """
 
-import argparse
-import json
+import io
 import os
-import platform
+import pathlib
+import tempfile
 import time
 
 import jax
+import numpy as np
+import timing
 from absl import flags
+from PIL import Image
 
 from cp2_jax.configs import pretrain_r50_aspp
+from cp2_jax.data.images import crops
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
 from cp2_jax.pretraining import options
@@ -51,31 +57,55 @@ def timed(steps, once):
     return (time.perf_counter() - begin) / steps
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", required=True)
+def make_images(folder, count=400):
+    """Write JPEGs of smooth areas and fine noise."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        pixels = np.asarray(coarse, np.float32) + rng.normal(0, 11, (375, 500, 1))
+        file = io.BytesIO()
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        (pathlib.Path(folder) / f"{number:04d}.jpg").write_bytes(file.getvalue())
+    return str(folder)
+
+
+def decoded_by_a_core(source, image_size, samples):
+    """Return samples per second of CPU time, by kind of backgrounds."""
+    files, rates = [source[i] for i in range(min(len(source), samples))], {}
+    for kind, views in (("in_batch", (2,)), ("independent", (2, 1, 1))):
+        begin = time.process_time()
+        for i in range(samples):
+            for stream, number in enumerate(views):
+                data = files[(i * (1, 7, 11)[stream]) % len(files)]
+                crops.random_crops(data, "", crops.generator(0, i, stream, 0), image_size, number)
+        rates[kind] = samples / (time.process_time() - begin)
+    return rates
+
+
+def parse(arguments=None):
+    parser = timing.parser(__doc__)
+    parser.add_argument("--images", default="")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0: threads")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0: threads; -1: one a core")
     parser.add_argument("--backgrounds", default="independent", choices=("independent", "in_batch"))
     parser.add_argument("--full", dest="small", action="store_false", help="the full-size model, bfloat16")
-    args = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()
-    config, device_mesh, source = make_config(args), mesh.make_mesh(), ImageFolder(args.images)
+    args = parser.parse_args(arguments)
+    args.small, args.workers = args.small or args.tiny, os.cpu_count() if args.workers < 0 else args.workers
+    return args
+
+
+def train(args, config, source):
+    """Return seconds of a step with its input, seconds of waiting therein, and seconds of a step alone."""
+    device_mesh = mesh.make_mesh()
     initial_state, step = pretrain_step.make_step(config, 1000, 100, device_mesh)
-    dataset = pretrain_dataset(
-        source,
-        batch_size=args.batch,
-        image_size=config.image_size,
-        seed=0,
-        backgrounds=args.backgrounds,
-        workers=args.workers,
-    )
+    options = dict(backgrounds=args.backgrounds, workers=args.workers)
+    dataset = pretrain_dataset(source, batch_size=args.batch, image_size=config.image_size, seed=0, **options)
     batches = Batches(dataset, source, place=lambda b: mesh.place_batch(device_mesh, b))
     state, waits = initial_state(), []
 
-    def train():
+    def once():
         nonlocal state
         before = batches.wait_seconds
         batch = next(batches)
@@ -83,7 +113,7 @@ def main():
         state, metrics = step(state, batch)
         return metrics
 
-    whole = timed(args.steps, train)
+    whole = timed(args.steps, once)
     waited = sum(waits[WARM_UP:]) / args.steps
     batch = next(batches)
     batches.close()
@@ -93,11 +123,19 @@ def main():
         state, metrics = step(state, batch)
         return metrics
 
-    alone = timed(args.steps, repeat)
+    return whole, waited, timed(args.steps, repeat)
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    flags.FLAGS.mark_as_parsed()
+    with tempfile.TemporaryDirectory() as folder:
+        args.images = args.images or make_images(folder, 16 if args.tiny else 400)
+        config, source = make_config(args), ImageFolder(args.images)
+        rates = decoded_by_a_core(source, config.image_size, 8 if args.tiny else 200)
+        whole, waited, alone = train(args, config, source)
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}, "
-        f"load {os.getloadavg()[0]:.1f}",
-        "jax": jax.__version__,
+        **timing.machine(),
         "model": "small" if args.small else "ResNet-50 + ASPP",
         "batch": args.batch,
         "image_size": args.image_size,
@@ -106,10 +144,11 @@ def main():
         "samples_per_second": args.batch / whole,
         "input_wait_share": waited / whole,
         "samples_per_second_without_input": args.batch / alone,
+        **{f"one_core_{kind}_per_second": rate for kind, rate in rates.items()},
+        **{f"cores_needed_{kind}": args.batch / alone / rate for kind, rate in rates.items()},
     }
-    for name, value in result.items():
-        print(f"{name:34s} {value:.3f}" if isinstance(value, float) else f"{name:34s} {value}")
-    print(json.dumps(result))
+    timing.report(result, args.json)
+    return result
 
 
 if __name__ == "__main__":

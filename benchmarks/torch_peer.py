@@ -1,5 +1,11 @@
-"""The CP2 step on ResNet-50 + ASPP written plainly in PyTorch: the peer of benchmarks/step.py. Needs torch, not
-torchvision. A copy of the method's structure for timing, not of anybody's code."""
+"""CP2's step, finetuning and evaluation in PyTorch, as the original runs them and as strong as PyTorch makes them: the
+peer of benchmarks/step.py and segmenting.py. Needs torch, not torchvision. A copy of the method's structure for timing,
+not of anybody's code.
+
+Each network is compiled whole: TorchDynamo does not compile the frame of an `nn.Sequential`, whose blocks it then compiles
+one by one until it hits its limit of recompilations, hence `Whole`."""
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +81,7 @@ class VitBlock(nn.Module):
 class Vit(nn.Module):
     """ViT-S/16 whose patch tokens are the map."""
 
-    def __init__(self, width=384, depth=12, heads=12, grid=14):
+    def __init__(self, width=384, depth=12, heads=6, grid=14):
         super().__init__()
         self.patches = nn.Conv2d(3, width, 16, 16)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
@@ -89,10 +95,51 @@ class Vit(nn.Module):
         return self.blocks(tokens)[:, 1:].transpose(1, 2).reshape(x.shape)
 
 
+class Whole(nn.Module):
+    """Parts one after the other, in a frame that TorchDynamo compiles."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+class Key(Whole):
+    """The key network; a class of its own, so that its compiled code is not looked for among the query's."""
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def tiny(make):
+    """Return a network for rehearsals: a convolution to stride 16 in place of the backbone."""
+    return make(conv_bn(3, 32, 17, 16), Aspp(32, 16))
+
+
 NETWORKS = {
-    "r50_aspp": lambda: nn.Sequential(resnet50(), Aspp()),
-    "vit_aspp": lambda: nn.Sequential(Vit(), Aspp(384)),
+    "r50_aspp": lambda make=Whole: make(resnet50(), Aspp()),
+    "vit_aspp": lambda make=Whole: make(Vit(), Aspp(384)),
+    "tiny": lambda make=Whole: tiny(make),
 }
+
+
+def losses(q, k, m_q, m_k, queue):
+    """Return (the loss of equation 5, k+), of dense features [batch, channels, pixels] and masks [batch, pixels]."""
+    q, k = F.normalize(q.float(), dim=1), F.normalize(k.float(), dim=1)
+    pooled_q = F.normalize((q * m_q[:, None]).sum(2), dim=1)
+    pooled_k = F.normalize((k * m_k[:, None]).sum(2), dim=1)
+    logits = torch.cat([(pooled_q * pooled_k).sum(1, keepdim=True), pooled_q @ queue], 1) / 0.2
+    instance = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    pairs = m_q[:, :, None] * m_k[:, None, :]
+    log_softmax = F.log_softmax(torch.einsum("bcq,bck->bqk", q, k), dim=2)
+    dense = (-(log_softmax * pairs).sum((1, 2)) / pairs.sum((1, 2))).mean()
+    return instance + 0.2 * dense, pooled_k
 
 
 class Cp2(nn.Module):
@@ -101,62 +148,78 @@ class Cp2(nn.Module):
     def __init__(self, network="r50_aspp", queue_size=65536, momentum=0.999):
         super().__init__()
         self.query = NETWORKS[network]()
-        self.key = NETWORKS[network]().requires_grad_(False)
+        self.key = NETWORKS[network](Key).requires_grad_(False)
         self.key.load_state_dict(self.query.state_dict())
         self.register_buffer("queue", F.normalize(torch.randn(128, queue_size), dim=0))
-        self.momentum, self.pointer = momentum, 0
+        self.momentum, self.pointer, self.losses = momentum, 0, losses
+
+    def compile_parts(self, mode=None):
+        """Compile each network whole, and the losses, for the shapes of the first call alone."""
+        self.query.compile(dynamic=False, mode=mode)
+        self.key.compile(dynamic=False, mode=mode)
+        self.losses = torch.compile(losses, dynamic=False, mode=mode)
 
     def forward(self, image_q, image_k, mask_q, mask_k):
-        q = F.normalize(self.query(image_q).flatten(2).float(), dim=1)
         with torch.no_grad():
-            torch._foreach_mul_(list(self.key.parameters()), self.momentum)
-            torch._foreach_add_(list(self.key.parameters()), list(self.query.parameters()), alpha=1 - self.momentum)
-            k = F.normalize(self.key(image_k).flatten(2).float(), dim=1)
+            torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.momentum)
+            k = self.key(image_k).flatten(2)
+        q = self.query(image_q).flatten(2)
         m_q, m_k = (m[:, 8::16, 8::16].flatten(1) for m in (mask_q, mask_k))
-        pooled_q = F.normalize((q * m_q[:, None]).sum(2), dim=1)
-        pooled_k = F.normalize((k * m_k[:, None]).sum(2), dim=1)
-        logits = torch.cat([(pooled_q * pooled_k).sum(1, keepdim=True), pooled_q @ self.queue.clone()], 1) / 0.2
-        instance = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-        pairs = m_q[:, :, None] * m_k[:, None, :]
-        log_softmax = F.log_softmax(torch.einsum("bcq,bck->bqk", q, k), dim=2)
-        dense = (-(log_softmax * pairs).sum((1, 2)) / pairs.sum((1, 2))).mean()
+        loss, pooled_k = self.losses(q, k, m_q, m_k, self.queue.clone())
         with torch.no_grad():
             self.queue[:, self.pointer : self.pointer + len(pooled_k)] = pooled_k.T
             self.pointer = (self.pointer + len(pooled_k)) % self.queue.shape[1]
-        return instance + 0.2 * dense
+        return loss
 
 
 # As the original runs it, and as strong as PyTorch makes it; "channels_last" lies between, for CPUs.
+_BEST = dict(channels_last=True, fused=True, autocast=True, compiled=True)
 VARIANTS = {
     "original": dict(),
     "channels_last": dict(channels_last=True, fused=True),
-    "best": dict(channels_last=True, fused=True, autocast=True, compiled=True),
+    "best": _BEST,
+    "autotuned": _BEST | dict(mode="max-autotune-no-cudagraphs"),
 }
 
 
-def make_step(network="r50_aspp", device="cpu", channels_last=False, fused=False, autocast=False, compiled=False):
+def settings():
+    """TensorFloat-32 where there is some, as the original's PyTorch did; cuDNN's fastest algorithms."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+
+def _optimizer(network, weights, fused):
+    if network.startswith("vit"):
+        return torch.optim.AdamW(weights, 5e-5, weight_decay=0.01, fused=fused)
+    return torch.optim.SGD(weights, 0.03, momentum=0.9, weight_decay=1e-4, fused=fused)
+
+
+def make_step(
+    network="r50_aspp",
+    device="cpu",
+    channels_last=False,
+    fused=False,
+    autocast=False,
+    compiled=False,
+    mode=None,
+    queue_size=65536,
+):
     """Return `step(image_q, image_k, mask_q, mask_k) -> loss` (NCHW inputs): forward, backward, optimiser.
 
     Args:
       channels_last: memory format of model and images.
       fused: the optimiser's fused kernels.
       autocast: bfloat16 forward.
-      compiled: `torch.compile` of the two networks.
+      compiled: `torch.compile` of the two whole networks and of the losses. mode: of that.
     """
-    torch.set_float32_matmul_precision("high")  # TensorFloat-32 where there is some, as the original's PyTorch did
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    model = Cp2(network).to(device).train()
+    settings()
+    model = Cp2(network, queue_size).to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    weights = list(model.query.parameters())
-    if network.startswith("vit"):
-        optimizer = torch.optim.AdamW(weights, 5e-5, weight_decay=0.01, fused=fused)
-    else:
-        optimizer = torch.optim.SGD(weights, 0.03, momentum=0.9, weight_decay=1e-4, fused=fused)
+    optimizer = _optimizer(network, list(model.query.parameters()), fused)
     if compiled:
-        model.query.compile()
-        model.key.compile()
+        model.compile_parts(mode)
 
     def step(image_q, image_k, mask_q, mask_k):
         if channels_last:
@@ -169,3 +232,63 @@ def make_step(network="r50_aspp", device="cpu", channels_last=False, fused=False
         return loss
 
     return step
+
+
+def _segmenter(network, classes):
+    """Return a network with a classifier on its head, for images of 512 x 512."""
+    if network == "tiny":
+        backbone, head = conv_bn(3, 32, 17, 16), Aspp(32, 16)
+    else:
+        backbone, head = (Vit(grid=32), Aspp(384)) if network.startswith("vit") else (resnet50(), Aspp())
+    channels = head.bottleneck[0].out_channels
+    head.project = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(channels, classes, 1))
+    return Whole(backbone, head)
+
+
+def _to_inputs(images, mean, std):
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def make_segmenting(job, network, classes, device="cpu", autocast=True, compiled=True, mode=None):
+    """Return `step(images, labels)` of uint8 [batch, h, w, 3] and [batch, h, w], channels-last throughout.
+
+    Args:
+      job: "finetune": the loss of a training step, upsampled logits and SGD with fused kernels; "evaluate": the confusion
+        matrix of the batch. Both include normalising.
+    """
+    settings()
+    model = _segmenter(network, classes).to(device).to(memory_format=torch.channels_last)
+    model.train(job == "finetune")
+    if compiled:
+        model.compile(dynamic=False, mode=mode)
+    optimizer = _optimizer(network, list(model.parameters()), fused=True)
+    mean, std = (torch.tensor(v, device=device) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+    def logits(images):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            found = model(_to_inputs(images, mean, std))
+        return F.interpolate(found.float(), images.shape[1:3], mode="bilinear", align_corners=False)
+
+    def finetune(images, labels):
+        loss = F.cross_entropy(logits(images), labels.long(), ignore_index=255)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def evaluate(images, labels):
+        with torch.inference_mode():
+            predicted, counted = logits(images).argmax(1), labels < classes
+            cells = torch.where(counted, labels.long() * classes + predicted, classes**2)
+            return torch.bincount(cells.flatten(), minlength=classes**2 + 1)[:-1].view(classes, classes)
+
+    return {"finetune": finetune, "evaluate": evaluate}[job]
+
+
+@contextlib.contextmanager
+def recompilations_counted():
+    """Yield a function that says how many graphs TorchDynamo has compiled since."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]

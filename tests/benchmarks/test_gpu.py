@@ -1,0 +1,91 @@
+"""The benchmarks of benchmarks/gpu.sh on tiny models; its table, with rows that were not measured."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import ROOT
+
+from cp2_jax.models import measured
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Gives a benchmark's module; they import each other by name, as scripts of one folder do."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    known = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - known:
+        if getattr(sys.modules[name], "__file__", None) and "benchmarks" in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def test_forms_are_timed_printed_as_rows_and_used(benchmark, tmp_path, monkeypatch, capsys):
+    """What convs.py measures can be pasted into the table, or given to another benchmark."""
+    path = tmp_path / "convs.json"
+    command = ["--tiny", "--batch", "2", "--repeats", "1", "--dtype", "bfloat16", "--only", "rate_2,stem,pool", "--rows"]
+    result = benchmark("convs").main([*command, "--json", str(path)])
+    assert {row["form"] for row in result["rows"]} >= {"native", "taps", "interleaved", "blocks", "blocks_of_8", "auto"}
+    assert all(row["worst"] < 0.05 for row in result["rows"]) and result["pool_taps_gradient_ms"] > 0
+    printed = re.findall(r"^    (Row\(.*\)),$", capsys.readouterr().out, re.M)
+    rows = [eval(line, {"Row": measured.Row, "Shape": measured.Shape}) for line in printed]
+    assert len(rows) == sum(row["form"] != "auto" for row in result["rows"])
+    monkeypatch.setattr(measured, "MEASURED", before := measured.MEASURED)
+    benchmark("timing").use_forms(path)
+    assert measured.MEASURED == (*before, *rows)
+
+
+def test_the_whole_step_is_taken_apart(benchmark):
+    result = benchmark("whole_step").main(["--tiny", "--batch", "8", "--steps", "1", "--only", "whole,augment"])
+    assert result["whole_seconds"] > 0 and result["augment_ms"] > 0 and result["blur_bfloat16_ms"] > 0
+    assert result["profile_ms"]["all operations"] == pytest.approx(result["profile_ms"]["busy"], rel=0.02)
+    with pytest.raises(SystemExit):
+        benchmark("whole_step").main(["--only", "everything"])
+
+
+@pytest.mark.parametrize("job", ["finetune", "evaluate"])
+def test_segmenting(benchmark, job):
+    command = ["--job", job, "--model", "vit_aspp", "--tiny", "--batch", "2", "--size", "32", "--steps", "1"]
+    assert benchmark("segmenting").main(command)["samples_per_second"] > 0
+
+
+def test_memory_is_predicted_where_it_cannot_be_measured(benchmark):
+    result = benchmark("card_memory").main(["--tiny", "--batch", "8"])
+    assert result["predicted_gb"] > 0 and result["prediction"] is None  # CPUs do not tell
+
+
+def test_the_table_says_what_was_not_measured_and_why(benchmark, tmp_path, capsys):
+    machine = {"card": "NVIDIA H200", "date": "2026-11-26", "jax": "0.10.2"}
+    rows = {
+        "step_r50": machine | {"seconds": 0.08, "dense_share_of_peak": 0.5},
+        "peer_r50": machine | {"torch_best_seconds": 0.12},
+        "whole": machine | {"profile_ms": {"all operations": 99.0, "busy": 100.0}},
+    }
+    for name, found in rows.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    (tmp_path / "peer_vit.status").write_text("PyTorch is not installed\n")
+    benchmark("gpu_table").main(str(tmp_path))
+    lines = [line for line in capsys.readouterr().out.splitlines()]
+
+    def shown(what, number=0):
+        return [line[61:] for line in lines if line.strip().startswith(what)][number].strip()
+
+    assert lines[0] == "NVIDIA H200, 2026-11-26, jax 0.10.2"
+    assert shown("ResNet-50 + ASPP, update alone") == "80.0 ms" and shown("dense count") == "0.500"
+    assert shown("against PyTorch, whole", 0) == "1.50 x" and shown("profile") == "0.990"
+    assert shown("against PyTorch, whole", 1).split("  ") == ["not yet measured", "PyTorch is not installed"]
+    assert shown("whole step from uint8 crops") == "not yet measured"
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["not_measured"] == {"peer_vit": "PyTorch is not installed"} and set(written["rows"]) == set(rows)
+
+
+def test_the_script_is_sound_bash_and_names_benchmarks_that_exist():
+    script = ROOT / "benchmarks" / "gpu.sh"
+    assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
+    found = re.findall(r"row (\w+) (\d+) (\w+\.py)", script.read_text())
+    assert len(found) > 15 and len({name for name, _, _ in found}) == len(found)
+    for name, _, file in found:
+        assert (ROOT / "benchmarks" / file).exists() or name == "many_seeds"
