@@ -2,17 +2,9 @@
 
 import ctypes
 import gc
-import os
-import pathlib
 import sys
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # single operations too: every file needs them
-# Most of the time goes into compiling networks that run once or twice: compile quickly, not well. Such programs are as
-# exact. Processes that tests start inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
+import helpers.compiling  # sorts before jax, as it must: it sets the variables that jax reads when it is imported
 import hypothesis
 import jax
 import numpy as np
@@ -64,10 +56,10 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiling(request):
+def compiled_as_the_file_says(request):
     """Compile well in files that say `COMPILE_WELL = True`, because they compute more than they compile."""
-    quickly = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and not getattr(request.module, "COMPILE_WELL", False)
-    jax.config.update("jax_disable_most_optimizations", quickly)
+    well = getattr(request.module, "COMPILE_WELL", False)
+    jax.config.update("jax_disable_most_optimizations", helpers.compiling.quickly() and not well)
 
 
 @pytest.fixture(scope="module", autouse=True)

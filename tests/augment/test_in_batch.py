@@ -1,7 +1,6 @@
 """Backgrounds from the same batch: who meets whom, on any number of devices, and what the host then reads."""
 
 import itertools
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import compiling, tiny
 from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,8 +68,9 @@ assert not moving, moving
 
 
 def test_eight_devices_compute_the_same_and_send_nothing():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", ON_EIGHT], check=True, env=environment, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "-c", ON_EIGHT], check=True, env=compiling.environment(8, PYTHONPATH=str(ROOT)), cwd=ROOT
+    )
 
 
 @pytest.fixture

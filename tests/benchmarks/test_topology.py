@@ -2,14 +2,11 @@
 has the long run)."""
 
 import json
-import os
 import subprocess
 import sys
 
+from helpers import compiling
 from helpers.paths import ROOT
-
-# The compiler's fast way: what is compared is computed alike.
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def test_topologies_options_and_resumption_compute_the_same_in_float64(tmp_path):
@@ -27,7 +24,7 @@ def test_topologies_options_and_resumption_compute_the_same_in_float64(tmp_path)
         f"--topologies={topologies}",
         f"--json={tmp_path / 'topology.json'}",
     ]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": FAST}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "topology.json").read_text())
     assert [row["steps"] for row in result["rows"]] == [4, 4, 2]

@@ -1,12 +1,12 @@
 """The planner: collectives read from HLO text, topologies, bounds by hand, and a small step compiled end to end."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 
 import pytest
+from helpers import compiling
 from helpers.paths import DATA, ROOT
 
 from configs import finetune_demo, pretrain_r50_aspp
@@ -133,7 +133,6 @@ SMALL = [
 
 
 def plan_small(tmp_path, *flags, devices=8):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [
         sys.executable,
         "scripts/plan.py",
@@ -142,7 +141,7 @@ def plan_small(tmp_path, *flags, devices=8):
         f"--json={tmp_path / 'plan.json'}",
         *flags,
     ]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=compiling.environment(devices), capture_output=True, text=True)
     return done, json.loads((tmp_path / "plan.json").read_text()) if done.returncode == 0 else None
 
 

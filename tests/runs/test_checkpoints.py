@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiling
 from helpers.paths import ROOT
 from helpers.states import META, assert_equal, make_state, restore, save_steps
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -88,8 +89,7 @@ saver = Checkpoints({str(tmp_path)!r})
 saver.save(5, state.replace(step=state.step + 1), t.META)
 saver.close()
 """
-    environment = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], env=compiling.environment(4), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     state, _ = restore(tmp_path)  # and what four devices saved, on one
     assert_equal(state, make_state(4).replace(step=jnp.int32(5)))

@@ -1,6 +1,5 @@
 """Several processes: who takes part, that all run the same, and that none waits for the dead. Toy steps, real processes."""
 
-import os
 import re
 import signal
 import socket
@@ -9,6 +8,7 @@ import sys
 import time
 
 import pytest
+from helpers import compiling
 from helpers.paths import ROOT
 
 from configs import pretrain_r50_aspp
@@ -64,7 +64,6 @@ def start(workdir, *, act="", different=(), devices=2, **flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     options = {"heartbeat_timeout": 10, "act": act} | flags
     command = [
         sys.executable,
@@ -79,7 +78,7 @@ def start(workdir, *, act="", different=(), devices=2, **flags):
         subprocess.Popen(
             [*command, f"--process_id={index}", *(different if index else ())],
             cwd=ROOT,
-            env=environment,
+            env=compiling.environment(devices),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -5,7 +5,6 @@ their devices, as libtpu 0.0.42.1 describes them: `PYTHONPATH=tests python tests
 """
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import permuted
+from helpers import compiling, permuted
 from helpers.halves import halves_on_disk
 from helpers.paths import DATA, ROOT
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
@@ -125,11 +124,9 @@ def run_processes(command, count, devices):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    options = dict(cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    options = dict(
+        cwd=ROOT, env=compiling.environment(devices), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     processes = [
         subprocess.Popen([sys.executable, *command, str(port), str(count), str(index)], **options) for index in range(count)
     ]

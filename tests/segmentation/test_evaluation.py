@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from helpers import compiling
 from helpers.by_hand import upsampled_by_hand
 from helpers.halves import folder_config, halves_on_disk
 from helpers.miniatures import write_pair
@@ -312,9 +313,8 @@ SMALL = (
 
 
 def script(name, *arguments, status=0):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stderr[-3000:] + done.stdout[-1000:]
     return done.stdout + done.stderr
 
