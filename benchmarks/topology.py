@@ -74,20 +74,90 @@ def make_images(folder):
         Image.fromarray(coarse).resize((60, 50), Image.BICUBIC).save(folder / f"{number:02d}.jpg")
 
 
+def digest(tree):
+    """The first 16 hexadecimal digits of the SHA-256 of all arrays of a pytree."""
+    import jax
+    import numpy as np
+
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()[:16]
+
+
+def whole(tree):
+    """Arrays that are split over the processes, as NumPy arrays."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def make_look(config, device_mesh):
+    """Return `(step number, batch) -> arrays`: the draws as the step makes them, and what it composes of them."""
+    import jax
+    import numpy as np
+
+    from cp2_jax.augment import compose
+    from cp2_jax.runs import mesh, rngs
+
+    options = compose.AugmentOptions.from_config(config)
+
+    @jax.jit
+    def look(number, batch):
+        key = rngs.key(config.seed, "augment", number)
+        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
+        rows = rngs.per_sample(key, config.batch_size)
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        draws = jax.vmap(jax.vmap(lambda k: compose.draw_view(k, options)))(fold(rows, np.arange(4)))
+        masks, images = (pair.mask_query, pair.mask_key), (pair.image_query, pair.image_key)
+        return mesh.constrain_batch({"draws": draws, "masks": masks, "images": images}, device_mesh)
+
+    return look
+
+
+def start(task, initial_state):
+    """The state to begin with, and the checkpoints: the state is that of the last one, if there is any.
+
+    One initial state for all dtypes, so that float32 and float64 start alike.
+    """
+    import jax
+
+    from cp2_jax.runs.checkpoints import Checkpoints
+
+    state = initial_state()
+    wide = jax.tree.map(lambda x: x.astype(task["dtype"]) if x.dtype.kind == "f" else x, state)
+    state = jax.device_put(wide, jax.tree.map(lambda x: x.sharding, state))
+    saver = Checkpoints(task["checkpoints"])
+    restored = saver.restore(state)
+    return (restored[0] if restored else state), saver
+
+
+def open_images(task, config, device_mesh, start_step):
+    """The batches of this process, from a step on, by the real pipeline."""
+    from cp2_jax.data.images.sources import ImageFolder
+    from cp2_jax.data.images.stream import pretrain_dataset
+    from cp2_jax.runs import mesh
+
+    return pretrain_dataset(
+        ImageFolder(task["images"]),
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        seed=config.seed,
+        start_step=start_step,
+        rows=mesh.local_rows(device_mesh, config.batch_size),
+        threads=1,
+    )
+
+
 def worker(arguments, task):
     """One process of one topology; process 0 writes what was seen."""
     import jax
     import numpy as np
     from absl import flags
-    from jax.experimental import multihost_utils
 
     flags.FLAGS.mark_as_parsed()
-    from cp2_jax.augment import compose
-    from cp2_jax.data.images.sources import ImageFolder
-    from cp2_jax.data.images.stream import pretrain_dataset
     from cp2_jax.pretraining import step as pretrain_step
-    from cp2_jax.runs import distributed, mesh, rngs
-    from cp2_jax.runs.checkpoints import Checkpoints
+    from cp2_jax.runs import distributed, mesh
 
     jax.config.update("jax_enable_x64", task["dtype"] == "float64")
     if task["processes"] > 1:
@@ -95,72 +165,23 @@ def worker(arguments, task):
     config = small_config(task["dtype"], arguments.shuffle, task["changes"])
     device_mesh = mesh.make_mesh()
     initial_state, step = pretrain_step.make_step(config, 100, 10, device_mesh)
-    # One initial state for all dtypes, so that float32 and float64 start alike.
-    state = initial_state()
-    wide = jax.tree.map(lambda x: x.astype(task["dtype"]) if x.dtype.kind == "f" else x, state)
-    state = jax.device_put(wide, jax.tree.map(lambda x: x.sharding, state))
-    half = arguments.steps // 2
-    saver = Checkpoints(task["checkpoints"])
-    if restored := saver.restore(state):
-        state, _ = restored
-    options = compose.AugmentOptions.from_config(config)
-
-    @jax.jit
-    def look(number, batch):
-        """Draws as the step makes them, and what it composes of them."""
-        key = rngs.key(config.seed, "augment", number)
-        pair = compose.compose_pairs(key, batch["foreground"], batch["background"], options)
-        rows = rngs.per_sample(key, config.batch_size)
-        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-        draws = jax.vmap(jax.vmap(lambda k: compose.draw_view(k, options)))(fold(rows, np.arange(4)))
-        return mesh.constrain_batch(
-            {
-                "draws": draws,
-                "masks": (pair.mask_query, pair.mask_key),
-                "images": (pair.image_query, pair.image_key),
-            },
-            device_mesh,
-        )
-
-    def digest(tree):
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(tree):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()[:16]
-
-    def whole(tree):
-        return multihost_utils.process_allgather(tree, tiled=True)
-
-    def exact(metric):
-        return float(metric.total) / float(metric.count)
-
-    dataset = pretrain_dataset(
-        ImageFolder(task["images"]),
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        seed=config.seed,
-        start_step=int(state.step),
-        rows=mesh.local_rows(device_mesh, config.batch_size),
-        threads=1,
-    )
+    state, saver = start(task, initial_state)
+    look = make_look(config, device_mesh)
+    dataset = open_images(task, config, device_mesh, int(state.step))
     seen = []
     for number in range(int(state.step), arguments.steps):
         host = next(dataset)
         host.pop("unreadable")
         batch = mesh.place_batch(device_mesh, host)
-        looked = {name: digest(whole(value)) for name, value in look(number, batch).items()}
+        row = {name: digest(whole(value)) for name, value in look(number, batch).items()}
         state, metrics = step(state, batch)
-        if number + 1 == half:
-            saver.save(half, state, {})
-        seen.append(
-            {
-                "step": number,
-                "crops": digest(whole(batch)),
-                **looked,
-                "loss": exact(metrics.loss),
-                "gradient_norm": exact(metrics.gradient_norm),
-            }
-        )
+        if number + 1 == arguments.steps // 2:
+            saver.save(number + 1, state, {})
+        exact = {
+            name: float(metric.total) / float(metric.count)
+            for name, metric in (("loss", metrics.loss), ("gradient_norm", metrics.gradient_norm))
+        }
+        seen.append({"step": number, "crops": digest(whole(batch))} | row | exact)
     saver.close()
     queue = whole(state.queue)
     if jax.process_index() == 0:

@@ -116,12 +116,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.model.num_classes = len(CLASSES)  # as data.num_classes
     config.model.dropout = 0.1  # in front of the classifier, in training
 
-    # MMSegmentation's auxiliary head on the backbone's third stage, for training alone. The paper has none.
-    config.auxiliary = ConfigDict()
-    config.auxiliary.weight = 0.0  # of its loss; MMSegmentation: 0.4. 0: no such head
-    config.auxiliary.stage = 2  # of the backbone, from 0
-    config.auxiliary.channels = 256  # of its convolutions
-    config.auxiliary.num_convs = 1  # 3x3 convolutions
+    config.auxiliary = _auxiliary()
 
     config.loss = ConfigDict()
     # "all" pixels, ignored ones with loss 0, as the original and MMSegmentation: the default, for the paper's learning
@@ -138,15 +133,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.optimizer.power = 0.9  # of the "poly" schedule
     config.optimizer.min_learning_rate = 1e-4  # lowest rate of the "poly" schedule
 
-    # What the paper's finetuning does not have, all off (docs/finetuning.md).
-    config.tuning = ConfigDict()
-    config.tuning.freeze_backbone = False  # True: the backbone keeps its weights and running averages
-    config.tuning.head_rate = 1.0  # learning rate of head and classifier, times optimizer.learning_rate
-    config.tuning.layer_decay = 1.0  # a ViT: the rate of each layer is that of the layer above times this, e.g. 0.65
-    config.tuning.class_weights = ()  # of each class in the cross entropy; empty: all the same
-    config.tuning.dice = 0.0  # weight of the Dice loss beside the cross entropy
-    config.tuning.patience = 0  # evaluations without a better mean IoU until the run ends; 0: it does not
-
+    config.tuning = _tuning()
     config.evaluation = _evaluation()
 
     config.log_every = 50  # steps between lines of metrics
@@ -189,6 +176,28 @@ def _data() -> ConfigDict:
     data.workers = 4  # processes; 0: threads of the training process
     data.prefetch = 2  # batches kept ready on the device
     return data
+
+
+def _auxiliary() -> ConfigDict:
+    """MMSegmentation's auxiliary head on the backbone's third stage, for training alone. The paper has none."""
+    auxiliary = ConfigDict()
+    auxiliary.weight = 0.0  # of its loss; MMSegmentation: 0.4. 0: no such head
+    auxiliary.stage = 2  # of the backbone, from 0
+    auxiliary.channels = 256  # of its convolutions
+    auxiliary.num_convs = 1  # 3x3 convolutions
+    return auxiliary
+
+
+def _tuning() -> ConfigDict:
+    """What the paper's finetuning does not have, all off (docs/finetuning.md)."""
+    tuning = ConfigDict()
+    tuning.freeze_backbone = False  # True: the backbone keeps its weights and running averages
+    tuning.head_rate = 1.0  # learning rate of head and classifier, times optimizer.learning_rate
+    tuning.layer_decay = 1.0  # a ViT: the rate of each layer is that of the layer above times this, e.g. 0.65
+    tuning.class_weights = ()  # of each class in the cross entropy; empty: all the same
+    tuning.dice = 0.0  # weight of the Dice loss beside the cross entropy
+    tuning.patience = 0  # evaluations without a better mean IoU until the run ends; 0: it does not
+    return tuning
 
 
 def _evaluation() -> ConfigDict:

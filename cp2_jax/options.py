@@ -1,6 +1,6 @@
 """What sections of a config are read with: frozen options that check themselves, and one line for what is wrong.
 
-Each section of a config has one owner, a frozen dataclass with `from_config` (see `augment.options.AugmentOptions`), which
+Each section of a config has one owner, a frozen dataclass with `from_config` (see `runs.optim.OptimizerOptions`), which
 knows the section's fields, their allowed values and their meaning. This module holds what the owners share.
 """
 
@@ -56,6 +56,39 @@ def known_fields(kind: type, section: ConfigDict | Mapping, prefix: str) -> dict
         if key not in known:
             raise ConfigError(f"{prefix}{key}: there is no such key{nearest(key, known)}")
     return fields(section)
+
+
+def from_section(name: str, optional: bool = False) -> classmethod:
+    """Return the class method `from_config` of the options that a section of a config is read with.
+
+    Example:
+      class LossOptions:
+          from_config = from_section("loss")  # LossOptions.from_config(config) reads config.loss
+
+    Args:
+      name: of the section.
+      optional: a config without the section gives the options' defaults.
+
+    Returns:
+      `(config) -> options`. The config is an ml_collections ConfigDict or a mapping. Raises ConfigError for an unknown key
+      or a bad value.
+    """
+
+    def from_config(cls, config):
+        return cls(**known_fields(cls, config.get(name, {}) if optional else config[name], f"{name}."))
+
+    from_config.__doc__ = f"Read the section `{name}` of a config; raises `ConfigError` for an unknown key or a bad value."
+    return classmethod(from_config)
+
+
+def from_top_level() -> classmethod:
+    """Return the class method `from_config` of options whose fields stand at the top level of a config, beside others."""
+
+    def from_config(cls, config):
+        """Read these keys from the top level of a config; raises `ConfigError` for a bad value."""
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+
+    return classmethod(from_config)
 
 
 def require(condition: bool, key: str, value: object, fix: str) -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from cp2_jax.cli.command import whole
+from cp2_jax.cli.command import path, place, switch, whole
 
 
 def add_options(made: argparse.ArgumentParser) -> None:
@@ -30,6 +30,15 @@ def add_options(made: argparse.ArgumentParser) -> None:
         default=1800.0,
         help="seconds without a finished step until all stop; 0: never (%(default)g)",
     )
+
+
+def add_training_options(made: argparse.ArgumentParser) -> None:
+    """Add what all commands that train have: the work directory, the start, profiling, and several processes."""
+    place(made, "workdir", "where checkpoints, logs and pictures go")
+    help = "start from this: a run, or somebody's weights (init.checkpoint)"
+    made.add_argument("--checkpoint", metavar="PATH", type=path, help=help)
+    switch(made, "--profile", False, "trace a few steps, print where their time goes, end")
+    add_options(made)
 
 
 def join(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cp2_jax.convert.fitting import fit
-from cp2_jax.options import ConfigError, known_fields, one_of
+from cp2_jax.options import ConfigError, from_section, one_of
 from cp2_jax.runs.checkpoints import read_variables
 
 
@@ -38,17 +38,7 @@ class InitOptions:
     head: str = "checkpoint"
     projection: str = "random"
 
-    @classmethod
-    def from_config(cls, config: Any) -> "InitOptions":
-        """Read `config.init`.
-
-        Args:
-          config: of any job (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for an unknown key or a bad value.
-        """
-        return cls(**known_fields(cls, config["init"], "init."))
+    from_config = from_section("init")
 
     def __post_init__(self):
         one_of("init.head", self.head, ORIGINS)

@@ -81,9 +81,7 @@ def pretrain(
       Preempted: stopped by a signal, and saved.
     """
     settings = pretraining_config(images, out, checkpoint, model, config)
-    changes = dict(changes or {}) | keys
-    overrides.update(settings, changes)
-    settle(settings, out, _names(changes, model))
+    _change(settings, out, model, dict(changes or {}) | keys)
     return run_pretraining(settings, out)
 
 
@@ -117,9 +115,7 @@ def finetune(
       SegmentationError: images and masks do not belong together, or masks do not fit the classes.
     """
     settings = finetuning_config(data, out, checkpoint, model, config)
-    changes = dict(changes or {}) | keys
-    overrides.update(settings, changes)
-    settle(settings, out, _names(changes, model))
+    _change(settings, out, model, dict(changes or {}) | keys)
     return run_finetuning(settings, out)
 
 
@@ -132,10 +128,7 @@ def pretraining_config(images, out, checkpoint=None, model=None, config=None) ->
     """
     kinds.refuse_a_model(images)
     settings = _base(config, "quick_tune:small" if checkpoint else "pretrain:small", model)
-    if checkpoint:
-        settings.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))
-        follow(settings, settings.init.checkpoint)
-    return _placed(settings, images, model)
+    return _placed(settings, images, out, checkpoint, model)
 
 
 def finetuning_config(data, out, checkpoint=None, model=None, config=None) -> ConfigDict:
@@ -147,10 +140,7 @@ def finetuning_config(data, out, checkpoint=None, model=None, config=None) -> Co
     """
     kinds.refuse_a_model(data, "a folder of labelled images")
     settings = _base(config, "finetune_folder:small", model)
-    if checkpoint:
-        settings.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))
-        follow(settings, settings.init.checkpoint)
-    return _placed(settings, data, model)
+    return _placed(settings, data, out, checkpoint, model)
 
 
 def run_pretraining(config: ConfigDict, out: str | os.PathLike, **options) -> Run:
@@ -181,10 +171,11 @@ def _finished(result, next_line: str) -> None:
     print(f"finished: {result.steps} steps{score}; pictures in {pictures}\n{next_line}", flush=True)
 
 
-def _names(changes: Mapping, model: str | Mapping | None) -> set[str]:
-    """Return the names of all keys that a caller has given a value."""
+def _change(config: ConfigDict, out: str | os.PathLike, model: str | Mapping | None, changes: Mapping) -> None:
+    """Give the keys that a caller names their values; what the caller does not name follows the checkpoint."""
+    overrides.update(config, changes)
     given = dict(changes) | ({"model": model} if isinstance(model, Mapping) else {})
-    return set(flatten(given))
+    settle(config, out, set(flatten(given)))
 
 
 def settle(config: ConfigDict, out: str | os.PathLike, explicit: Collection[str]) -> None:
@@ -284,7 +275,11 @@ def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | 
     return config_files.load(name)
 
 
-def _placed(config: ConfigDict, images, model) -> ConfigDict:
+def _placed(config: ConfigDict, images, out, checkpoint, model) -> ConfigDict:
+    """Say in a config where its images and its checkpoint, which is converted if it has to be, are."""
+    if checkpoint:
+        config.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))
+        follow(config, config.init.checkpoint)
     if images:
         config.data.path = os.fspath(images)
         if config.data.source in ("folder", "tfds"):

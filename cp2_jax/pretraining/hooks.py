@@ -60,7 +60,12 @@ def pretrain_pictures(
 
 
 def probe_pairs(config: ConfigDict, crops: dict[str, np.ndarray]) -> compose.Pair:
-    """Return the pairs that probes look at: of rectangles, whatever the run's own masks, so that runs compare."""
+    """Return the pairs that probes look at: of rectangles, whatever the run's own masks, so that runs compare.
+
+    Args:
+      config: of a pretraining.
+      crops: what the pipeline yields: uint8 'foreground' (batch, 2, height, width, 3), and the backgrounds.
+    """
     options = dataclasses.replace(compose.AugmentOptions.from_config(config), mask="rectangle")
     return jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(0, "probe"), crops, options)
 
@@ -75,7 +80,9 @@ def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, d
 
     @jax.jit
     def probe(variables, pair):
-        look = lambda image: jax.tree.map(lambda x: x[0], model.apply(variables, image[None], method="levels"))  # noqa: E731
+        def look(image):
+            return jax.tree.map(lambda x: x[0], model.apply(variables, image[None], method="levels"))
+
         images = (pair.image_query, pair.image_key)
         query, key = (jax.lax.map(look, i, batch_size=min(config.batch_size, len(i))) for i in images)
         found = {}

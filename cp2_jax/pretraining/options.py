@@ -1,7 +1,6 @@
 """What a pretraining config may say: the section `loss`, the keys that pretraining alone has, and the whole together."""
 
 import dataclasses
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -11,7 +10,8 @@ from cp2_jax.data.images.options import ImageOptions
 from cp2_jax.models.network import Network
 from cp2_jax.options import (
     at_least_0,
-    known_fields,
+    from_section,
+    from_top_level,
     nearest_divisors,
     nearest_multiples,
     one_of,
@@ -22,8 +22,7 @@ from cp2_jax.options import (
     whole,
 )
 from cp2_jax.pretraining.losses import DENSE_AXES
-from cp2_jax.runs.optim import OptimizerOptions
-from cp2_jax.runs.options import RunOptions
+from cp2_jax.runs.options import RunOptions, check_training
 from cp2_jax.runs.settings import check_kind
 
 # How keys are kept from sharing batch-norm statistics with their queries, see `step.build_models` and `step.make_train`.
@@ -59,17 +58,7 @@ class LossOptions:
     dense_axis: str = "key"
     skip_full_masks: bool = True
 
-    @classmethod
-    def from_config(cls, config: Any) -> "LossOptions":
-        """Read `config.loss`.
-
-        Args:
-          config: a pretraining config (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for an unknown key or a bad value.
-        """
-        return cls(**known_fields(cls, config["loss"], "loss."))
+    from_config = from_section("loss")
 
     def __post_init__(self):
         whole("loss.queue_size", self.queue_size)
@@ -105,14 +94,7 @@ class PretrainOptions:
     probe_every: int
     probe_images: int
 
-    @classmethod
-    def from_config(cls, config: Any) -> "PretrainOptions":
-        """Read the top level of a pretraining config.
-
-        Raises:
-          ConfigError: for a bad value.
-        """
-        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+    from_config = from_top_level()
 
     def __post_init__(self):
         for key in ("accumulate", "picture_every", "probe_every", "probe_images"):
@@ -139,9 +121,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     check_kind(config, "pretrain")
     ImageOptions.from_config(config)
     network = Network.from_config(config.model)
-    run = RunOptions.from_config(config)
-    run.check_batch(devices, network.head_name, network.head.least_images)
-    OptimizerOptions.from_config(config)
+    run, _ = check_training(config, devices, network.head_name, network.head.least_images)
     whole("model.projection_dim", config.model.projection_dim)
     positive("model.projection_dim", config.model.projection_dim)
     own = PretrainOptions.from_config(config)

@@ -77,11 +77,14 @@ def measure(
     mask_query: Float[Array, "batch height width"],
     mask_key: Float[Array, "batch height width"],
 ) -> dict[str, Array]:
-    """All probes of a batch of pairs: {'auc', 'retrieval', 'effective_rank'} (scalars) and 'spectrum' ([rank]).
+    """All probes of a batch of pairs: scalars 'auc', 'retrieval' and 'effective_rank', and 'spectrum' of shape (rank,).
 
     Retrieval and spectrum are those of the pooled foreground (equation 4), of keys and queries respectively.
     """
-    flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])  # noqa: E731
+
+    def flat(x):
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
     unit_query, unit_key = l2_normalize(query), l2_normalize(key)
     pooled_query, pooled_key = masked_pool(unit_query, mask_query), masked_pool(unit_key, mask_key)
     areas = separability(flat(unit_query), flat(unit_key), flat(mask_query), flat(mask_key))
@@ -95,8 +98,10 @@ def measure(
 
 
 def scalars(measured: Mapping[str, Mapping[str, Array]]) -> dict[str, float]:
-    """Return {'<level>_<probe>': number} of what `measure` gave for each level of features, without the spectra."""
-    return {
-        f"{level}_{name}": float(value)
-        for level, values in measured.items() for name, value in values.items() if name != "spectrum"
-    }  # fmt: skip
+    """Return {'<level>_<probe>': number} of what `measure` gave for each level of features, without the spectra.
+
+    Args:
+      measured: level to name to value, scalars and spectra (any shape).
+    """
+    named = ((f"{level}_{name}", value) for level, values in measured.items() for name, value in values.items())
+    return {name: float(value) for name, value in named if not name.endswith("_spectrum")}

@@ -41,7 +41,7 @@ PAPER_EPOCHS = {"scratch": 200, "quick_tune": 20}
 LEAST_STEPS = {"scratch": 10_000, "quick_tune": 2_000}
 # Bytes of a device's memory. ResNet-50 + ASPP and ViT-S + ASPP, compiled for TPUs at 224 x 224 in bfloat16, take 51 to 82
 # MB for each image of the batch, and 0.9 GB for parameters and optimiser (docs/scaling.md): a little more is reckoned here.
-IMAGE_BYTES, FIXED_BYTES, USABLE = 85e6, 1.2e9, 0.8
+IMAGE_BYTES, FIXED_BYTES = 85e6, 1.2e9
 CPU_BATCH = 32
 _REMAT_SHARE = 0.4
 
@@ -103,13 +103,8 @@ def fit_to_data(
     """
     if num_images < 1:
         raise ConfigError("data.path: there are no images to fit the sizes to")
-    given, chosen = dict(fixed or {}), {}
-
-    def take(key: str, choice: Choice) -> Any:
-        if key not in given:
-            given[key], chosen[key] = choice.value, choice
-        return given[key]
-
+    choices = sizes.Choices(fixed)
+    take = choices.take
     batch = take("batch_size", _batch(num_images, machine, job))
     take("bn_groups", _groups(batch, machine.devices, job))
     take("loss.queue_size", _queue(num_images, batch))
@@ -122,18 +117,13 @@ def fit_to_data(
     for key, choice in sizes.looking(total).items():
         take(key, choice)
     take("probe_images", Choice(min(256, num_images), "256, or all images that there are"))
-    return chosen
+    return choices.chosen
 
 
 def _batch(num_images: int, machine: Machine, job: Job) -> Choice:
-    room = (USABLE * machine.memory - FIXED_BYTES) / job.image_bytes
-    limits = {
-        num_images // 16: f"16 batches or more in an epoch of {num_images:,d} images",
-        PAPER_BATCH: "the paper's",
-        max(0, int(room)) * machine.devices: f"what {machine.memory / 1e9:.0f} GB a device hold",
-    }
-    if not machine.accelerator:
-        limits[CPU_BATCH] = "a step on a CPU is to end within seconds"
+    limits = {num_images // 16: f"16 batches or more in an epoch of {num_images:,d} images"} | sizes.batch_limits(
+        machine, paper=PAPER_BATCH, on_cpu=CPU_BATCH, image_bytes=job.image_bytes, fixed_bytes=FIXED_BYTES
+    )
     least = max(4, 2 * job.least_per_group, job.accumulate * job.least_per_group)
     batch = machine.devices * 2 ** math.ceil(math.log2(max(1, least / machine.devices)))
     limit = min(limits)

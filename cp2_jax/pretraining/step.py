@@ -82,8 +82,8 @@ def state_sharding(device_mesh: Mesh, state: State, split: bool = False) -> Stat
     With `split` (`config.shard_state`), both encoders' parameters and the optimiser's state are split over the devices.
     """
     everywhere = jax.tree.map(lambda _: mesh.replicated(device_mesh), state)
-    large = {name: mesh.split_largest(device_mesh, getattr(state, name), split)
-             for name in ("params", "key_params", "opt_state")}  # fmt: skip
+    names = ("params", "key_params", "opt_state")
+    large = {name: mesh.split_largest(device_mesh, getattr(state, name), split) for name in names}
     return everywhere.replace(queue=mesh.batch_sharding(device_mesh, axis=1), **large)
 
 

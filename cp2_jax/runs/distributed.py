@@ -78,7 +78,10 @@ def initialize(
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
     """Say whether the environment is that of one process among several, which JAX can find by itself."""
-    several = lambda name: int(environment.get(name, "1") or 1) > 1  # noqa: E731
+
+    def several(name: str) -> bool:
+        return int(environment.get(name, "1") or 1) > 1
+
     slurm = "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment and several("SLURM_NTASKS")
     open_mpi = "OMPI_MCA_orte_hnp_uri" in environment and several("OMPI_COMM_WORLD_SIZE")
     # Cloud TPU's hosts ask their metadata server, GKE's pods have TPU_WORKER_HOSTNAMES. Elsewhere libtpu may be

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
 
-from cp2_jax.options import at_least_0, known_fields, one_of, positive, require, share, whole
+from cp2_jax.options import at_least_0, from_section, one_of, positive, require, share, whole
 
 # The names that `optimizer.schedule` may have; those of `optimizer.name` are in `OPTIMIZERS`, below.
 SCHEDULES = ("cosine", "cosine_by_epoch", "poly", "constant")
@@ -39,17 +38,7 @@ class OptimizerOptions:
     power: float = 0.9
     min_learning_rate: float = 0.0
 
-    @classmethod
-    def from_config(cls, config: Any) -> "OptimizerOptions":
-        """Read `config.optimizer`.
-
-        Args:
-          config: of any job (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for an unknown key or a bad value.
-        """
-        return cls(**known_fields(cls, config["optimizer"], "optimizer."))
+    from_config = from_section("optimizer")
 
     def __post_init__(self):
         one_of("optimizer.name", self.name, OPTIMIZERS)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from cp2_jax.options import (
     at_least_0,
+    from_top_level,
     nearest_divisors,
     nearest_multiples,
     positive,
@@ -14,6 +16,7 @@ from cp2_jax.options import (
     whole,
 )
 from cp2_jax.runs import trackers
+from cp2_jax.runs.optim import OptimizerOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +52,7 @@ class RunOptions:
     shard_state: bool
     trackers: str
 
-    @classmethod
-    def from_config(cls, config: Any) -> "RunOptions":
-        """Read the top level of a config.
-
-        Args:
-          config: of any job (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for a bad value.
-        """
-        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+    from_config = from_top_level()
 
     def __post_init__(self):
         for key in ("seed", "batch_size", "image_size", "bn_groups", "steps", "log_every", "save_every", "keep"):
@@ -94,6 +87,24 @@ class RunOptions:
         fix = f"leaves {have} per group, too few for the batch norm of the {head} head; use {batch // least_images} at most"
         fix = fix if batch >= least_images else f"the batch norm of the {head} head needs {want} per step"
         require(batch // groups >= least_images, "bn_groups", groups, fix)
+
+
+def check_training(config: ConfigDict, devices: int, head: str, least_images: int) -> tuple[RunOptions, OptimizerOptions]:
+    """Check what the config of every job that trains has: its top level, the batch and the optimiser.
+
+    Args:
+      config: of any job.
+      devices, head, least_images: see `RunOptions.check_batch`.
+
+    Returns:
+      The top level and the section `optimizer`.
+
+    Raises:
+      ConfigError: for the first value that is impossible.
+    """
+    run = RunOptions.from_config(config)
+    run.check_batch(devices, head, least_images)
+    return run, OptimizerOptions.from_config(config)
 
 
 def _images(count: int) -> str:

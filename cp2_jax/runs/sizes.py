@@ -20,6 +20,7 @@ from cp2_jax.options import flatten
 from cp2_jax.runs import settings
 
 OPEN = -1  # the value of a key that is chosen when the run starts
+USABLE = 0.8  # share of a device's memory that a step may take
 _AS_BEFORE = "as before"
 
 
@@ -46,6 +47,25 @@ class Choice:
 
     value: Any
     reason: str
+
+
+class Choices:
+    """What is chosen, key after key. A value that is given goes before what would be chosen.
+
+    Attributes:
+      chosen: the choice by key, for the keys that are not given.
+    """
+
+    def __init__(self, fixed: Mapping[str, Any] | None):
+        self.chosen: dict[str, Choice] = {}
+        self._fixed = dict(fixed or {})
+
+    def take(self, key: str, choice: Choice) -> Any:
+        """Return the value of a key: the given one, or else the choice, which is kept in `chosen`."""
+        if key in self._fixed:
+            return self._fixed[key]
+        self.chosen[key] = choice
+        return choice.value
 
 
 def this_machine() -> Machine:
@@ -118,6 +138,19 @@ def say(text: str, reasons: str, workdir: str | pathlib.Path) -> None:
     if not path.exists() or f": {_AS_BEFORE}" not in reasons:
         path.write_text(reasons + "\n")
     print(text, flush=True)
+
+
+def batch_limits(machine: Machine, *, paper: int, on_cpu: int, image_bytes: float, fixed_bytes: float) -> dict[int, str]:
+    """Return the numbers of images that a batch may have at most, each with its reason.
+
+    Args:
+      paper: the paper's batch.
+      on_cpu: the largest batch without an accelerator.
+      image_bytes, fixed_bytes: memory of a device that each of its images takes, and that all else takes.
+    """
+    room = max(0, int((USABLE * machine.memory - fixed_bytes) / image_bytes)) * machine.devices
+    limits = {room: f"what {machine.memory / 1e9:.0f} GB a device hold", paper: "the paper's"}
+    return limits if machine.accelerator else limits | {on_cpu: "a step on a CPU is to end within seconds"}
 
 
 def looking(total: int) -> dict[str, Choice]:

@@ -3,7 +3,6 @@ the whole together."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -16,8 +15,8 @@ from cp2_jax.models.heads import HEADS
 from cp2_jax.models.network import Network
 from cp2_jax.options import (
     at_least_0,
+    from_section,
     is_number,
-    known_fields,
     one_of,
     positive,
     require,
@@ -26,8 +25,7 @@ from cp2_jax.options import (
     true_or_false,
     whole,
 )
-from cp2_jax.runs.optim import OptimizerOptions
-from cp2_jax.runs.options import RunOptions
+from cp2_jax.runs.options import check_training
 from cp2_jax.runs.settings import check_kind
 from cp2_jax.segmentation.tuning import TuningOptions
 
@@ -62,17 +60,7 @@ class EvaluationOptions:
     programs: int = 0
     limit: float = 0.0
 
-    @classmethod
-    def from_config(cls, config: Any) -> "EvaluationOptions":
-        """Read `config.evaluation`.
-
-        Args:
-          config: a finetuning config (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for an unknown key or an impossible value.
-        """
-        return cls(**known_fields(cls, config["evaluation"], "evaluation."))
+    from_config = from_section("evaluation")
 
     def __post_init__(self):
         for key in ("batch_size", "programs"):
@@ -115,21 +103,7 @@ class AuxiliaryOptions:
     channels: int = 256
     num_convs: int = 1
 
-    @classmethod
-    def from_config(cls, config: Any, stages: int) -> "AuxiliaryOptions":
-        """Read `config.auxiliary`.
-
-        Args:
-          config: a finetuning config (an ml_collections ConfigDict or a mapping).
-          stages: number of the backbone's.
-
-        Raises:
-          ConfigError: for an unknown key or an impossible value.
-        """
-        options = cls(**known_fields(cls, config["auxiliary"], "auxiliary."))
-        fix = f"the backbone has {stages} stages: use 0 to {stages - 1}, or auxiliary.weight=0"
-        require(options.weight == 0 or options.stage < stages, "auxiliary.stage", options.stage, fix)
-        return options
+    from_config = from_section("auxiliary")
 
     def __post_init__(self):
         for key in ("stage", "channels", "num_convs"):
@@ -138,6 +112,11 @@ class AuxiliaryOptions:
         at_least_0("auxiliary.stage", self.stage)
         positive("auxiliary.channels", self.channels)
         positive("auxiliary.num_convs", self.num_convs)
+
+    def check_stage(self, stages: int) -> None:
+        """Require a stage that the backbone, which has so many, has; raises `ConfigError`."""
+        fix = f"the backbone has {stages} stages: use 0 to {stages - 1}, or auxiliary.weight=0"
+        require(self.weight == 0 or self.stage < stages, "auxiliary.stage", self.stage, fix)
 
 
 def check(config: ConfigDict, devices: int = 1) -> None:
@@ -155,9 +134,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     check_kind(config, "finetune")
     LabelledOptions.from_config(config)
     network = Network.from_config(config.model)
-    run = RunOptions.from_config(config)
-    run.check_batch(devices, network.head_name, network.head.least_images)
-    optimizer = OptimizerOptions.from_config(config)
+    run, optimizer = check_training(config, devices, network.head_name, network.head.least_images)
     network.check_sides("image_size", [run.image_size])
     dense = " or ".join(name for name, head in HEADS.items() if head.dense)
     fix = f"a pooled feature cannot be segmented; use {dense} (with init.head=random after a MoCo v2 pretraining)"
@@ -168,7 +145,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     fix = f"must equal data.num_classes={config.data.num_classes}"
     require(config.model.num_classes == config.data.num_classes, "model.num_classes", config.model.num_classes, fix)
     EvaluationOptions.from_config(config)
-    AuxiliaryOptions.from_config(config, network.backbone.stages)
+    AuxiliaryOptions.from_config(config).check_stage(network.backbone.stages)
     TuningOptions.from_config(config).check(network, config.eval_every)
     _check_compare_with(config.compare_with)
     share("model.dropout", config.model.dropout)

@@ -22,7 +22,7 @@ PAPER_BATCH, PAPER_EPOCHS = 16, 60  # PASCAL VOC: 40,000 steps of 16 crops are 6
 LEAST_STEPS, MOST_STEPS = 2_000, 80_000
 # Bytes of a device's memory for each pixel of a crop, and for parameters and optimiser; see `pretraining.sizes`, whose step
 # keeps as much for its backward pass.
-PIXEL_BYTES, FIXED_BYTES, USABLE = 85e6 / 224**2, 0.9e9, 0.8
+PIXEL_BYTES, FIXED_BYTES = 85e6 / 224**2, 0.9e9
 CPU_BATCH = 4
 
 
@@ -52,13 +52,8 @@ def fit_to_data(
     """
     if num_images < 1:
         raise ConfigError("data.path: there are no labelled images to fit the sizes to")
-    given, chosen = dict(fixed or {}), {}
-
-    def take(key: str, choice: Choice) -> Any:
-        if key not in given:
-            given[key], chosen[key] = choice.value, choice
-        return given[key]
-
+    choices = sizes.Choices(fixed)
+    take = choices.take
     batch = take("batch_size", _batch(num_images, machine, crop_bytes))
     steps = round(PAPER_EPOCHS * num_images / batch)
     reason = f"{PAPER_EPOCHS} epochs of {num_images:,d} images, between {LEAST_STEPS:,d} and {MOST_STEPS:,d} steps"
@@ -68,18 +63,13 @@ def fit_to_data(
     take("log_every", looking["log_every"])
     take("save_every", looking["save_every"])
     take("eval_every", Choice(max(1, (total or LEAST_STEPS) // 10), "ten evaluations"))
-    return chosen
+    return choices.chosen
 
 
 def _batch(num_images: int, machine: Machine, crop_bytes: float) -> Choice:
-    room = max(0, int((USABLE * machine.memory - FIXED_BYTES) / crop_bytes)) * machine.devices
-    limits = {
-        num_images: "all images",
-        room: f"what {machine.memory / 1e9:.0f} GB a device hold",
-        PAPER_BATCH: "the paper's",
-    }
-    if not machine.accelerator:
-        limits[CPU_BATCH] = "a step on a CPU is to end within seconds"
+    limits = {num_images: "all images"} | sizes.batch_limits(
+        machine, paper=PAPER_BATCH, on_cpu=CPU_BATCH, image_bytes=crop_bytes, fixed_bytes=FIXED_BYTES
+    )
     limit = min(limits)
     least = machine.devices * math.ceil(2 / machine.devices)
     if limit < least:

@@ -152,6 +152,13 @@ def state_sharding(device_mesh: Mesh, state: State, split: bool = False) -> Stat
     return everywhere.replace(**large)
 
 
+def _optimizer(config: ConfigDict, tuning: TuningOptions, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return the config's optimiser, with a rate for each layer where the tuning asks for that."""
+    optimizer = optim.make(config.optimizer, schedule)
+    rates = tuning.rates(Network.from_config(config.model))
+    return optimizer if rates is None else optim.scaled(optimizer, rates)
+
+
 def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
     """Return `(initial_state, step)`: the placed state and the jitted step that donates it.
 
@@ -166,9 +173,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
     """
     tuning = TuningOptions.from_config(config)
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
-    optimizer = optim.make(config.optimizer, schedule)
-    if (rates := tuning.rates(Network.from_config(config.model))) is not None:
-        optimizer = optim.scaled(optimizer, rates)
+    optimizer = _optimizer(config, tuning, schedule)
     model = build_model(config)
     forward = functools.partial(_logits, auxiliary=config.auxiliary.weight > 0, frozen=tuning.freeze_backbone)
     everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)

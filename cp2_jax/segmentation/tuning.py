@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from cp2_jax.models.network import Network
-from cp2_jax.options import at_least_0, is_number, known_fields, positive, require, true_or_false, whole
+from cp2_jax.options import at_least_0, from_section, is_number, positive, require, true_or_false, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +30,7 @@ class TuningOptions:
     dice: float = 0.0
     patience: int = 0
 
-    @classmethod
-    def from_config(cls, config: Any) -> "TuningOptions":
-        """Read `config.tuning`, which a config of before has not.
-
-        Args:
-          config: a finetuning config (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for an unknown key or an impossible value.
-        """
-        return cls(**known_fields(cls, config.get("tuning", {}), "tuning."))
+    from_config = from_section("tuning", optional=True)  # configs of before have none
 
     def __post_init__(self):
         true_or_false("tuning.freeze_backbone", self.freeze_backbone)

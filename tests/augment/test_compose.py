@@ -66,7 +66,8 @@ def test_background_is_augmented_by_its_own_draw():
     whole = compose_pairs(jax.random.key(0), foreground, foreground, draw)
     outside = np.asarray(pair.mask_query) == 0
     assert np.abs(np.asarray(pair.image_query - whole.image_query))[outside].max() > 0.1
-    np.testing.assert_allclose(np.asarray(pair.image_query)[~outside], np.asarray(whole.image_query)[~outside], atol=1e-6)
+    # Two programs: what the compiler fuses decides how the last bits are rounded.
+    np.testing.assert_allclose(np.asarray(pair.image_query)[~outside], np.asarray(whole.image_query)[~outside], atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", ["rectangle", "blocks"])

@@ -55,7 +55,7 @@ def test_what_is_chosen_is_possible_and_fits(num_images, machine, job):
 def test_a_batch_fits_the_memory_unless_nothing_does(num_images, machine):
     batch = values(num_images, machine)["batch_size"]
     needed = batch / machine.devices * sizes.IMAGE_BYTES + sizes.FIXED_BYTES
-    assert needed <= sizes.USABLE * machine.memory or batch <= 4 * machine.devices
+    assert needed <= open_sizes.USABLE * machine.memory or batch <= 4 * machine.devices
 
 
 @given(st.integers(64, 10**6), machines)

@@ -25,14 +25,30 @@ def tiny(images, **changes):
     config = pretrain_demo.get_config()
     config.update_from_flattened_dict(
         {
-            "steps": 0, "epochs": 2, "batch_size": 4, "bn_groups": 1, "save_every": 2, "log_every": 1, "keep": 9,
-            "picture_every": 0, "probe_every": 0, "image_size": 16, "data.source": "folder", "data.path": str(images),
-            "data.workers": 0, "loss.queue_size": 8, "augment.blur": 0.0, "model.resnet.width": 4,
-            "model.resnet.stem_width": 4, "model.aspp.channels": 4, "model.aspp.dilations": (1, 2),
-            "model.projection_dim": 8, "optimizer.warmup_steps": 1,
+            "steps": 0,
+            "epochs": 2,
+            "batch_size": 4,
+            "bn_groups": 1,
+            "save_every": 2,
+            "log_every": 1,
+            "keep": 9,
+            "picture_every": 0,
+            "probe_every": 0,
+            "image_size": 16,
+            "data.source": "folder",
+            "data.path": str(images),
+            "data.workers": 0,
+            "loss.queue_size": 8,
+            "augment.blur": 0.0,
+            "model.resnet.width": 4,
+            "model.resnet.stem_width": 4,
+            "model.aspp.channels": 4,
+            "model.aspp.dilations": (1, 2),
+            "model.projection_dim": 8,
+            "optimizer.warmup_steps": 1,
         }
         | changes
-    )  # fmt: skip
+    )
     return config
 
 

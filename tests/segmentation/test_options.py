@@ -60,8 +60,8 @@ def test_sizes_at_which_images_are_shown():
 )
 def test_impossible_auxiliary_heads_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        AuxiliaryOptions.from_config({"auxiliary": changes}, stages=4)
-    assert AuxiliaryOptions.from_config({"auxiliary": {"stage": 9}}, stages=4).weight == 0
+        AuxiliaryOptions.from_config({"auxiliary": changes}).check_stage(4)
+    AuxiliaryOptions.from_config({"auxiliary": {"stage": 9}}).check_stage(4)  # without weight there is no such head
 
 
 def shown(**changes):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cp2_jax import config_files
 from cp2_jax.data.labelled import classes
 from cp2_jax.options import ConfigError
+from cp2_jax.runs import sizes as open_sizes
 from cp2_jax.runs.sizes import Machine
 from cp2_jax.segmentation import options, run, sizes
 
@@ -25,7 +26,7 @@ def test_what_is_chosen_is_possible_and_fits(num_images, machine):
     batch, least = found["batch_size"], max(2, machine.devices)
     assert batch % machine.devices == 0 and batch >= 2
     assert batch <= max(2 * least, min(16, num_images))
-    assert batch <= 2 * least or batch / machine.devices * CROP + sizes.FIXED_BYTES <= sizes.USABLE * machine.memory
+    assert batch <= 2 * least or batch / machine.devices * CROP + sizes.FIXED_BYTES <= open_sizes.USABLE * machine.memory
     assert 2_000 <= found["steps"] <= 80_000
     assert 9 <= found["steps"] / found["eval_every"] <= 11
     assert (found["data.workers"] > 0) == machine.accelerator

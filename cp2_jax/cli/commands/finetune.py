@@ -18,15 +18,7 @@ WORKDIR/best; scores: WORKDIR/scores.json."""
 
 def _options(made):
     command.place(made, "data", "folder of labelled images (data.path)", required=False)
-    command.place(made, "workdir", "where checkpoints, logs and pictures go")
-    made.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        type=command.path,
-        help="start from this: a run, or somebody's weights (init.checkpoint)",
-    )
-    command.switch(made, "--profile", False, "trace a few steps, print where their time goes, end")
-    processes.add_options(made)
+    processes.add_training_options(made)
 
 
 def _run(arguments):

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from cp2_jax.data.images.sources import SOURCES
-from cp2_jax.options import at_least_0, interval, is_number, known_fields, one_of, positive, require, whole
+from cp2_jax.options import at_least_0, from_section, interval, is_number, one_of, positive, require, whole
 
 # Where backgrounds come from, and how many streams of images that takes.
 BACKGROUNDS = {"independent": 3, "in_batch": 1}
@@ -48,17 +48,7 @@ class ImageOptions:
     workers: int = 8
     prefetch: int = 2
 
-    @classmethod
-    def from_config(cls, config: Any) -> ImageOptions:
-        """Read `config.data`.
-
-        Args:
-          config: a pretraining config (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for an unknown key or a bad value.
-        """
-        return cls(**known_fields(cls, config["data"], "data."))
+    from_config = from_section("data")
 
     def __post_init__(self):
         check_where(self.path, self.source, SOURCES)

@@ -9,7 +9,7 @@ from typing import Any
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images.options import check_reading, check_value_range, check_where
 from cp2_jax.data.labelled.sources import SOURCES
-from cp2_jax.options import at_least_0, interval, is_number, known_fields, require, share, sides, true_or_false, whole
+from cp2_jax.options import at_least_0, from_section, interval, is_number, require, share, sides, true_or_false, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +67,7 @@ class LabelledOptions:
     workers: int = 4
     prefetch: int = 2
 
-    @classmethod
-    def from_config(cls, config: Any) -> LabelledOptions:
-        """Read `config.data`, whose classes are resolved.
-
-        Args:
-          config: a finetuning config (an ml_collections ConfigDict or a mapping).
-
-        Raises:
-          ConfigError: for an unknown key or a bad value.
-        """
-        return cls(**known_fields(cls, config["data"], "data."))
+    from_config = from_section("data")
 
     def __post_init__(self):
         check_where(self.path, self.source, SOURCES)
