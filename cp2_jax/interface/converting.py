@@ -8,6 +8,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from cp2_jax.convert.importing import import_checkpoint
+from cp2_jax.interface import kinds
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables, write_variables
 
 
@@ -63,10 +64,11 @@ def converted(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> str:
       folder: where a file is converted to; its conversion of before is taken if it is of the same file.
 
     Raises:
-      CheckpointError: `folder` holds the conversion of another file.
+      CheckpointError: `folder` holds the conversion of another file, or the checkpoint is a folder of images.
       CheckpointFormatError: see `convert_checkpoint`.
     """
     checkpoint, folder = (pathlib.Path(path).expanduser() for path in (checkpoint, folder))
+    kinds.refuse_images(checkpoint)
     if not checkpoint.is_file():
         return str(checkpoint)
     if jax.process_index() == 0:

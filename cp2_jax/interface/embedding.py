@@ -63,6 +63,7 @@ def embed(
     if features == "stages":
         raise ConfigError("features='stages' are several maps of each image; take 'backbone', which is the last of them")
     kinds.refuse_a_model(images)
+    kinds.refuse_images(checkpoint)
     extractor, variables = load(checkpoint, features)
     source = open_images(images)
     found = _features(extractor, variables, source, size, batch, dense, np.dtype(dtype))

@@ -15,6 +15,7 @@ from jax import export
 from jaxtyping import Array, UInt8
 
 from cp2_jax import features as dense
+from cp2_jax.interface import kinds
 from cp2_jax.models import segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
@@ -72,6 +73,7 @@ def export_program(
     if len(size) != 2 or min(size) < 1:
         raise ConfigError(f"size={size}: give height and width, such as (512, 512)")
     output = pathlib.Path(output).expanduser()
+    kinds.refuse_images(checkpoint)
     program, names, about = _program(checkpoint, features)
     write = {"stablehlo": _stablehlo, "onnx": _onnx}[layout]
     data = write(program, tuple(size), names)

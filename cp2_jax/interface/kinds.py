@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from cp2_jax.data.images.sources import SUFFIXES, SourceError
+from cp2_jax.options import ConfigError
 
 
 def kind_of(path: str | os.PathLike) -> str:
@@ -44,6 +45,35 @@ def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of im
     """
     if path and is_model(path):
         raise SourceError(f"{path} is {kind_of(path)}, where {wanted} is wanted")
+
+
+def refuse_images(path: str | os.PathLike | None) -> None:
+    """Refuse images, with or without masks, where a run or a checkpoint is wanted.
+
+    Raises:
+      CheckpointError: saying which it is.
+    """
+    if path and (kind := kind_of(path)).endswith("images"):
+        from cp2_jax.runs.checkpoints import CheckpointError  # here, because it imports JAX
+
+        raise CheckpointError(f"{path} is {kind}, where a run or a checkpoint is wanted")
+
+
+def refuse_inside(images: str | os.PathLike, out: str | os.PathLike, inside: bool = True) -> None:
+    """Refuse to write into a folder that images are read from: what is written there would be taken for images.
+
+    Args:
+      images: a folder, or something else, which may contain nothing.
+      out: the folder to write to.
+      inside: refuse a folder below `images` as well.
+
+    Raises:
+      ConfigError: naming both.
+    """
+    images_at, out_at = (pathlib.Path(path).expanduser().resolve() for path in (images or os.devnull, out))
+    if out_at == images_at or (inside and images_at in out_at.parents):
+        where = "is" if out_at == images_at else "lies in"
+        raise ConfigError(f"{out} {where} the folder of the images, {images}: name another place to write to")
 
 
 def _children(path: pathlib.Path) -> list[pathlib.Path]:

@@ -53,6 +53,7 @@ def probe(
     if config.kind != "finetune":
         raise ConfigError("a probe needs labelled images: give a finetuning config")
     classes.resolve(config)
+    kinds.refuse_images(checkpoint)
     model, variables = load(checkpoint, features)
     if size % model.stride:
         raise ConfigError(f"size={size}: must be a multiple of {model.stride}; use {nearest_multiples(size, model.stride)}")

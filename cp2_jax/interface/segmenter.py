@@ -142,6 +142,7 @@ def load_segmenter(run: str | os.PathLike, checkpoint: str | os.PathLike | None 
       CheckpointError: there is no checkpoint, it cannot be read, or it is of another kind, such as a pretraining.
       ConfigError: it has no config of its own, as a converted model.
     """
+    kinds.refuse_images(run)
     model = saved.open_saved(run, checkpoint)
     names = tuple(model.config.data.class_names)
     return Segmenter(names, model.config, predictor.make_predictor(model.config), jax.device_put(model.variables))

@@ -147,6 +147,7 @@ def run_pretraining(config: ConfigDict, out: str | os.PathLike, **options) -> Ru
     """Run a pretraining config, say what to do next, and return the run; `options` are of `pretraining.run.train`."""
     from cp2_jax.pretraining import run
 
+    kinds.refuse_inside(config.data.path, out)
     with processes.ready():
         result = run.train(config, pathlib.Path(out).expanduser(), **options)
     if not options.get("profile"):
@@ -158,6 +159,7 @@ def run_finetuning(config: ConfigDict, out: str | os.PathLike, **options) -> Run
     """Run a finetuning config, say what to do next, and return the run; `options` are of `segmentation.run.train`."""
     from cp2_jax.segmentation import run
 
+    kinds.refuse_inside(config.data.path, out, inside=False)
     with processes.ready():
         result = run.train(config, pathlib.Path(out).expanduser(), **options)
     if not options.get("profile"):

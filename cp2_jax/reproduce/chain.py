@@ -24,6 +24,7 @@ from cp2_jax.reproduce.recipes import Recipe, recipe
 
 # What an entry point leaves with when it saved and wants to be called again (EX_TEMPFAIL).
 _AGAIN = 75
+_LINE = "--config.compare_with="
 
 
 class StageError(Exception):
@@ -57,12 +58,13 @@ def identity(recipe: Recipe) -> str:
     return f"{recipe.start()}+{pretrain}+{recipe.finetune.name()}"
 
 
-def stages(recipe: Recipe, seed: int, place: Place) -> list[Stage]:
+def stages(recipe: Recipe, seed: int, place: Place, value: float | None = None) -> list[Stage]:
     """Return the chain: convert → pretrain (Quick Tuning) → finetune → evaluate, as far as the recipe has them.
 
     Args:
       recipe: with the place's changes, see `changed`.
       seed: of the runs.
+      value: the paper's mIoU in percent, drawn as a line in the curves of finetuning.
     """
     found, start, name = [], "", recipe.start()
     if recipe.source:
@@ -78,7 +80,8 @@ def stages(recipe: Recipe, seed: int, place: Place) -> list[Stage]:
         start = str(directory)
     directory = place.workdir / "finetuned" / f"{recipe.finetune.name()}-{name}-seed{seed}"
     flags = _flags(place, recipe.finetune, directory, recipe.data, start, seed)
-    found.append(Stage("finetune", directory, (*_cp2("finetune"), *flags)))
+    line = () if value is None else (f"{_LINE}(('paper', {value}),)",)
+    found.append(Stage("finetune", directory, (*_cp2("finetune"), *flags, *line)))
     evaluation = directory / "evaluation"
     flags = _flags(place, recipe.finetune, evaluation, recipe.data, start, seed)
     command = (*_cp2("evaluate"), *flags, f"--checkpoint={directory}")
@@ -133,7 +136,7 @@ def run(cell: Cell, seed: int, place: Place) -> dict:
             raise ConfigError(f"{name}: " + "; ".join(useless))
         raise ConfigError(f"{name} cannot run; missing:\n  " + "\n  ".join(lines))
     actual = changed(plain, place)
-    chain = stages(actual, seed, place)
+    chain = stages(actual, seed, place, cell.value)
     for stage in chain:
         if stage.done:
             print(f"{stage.name}: done before, {stage.directory}{_done_otherwise(stage)}", flush=True)
@@ -170,7 +173,7 @@ def _done_otherwise(stage: Stage) -> str:
         before = json.loads((stage.directory / DONE).read_text())["command"]
     except (ValueError, KeyError, TypeError):  # the marker of a run that was killed while it was written
         return ""
-    different = [part for part in before if part not in stage.command]
+    different = [part for part in before if part not in stage.command and not part.startswith(_LINE)]
     return f" (with {' '.join(different)})" if different else ""
 
 

@@ -187,7 +187,7 @@ def test_segnets_camvid_folders(tmp_path):
         ("a 1 2 3\nb\n", "line 2: no colour"),
         ("a 1 2 300\nb 1 2 3\n", r"line 1: \(1, 2, 300\) is no colour"),
         ("# classes\na\n\nb\na\n", "line 5: class 'a' is there already"),
-        (None, "no class file"),
+        (None, "no file .*classes.txt: write one"),
     ],
 )
 def test_bad_class_files(tmp_path, text, message):

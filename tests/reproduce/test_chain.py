@@ -109,6 +109,8 @@ def test_a_chain_of_table_one_runs_and_is_skipped_when_run_again(stand_ins, tmp_
     assert 0 <= result["value"] <= 100 and result["value"] == 100 * scores["mean_iou"]
     assert (result["table"], result["row"], result["column"], result["seed"]) == (*CELL, 0)
     assert scores["images"] == 2 and np.sum(scores["matrix"]) == 2 * 36 * 40
+    (config,) = (json.loads(p.read_text()) for p in (tmp_path / "finetuned").glob("*/config.json"))
+    assert config["compare_with"] == [["paper", 78.6]]  # a line in its curves
     # What each stage started from, as it reported it.
     stages = ["convert", "pretrain", "finetune", "evaluate"]
     assert [name for name in stages if f"{name}: " in first.stdout] == stages

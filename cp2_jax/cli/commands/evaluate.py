@@ -27,9 +27,10 @@ def _options(made):
 
 
 def _run(arguments):
-    from cp2_jax.interface import overrides
+    from cp2_jax.interface import kinds, overrides
     from cp2_jax.segmentation import run
 
+    kinds.refuse_images(arguments.workdir)
     processes.join(arguments)
     found = run.evaluate(
         arguments.workdir,

@@ -66,8 +66,10 @@ def _layout(arguments) -> str:
 
 def _run(arguments):
     from cp2_jax.convert import exporting
+    from cp2_jax.interface import kinds
     from cp2_jax.runs.checkpoints import read_variables
 
+    kinds.refuse_images(arguments.checkpoint)
     layout = _layout(arguments)
     if layout in ("stablehlo", "onnx"):
         from cp2_jax.interface.exporting import export_program

@@ -23,9 +23,12 @@ def _options(made):
 
 def _run(arguments):
     from cp2_jax.data.errors import UnreadableImage
-    from cp2_jax.interface import overrides
+    from cp2_jax.interface import kinds, overrides
     from cp2_jax.segmentation import run
 
+    kinds.refuse_images(arguments.checkpoint)
+    kinds.refuse_a_model(arguments.images)
+    kinds.refuse_inside(arguments.images, arguments.output)
     done = run.predict(
         arguments.checkpoint,
         arguments.images,

@@ -49,6 +49,7 @@ def _run(arguments):
 
     output = pathlib.Path(arguments.output)
     kinds.refuse_a_model(arguments.images)
+    kinds.refuse_images(arguments.checkpoint)
     config = command.changed(arguments.config or COMMAND.config, arguments.changes)
     settings.check_kind(config, "pretrain")
     if arguments.checkpoint:
@@ -71,6 +72,7 @@ def _run(arguments):
         kinds = {kind: composed(dataclasses.replace(options, mask=kind)) for kind in masks.MASKS}
         kinds = {kind: (pair.mask_query[:2], query[:2]) for kind, (pair, query, _) in kinds.items()}
         pictures.save_png(output / "masks.png", pictures.mask_kinds(kinds))
+        print(f"pairs.png and masks.png in {output}")
         return
     model = segmenter.build(config.model, top="projection", image_size=size)
     features = jax.jit(lambda images: model.apply(variables, images, train=False))
@@ -82,6 +84,7 @@ def _run(arguments):
     except ValueError as error:
         raise UsageError(f"--point: {error}") from error
     pictures.save_png(output / "similarity.png", drawn)
+    print(f"similarity.png in {output}")
     if (metrics := pathlib.Path(arguments.checkpoint) / "metrics.jsonl").exists():
         pictures.save_png(output / "curves.png", pictures.curves(writers.read_metrics(metrics)))
 

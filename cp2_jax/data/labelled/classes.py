@@ -73,7 +73,10 @@ def resolve(config: ConfigDict) -> None:
     places = [files.place(data.classes), files.place(data.path) / data.classes]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise SegmentationError(f"no class file {places[0]} or {places[1]}; data.classes names it, one class a line")
+        raise SegmentationError(
+            f"no file {places[-1]}: write one, with the name of a class on each line in the order of the mask values, or "
+            "say in data.classes where it is"
+        )
     names, colors = read_classes(path)
     if data.num_classes and data.num_classes != len(names):
         few = "few" if len(names) < data.num_classes else "many"

@@ -17,6 +17,8 @@ from cp2_jax.data.labelled.names import Named
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
 # What photos are stored in, where photos and masks of the same name share a folder.
+# What else people call the folders that the config calls `images` and `labels`.
+_ALSO = ("masks", "annotations", "labels", "mask", "image", "photos")
 _PHOTOS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 
@@ -197,9 +199,18 @@ def _named_files(folders: list[Path], suffixes: tuple[str, str]) -> tuple[dict[s
     return by_name(folders[0], own, suffixes[0]), by_name(folders[0], masks, suffixes[1])
 
 
+def _named(folder: Path, key: str, name: str) -> bool:
+    """Say whether there is such a folder if its part `key` is called `name`."""
+    return Path(*(name if part == key else part for part in folder.parts)).is_dir()
+
+
 def _walked(folder: Path) -> walking.Found:
     if not folder.is_dir():
-        raise SegmentationError(f"no such folder: {folder}; set data.path, data.images and data.labels")
+        key = "labels" if "labels" in folder.parts else "images"
+        there = next(
+            (f" (is it {name}? then --config.data.{key}={name})" for name in _ALSO if _named(folder, key, name)), ""
+        )
+        raise SegmentationError(f"no such folder: {folder}; set data.path, data.images and data.labels{there}")
     found = walking.walk(folder, SUFFIXES)
     if found.closed:
         more = f" (and {len(found.closed) - 1} more)" if found.closed[1:] else ""
