@@ -28,7 +28,6 @@ def _run(arguments):
 
     kinds.refuse_images(arguments.checkpoint)
     kinds.refuse_a_model(arguments.images)
-    kinds.refuse_inside(arguments.images, arguments.output)
     done = run.predict(
         arguments.checkpoint,
         arguments.images,
