@@ -186,8 +186,8 @@ def _comments(source: str) -> dict[str, tuple[str, str]]:
     """Return {'optimizer.name': (heading, comment), …} of the assignments `config.optimizer.name = …` in a config's source.
 
     A comment stands behind the value or, on lines of its own, above it. If there are both, the upper one is a heading, and
-    so is that of a whole section. A section that is made by itself is named as in the config: `optimizer.name = …` in a
-    function stands for `config.optimizer.name`.
+    so is that of a whole section. A section that a function of its own makes is named as in the config:
+    `optimizer.name = …` in a function means `config.optimizer.name`.
     """
     beside, above = {}, {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

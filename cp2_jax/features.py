@@ -93,7 +93,7 @@ def load(
         output, which the classifier of finetuning reads; "projection": the l2-normalised features of the pretraining loss
         (f in the paper's equation 2); "logits": a finetuned model's classes. Default: the head if there is one, else
         the backbone.
-      dtype: of the computation, whatever the run computed in.
+      dtype: of the computation; it may differ from the run's.
       output_stride: of a ResNet, 8, 16 or 32; default: as it was trained, 16 for converted backbones.
 
     Raises:

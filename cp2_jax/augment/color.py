@@ -60,7 +60,7 @@ def jitter(
     of the order is one blend whose target is selected per image. A hue shift costs several blends; it is computed once,
     between the slots that may come before it and those that may come after.
 
-    Contrast alone needs more of an image than the pixel at hand: the mean of its grayscale at that point. What comes
+    Only contrast needs more than one pixel: the mean of the image's grayscale at that point. What comes
     before contrast is computed twice, for that mean and again to go on, which makes two passes over uint8 pixels. With
     the mean taken when its slot comes, every slot was a pass or two over float32 images (docs/performance.md).
     """

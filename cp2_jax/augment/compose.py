@@ -119,7 +119,7 @@ def compose_pairs(
     """Augment four crops per row and paste the foregrounds onto the backgrounds: I = F * M + B * (1 - M) (equation 1).
 
     Args:
-      key: of this step; row r's draws follow from `fold_in(key, r)` alone, whatever the batch's size or sharding.
+      key: of this step; row r's draws follow from `fold_in(key, r)` only, not from the batch's size or placement.
       foreground: two crops of one image: query, key.
       background: crops of two other images: for the query, for the key.
       options: static.

@@ -26,7 +26,7 @@ def state_dict(
       variables: {'params', 'batch_stats'}.
       meta: of the checkpoint; `num_batches_tracked` of an imported one is given back, others count zero batches.
       layout: "mmseg" (backbone.*, decode_head.*; for `type='ResNet'`, not the ResNetV1c of many configs), "merged" (both
-        without prefixes, as the original's `pretrained` option loads), "torchvision" or "timm" (the backbone alone).
+        without prefixes, as the original's `pretrained` option loads), "torchvision" or "timm" (only the backbone).
       projection: keep the projection (`decode_head.contrast_conv.*`) with the head.
 
     Raises:

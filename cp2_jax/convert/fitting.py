@@ -1,4 +1,4 @@
-"""Fit a checkpoint to the model of a run: what weights alone do not tell is compared here, not guessed."""
+"""Fit a checkpoint to the model of a run. What the weights do not show is compared here, not guessed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -45,7 +45,7 @@ HAIKU = Layout(
 
 
 def mapping(node: Any) -> Mapping:
-    """Return a dict, or the one inside an object that stands for one (Haiku's FlatMapping is made from its dict)."""
+    """Return a dict, or the dict from which an object such as Haiku's FlatMapping is made."""
     if isinstance(node, Inert):
         state = node.state if isinstance(node.state, Mapping) else {}
         return next((part for part in (*node.args, *state.values()) if isinstance(part, Mapping)), node.items)

@@ -91,7 +91,7 @@ def origin(config: ConfigDict, initial: Mapping) -> str:
     """Return one line on where the parts of a run's model come from, for a `start` that went well.
 
     Args:
-      config, initial: as of `start`.
+      config, initial: see `start`.
     """
     wanted = _wanted(config.init.head, config.init.get("projection", "random"))
     loaded = [part for part in initial["params"] if part in wanted]

@@ -1,4 +1,4 @@
-"""Calls under way ahead of their results' use."""
+"""Calls that run before their results are needed."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def ahead(pool: ThreadPoolExecutor, calls: Iterable[tuple], count: int) -> Iterator[Any]:
-    """Yield the results of calls, each a tuple of function and arguments, in order, with `count` of them under way."""
+    """Yield the results of calls (tuples of function and arguments) in order, while the next `count` already run."""
     pending = collections.deque()
     for call in calls:
         pending.append(pool.submit(*call))

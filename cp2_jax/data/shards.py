@@ -16,7 +16,7 @@ _MOST = 10**6
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the texts that a pattern stands for: "{0000..0003}" counts, "{a,b}" lists, as WebDataset and the shell write.
+    """Return the texts that a pattern describes: "{0000..0003}" counts, "{a,b}" lists, as WebDataset and the shell write.
 
     Raises:
       SourceError: for a pattern of more than a million files.

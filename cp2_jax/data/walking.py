@@ -135,7 +135,7 @@ class _Search:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """Say what an entry is, with a look at the disk for links alone."""
+    """Say what an entry is. Only for links this reads the disk."""
     try:
         if not entry.is_symlink():
             if entry.is_dir(follow_symlinks=False):

@@ -61,7 +61,7 @@ def converted(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> str:
 
     Args:
       checkpoint: a run, a converted checkpoint, or somebody else's file.
-      folder: where a file is converted to; its conversion of before is taken if it is of the same file.
+      folder: where a file is converted to. If it already holds a conversion of the same file, that one is taken.
 
     Raises:
       CheckpointError: `folder` holds the conversion of another file, or the checkpoint is a folder of images.

@@ -105,7 +105,7 @@ def finetune(
       out: work directory; run again with the same one, it resumes.
       checkpoint: a pretraining run, a converted checkpoint, or somebody else's file, which is converted into
         `out/converted`. Without it, from scratch. The model is the checkpoint's.
-      model, config, changes, keys: as of `pretrain`; the config is `finetune_folder:small` if none is named.
+      model, config, changes, keys: see `pretrain`; the config is `finetune_folder:small` if none is named.
 
     Returns:
       The run.

@@ -27,7 +27,7 @@ class Masking:
     Attributes:
       zeroed: methods whose first argument is set to 0 outside the image, such as a max-pool after a ReLU.
       averaged: methods that return the mean of their argument over height and width: [batch, h, w, c] → [batch, 1, 1, c].
-        The mean is taken over the image alone.
+        The mean is then taken over the image, without the padding.
     """
 
     zeroed: tuple[Method, ...] = ()
@@ -86,7 +86,7 @@ class Backbone:
     Attributes:
       options: frozen dataclass of its section of the config, `config.model.<name>`, with a class method
         `from_config(section, dtype)` that checks the values; `dtype` is the name of the computation's. The dataclass's
-        defaults stand for keys that a config does not have. `options` below is an instance.
+        defaults are used for keys that a config does not have. `options` below is an instance.
       build: `(options, *, image_size, norm, dtype, remat)` → the Flax module, which is called as `(images, train)` with
         normalised images [batch, height, width, 3] and returns a tuple of `stages` maps [batch, h, w, channels]. `norm`
         makes a batch norm (`models.norm.BatchNorm`), `remat` asks for less memory in the backward pass.

@@ -32,11 +32,11 @@ class ResNetOptions:
       output_stride: 8, 16 or 32; stages that would go beyond it keep the resolution and dilate instead.
       contract_dilation: the first block of a dilated stage keeps the rate before it (the released code's 1, 2, 2), where
         the paper dilates every 3x3 convolution of the stage.
-      basic_dilation: which 3x3 convolutions of a dilated block of depth 18 or 34 are dilated: "both", or the "first" alone,
+      basic_dilation: which 3x3 convolutions of a dilated block of depth 18 or 34 are dilated: "both", or only the "first",
         as in MMSegmentation, whose models are converted so. The default is what this project's runs always had.
       zero_init_residual: the last norm scale of each block starts at zero (the released code).
       padding: "torch"; "same": TensorFlow's everywhere (see `conv.convolve`), as in BYOL and DetCon; "same_pool":
-        TensorFlow's in the max-pool alone, as in SimCLR.
+        TensorFlow's only in the max-pool, as in SimCLR.
     """
 
     depth: int = 50

@@ -16,7 +16,7 @@ from cp2_jax.models.tops import Classifier, Projection
 class Segmenter(nn.Module):
     """A whole segmentation model; exactly one of `projection` (pretraining) and `classifier` (finetuning) is given.
 
-    `auxiliary_head` and `auxiliary_classifier`, on the backbone's stage `auxiliary_stage`, serve training alone.
+    `auxiliary_head` and `auxiliary_classifier`, on the backbone's stage `auxiliary_stage`, are used only in training.
     """
 
     backbone: nn.Module

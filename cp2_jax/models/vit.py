@@ -162,7 +162,7 @@ def class_attention(
     """Return the last block's attention of the class token to the patches, averaged over the heads.
 
     Args:
-      model: of depth >= 1. variables: {'params': …} of the backbone alone. images: normalised.
+      model: of depth >= 1. variables: {'params': …} of the backbone only. images: normalised.
 
     The token's attention to itself is left out: rows do not sum to 1.
     """

@@ -72,7 +72,7 @@ def make_maps(
     Args:
       source: of encoded images, see `data.sources`.
       attend: uint8 images, resized to `side`, → attention [batch, rows, columns].
-      side: the images are resized to side x side pixels for the network, whatever their shape.
+      side: images of any shape are resized to side x side pixels for the network.
 
     Raises:
       decode.UnreadableImage: never; an image that cannot be read gets a map of one pixel.

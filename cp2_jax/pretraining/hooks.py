@@ -60,7 +60,7 @@ def pretrain_pictures(
 
 
 def probe_pairs(config: ConfigDict, crops: dict[str, np.ndarray]) -> compose.Pair:
-    """Return the pairs that probes look at: of rectangles, whatever the run's own masks, so that runs compare.
+    """Return the pairs that probes look at. Their masks are rectangles in every run, so that runs can be compared.
 
     Args:
       config: of a pretraining.

@@ -1,4 +1,4 @@
-"""What a pretraining config may say: the section `loss`, the keys that pretraining alone has, and the whole together."""
+"""What a pretraining config may say: the section `loss`, the keys that only pretraining has, and all together."""
 
 import dataclasses
 
@@ -76,7 +76,7 @@ class LossOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainOptions:
-    """The keys at the top level of a config that pretraining alone has, checked.
+    """The keys at the top level of a config that only pretraining has, checked.
 
     Attributes:
       accumulate: microbatches of a step.
@@ -116,7 +116,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
       devices: number of devices of all processes.
 
     Raises:
-      ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
+      ConfigError: for the first value that is impossible by itself or beside others, with the nearest that works.
     """
     check_kind(config, "pretrain")
     ImageOptions.from_config(config)

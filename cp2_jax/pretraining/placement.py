@@ -36,8 +36,8 @@ class Placement:
     def permute(self, rows: Shaped[Array, "batch ..."], order: Int[Array, " batch"]) -> Shaped[Array, "batch ..."]:
         """Return `rows[order]`, spread over the devices as a batch is.
 
-        Told where to put the result, XLA moves the batch once. Left alone, it gave every device the whole batch, and each
-        encoded all keys.
+        XLA is told where the result belongs, so that it moves the batch once. Otherwise it gives every device the whole
+        batch, and each encodes all keys.
         """
         if self.device_mesh is not None:
             rows = mesh.constrain(rows, mesh.replicated(self.device_mesh))

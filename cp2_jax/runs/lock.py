@@ -29,7 +29,7 @@ def held(workdir: str | pathlib.Path, patience: float = _PATIENCE) -> Iterator[N
 
     On one host the operating system gives the lock back when its holder dies, however it dies. Network file systems may not
     tell hosts of one another's locks, so the holder also touches the file every 15 seconds: a lock of another host that
-    nobody touches for `patience` seconds is taken over.
+    has not been touched for `patience` seconds is taken over.
 
     Args:
       workdir: exists.

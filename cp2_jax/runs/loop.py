@@ -85,7 +85,7 @@ def fit(
 
 @contextlib.contextmanager
 def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
-    """Whatever is raised inside: the save that is under way comes first.
+    """Finish a save that has begun before an error that is raised inside goes on.
 
     Raises:
       CheckpointError: in place of an error of writing, if the save failed for the same reason, a full disk for instance:
@@ -105,7 +105,7 @@ def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 class _Training:
-    """The state between two steps, and the metrics of the last step, which nobody has looked at yet."""
+    """The state between two steps, and the metrics of the last step, which have not been read yet."""
 
     def __init__(self, state: Any, writer: Writer, checkpoints: Checkpoints, meta: dict, log: MetricsLog):
         self.state, self.number = state, int(state.step)

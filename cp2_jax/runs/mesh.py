@@ -90,7 +90,7 @@ def constrain_batch(tree: Any, mesh: Mesh | None, axis: int = 0) -> Any:
 
 
 def local_copy(mesh: Mesh, tree: Any) -> Any:
-    """Return a pytree of global arrays as arrays of this process's first device, with which it can compute alone.
+    """Return a pytree of global arrays as arrays on this process's first device, so that it can compute without the others.
 
     All processes call it, for split arrays are gathered.
     """

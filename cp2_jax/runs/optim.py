@@ -63,7 +63,7 @@ def schedule(options: OptimizerOptions, total_steps: int, steps_per_epoch: int) 
         "cosine_by_epoch" (the original: constant within an epoch, main.py:370-374), "poly" (MMSegmentation's finetuning:
         power and minimum), or "constant". Before it come `warmup_steps`, linear from 0.
       total_steps: length of the whole run.
-      steps_per_epoch: used by "cosine_by_epoch" alone.
+      steps_per_epoch: only "cosine_by_epoch" uses it.
 
     Raises:
       KeyError: for an unknown schedule.

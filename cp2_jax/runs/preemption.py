@@ -14,7 +14,7 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Give a function `(number of finished steps) -> bool` that says whether SIGTERM or SIGINT asked to stop.
 
     To be called once between every two steps, by all processes. One process: a second SIGINT raises KeyboardInterrupt at
-    once; the handlers of before come back at the end; outside the main thread, where signals cannot be handled, it is
+    once; at the end the previous handlers are set again; outside the main thread, where signals cannot be handled, it is
     always False. Several processes: SIGTERM to any of them stops all after the same step; SIGINT interrupts at once.
     """
     if jax.process_count() > 1:

@@ -77,7 +77,7 @@ def wandb(workdir: pathlib.Path, config: Mapping[str, Any], run: str | None) -> 
     """Open a run of Weights & Biases in the project "cp2_jax" (or `WANDB_PROJECT`), named after the work directory.
 
     Args:
-      config, run: as of `mlflow`.
+      config, run: see `mlflow`.
     """
     import wandb as library  # here: it is an extra
 

@@ -1,4 +1,4 @@
-"""Which images are predicted together, and on which canvas; on the host, from their sizes alone."""
+"""Which images are predicted together, and on which canvas. Decided on the host, from nothing but their sizes."""
 
 import dataclasses
 from collections.abc import Sequence

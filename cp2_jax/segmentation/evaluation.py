@@ -248,7 +248,7 @@ class Evaluator:
         """Write scores into a work directory; of several processes, the first does.
 
         Args:
-          extra, own: as of `save`.
+          extra, own: see `save`.
 
         Returns:
           The path of the scores.

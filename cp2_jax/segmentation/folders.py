@@ -28,8 +28,8 @@ _NOTE = "predictions.json"
 def output_names(paths: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
     """Return the file of each image's class map, all different also where capitals do not count.
 
-    `a.jpg` becomes `a.png`. Images beside each other that differ in their extension alone keep it: `a.jpg.png`; and where
-    that is taken, a number is added.
+    `a.jpg` becomes `a.png`. Images of one folder whose names differ only in the extension keep it: `a.jpg.png`.
+    Where that is taken, a number is added.
     """
     alike = collections.Counter(_same(path.with_suffix(".png")) for path in paths)
     first = [path.with_suffix(".png") for path in paths]

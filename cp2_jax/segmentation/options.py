@@ -1,4 +1,4 @@
-"""What a finetuning config may say: the sections that segmentation alone reads, as frozen values that check themselves, and
+"""What a finetuning config may say: the sections that only segmentation reads, as frozen values that check themselves, and
 the whole together."""
 
 import dataclasses
@@ -87,7 +87,7 @@ class EvaluationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class AuxiliaryOptions:
-    """MMSegmentation's auxiliary FCN head, which serves training alone: `config.auxiliary`. The paper has none.
+    """MMSegmentation's auxiliary FCN head, which is used only in training: `config.auxiliary`. The paper has none.
 
     Attributes:
       weight: of its loss; 0: no such head.
@@ -129,7 +129,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
       devices: number of devices of all processes.
 
     Raises:
-      ConfigError: for the first value that is impossible, alone or beside others, with the nearest that works.
+      ConfigError: for the first value that is impossible by itself or beside others, with the nearest that works.
     """
     check_kind(config, "finetune")
     LabelledOptions.from_config(config)
@@ -161,7 +161,7 @@ def _check_compare_with(pairs: Sequence) -> None:
 
 
 def _mind_decay(decay: float, init: InitOptions, backbone: str) -> None:
-    """Warn of a head that starts at random without weight decay, as `--config.init.head=random` alone gives."""
+    """Warn of a head that starts at random without weight decay, as with `--config.init.head=random` and no `:baseline`."""
     usual = finetuning_decay(backbone, "random")
     if decay == 0 and init.checkpoint and init.head == "random":
         logging.warning(

@@ -3,7 +3,7 @@
 A convolution pads with zeros. So if what lies outside an image is zero in front of every convolution, a larger canvas
 changes nothing: images of many sizes share one compiled program, and one batch. Biases and image pooling fill the outside,
 so the input of every convolution is masked; so is the max-pool's, which follows a ReLU and cannot tell zeros from its own
-padding. The mean over an image counts the pixels inside alone. Strides count from the top left corner, where each image
+padding. The mean over an image counts only the pixels inside. Strides count from the top left corner, where each image
 stays.
 """
 
@@ -49,14 +49,14 @@ def masking(size: Size, canvas: tuple[int, int], methods: Masking):
 
 
 def _mean(x, mask):
-    """Return the mean over the masked pixels, summed and divided in float32 at least: bfloat16 counts to 256 alone."""
+    """Return the mean over the masked pixels, summed and divided in float32 or wider: bfloat16 can only count to 256."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     total = jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True, dtype=wide)
     return (total / jnp.sum(mask, axis=(1, 2), keepdims=True, dtype=wide)).astype(x.dtype)
 
 
 def apply(model: nn.Module, variables, images: Float[Array, "batch height width 3"], size: Size, methods: Masking):
-    """Return the model's output; what belongs to an image is what it alone would give, the rest is of no meaning."""
+    """Return the model's output. Inside each image it is what the image would give by itself; the rest means nothing."""
     with nn.intercept_methods(masking(size, images.shape[1:3], methods)):
         return model.apply(variables, images, train=False)
 

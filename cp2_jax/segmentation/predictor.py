@@ -226,7 +226,7 @@ class Predictor:
         return total
 
     def predict(self, variables: Any, given: Inputs, batch: Batch) -> UInt8[Array, "batch height width"]:
-        """Return the most probable class of each pixel of a batch; arguments as of `probabilities`."""
+        """Return the most probable class of each pixel of a batch; see `probabilities` for the arguments."""
         return _most_probable(self.probabilities(variables, given, batch))
 
     def predict_image(

@@ -119,7 +119,7 @@ def compare(runs: Mapping[str, Sequence[str | pathlib.Path]]) -> str:
 
 
 def _same_split(scores: Mapping[Any, Mapping]) -> None:
-    """Refuse to compare scores of different images; older files tell their number alone."""
+    """Refuse to compare scores of different images. Older files say only how many images there were."""
     (first, one), *others = scores.items()
     for place, other in others:
         digests = {one.get("split_digest"), other.get("split_digest")} - {None}

@@ -153,7 +153,7 @@ class Predicted:
 
     Attributes:
       count: number of images that were predicted.
-      problems: a line for each image that was not, with the reason.
+      problems: a line for each image that was not predicted, with the reason.
       output: the folder with `masks` and `overlays`.
     """
 

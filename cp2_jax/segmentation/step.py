@@ -88,7 +88,7 @@ def dice_loss(
     2 Σpt / (Σp + Σt) for each class, with probabilities p and truth t summed over the labelled pixels of the whole batch.
 
     Args:
-      logits, label: as of `cross_entropy`.
+      logits, label: see `cross_entropy`.
     """
     logits = resize.bilinear(logits, label.shape[1:])
     classes = logits.shape[-1]

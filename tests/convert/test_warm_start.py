@@ -1,9 +1,6 @@
 """How runs start from checkpoints: which parts are taken, what is refused, and Quick Tuning from file to finished run."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import checkpoints as make
 from helpers import tiny
-from helpers.paths import ROOT
+from helpers.command_line import cp2
 from helpers.tiny import differs
 from PIL import Image
 
@@ -186,8 +183,8 @@ def test_finetuning_compares_with_the_pretraining_run_and_its_input(tmp_path, co
     assert not differs(variables["params"]["backbone"], loaded["params"]["backbone"])
 
 
-def test_one_command_from_a_converted_file_to_a_finished_run(tmp_path, converted):
-    """scripts/pretrain.py: the checkpoint is read once, at the start; a resumed run does not need it."""
+def test_one_command_from_a_converted_file_to_a_finished_run(tmp_path, converted, capsys):
+    """`cp2 pretrain`: the checkpoint is read once, at the start; a resumed run does not need it."""
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for index in range(16):
@@ -211,12 +208,11 @@ def test_one_command_from_a_converted_file_to_a_finished_run(tmp_path, converted
     )
 
     def run(steps):
-        command = [sys.executable, "scripts/pretrain.py", "--config=configs/quick_tune_r50_fcn.py:original"]
-        command += [f"--workdir={tmp_path / 'run'}", f"--config.steps={steps}"]
-        command += [f"--config.{key.replace('__', '.')}={value}" for key, value in options.items()]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        arguments = ["--config=quick_tune_r50_fcn:original", f"--workdir={tmp_path / 'run'}", f"--config.steps={steps}"]
+        arguments += [f"--config.{key.replace('__', '.')}={value}" for key, value in options.items()]
+        status, out, errors = cp2(capsys, "pretrain", *arguments)
+        assert status == 0, errors
+        return out
 
     out = run(1)
     assert f"backbone from {tmp_path / 'moco'}; head, projection at random" in out and "finished: 1 steps" in out

@@ -79,18 +79,13 @@ def test_stages_statistics_and_logits_equal_the_original_in_float32(reference, r
     for name, value in after.items():
         close("float32 batch statistics after a pass", value, recorded[f"bn_after_train/{name}"], 1e-4, name)
     updated = {"params": variables["params"], **changed}
-    out = jax.jit(lambda v, x: model.apply(v, x, train=False))(updated, images)
-    close("float32 forward, eval after train", nchw(out), recorded["out_eval_after_train"], 1e-4, run)
-    close(
-        "float32 forward, eval",
-        nchw(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)),
-        recorded["out_eval"],
-        1e-4,
-        run,
-    )
+    evaluate = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    out = nchw(evaluate(updated, images))
+    close("float32 forward, eval after train", out, recorded["out_eval_after_train"], 1e-4, run)
+    close("float32 forward, eval", nchw(evaluate(variables, images)), recorded["out_eval"], 1e-4, run)
 
-    model, variables = load(run, recorded, "classifier", jnp.float32)
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    classifier, variables = load(run, recorded, "classifier", jnp.float32)
+    logits = jax.jit(lambda v, x: classifier.apply(v, x, train=False))(variables, images)
     close("float32 classifier logits", nchw(logits), recorded["seg/logits_eval"], 1e-4, run)
 
 
@@ -121,20 +116,21 @@ def test_full_size_shapes_and_initial_spread_equal_the_original(name):
     assert sum(v.size for v in ours.values()) == recorded["params_total_without_conv_seg"]
     assert sum(v.size for v in jax.tree.leaves(variables["batch_stats"])) == recorded["bn_running_stat_elements"]
 
-    def shapes(model, variables, **options):
-        out = jax.eval_shape(lambda v, x: model.apply(v, x, False, **options), variables, jnp.zeros((2, 224, 224, 3)))
+    # What comes out of each stage and of the whole at 224 x 224.
+    images = jnp.zeros((2, 224, 224, 3))
+
+    def shapes(out):
         return [[x.shape[i] for i in (0, 3, 1, 2)] for x in jax.tree.leaves(out)]
 
-    # What comes out of each stage and of the whole at 224 x 224.
-    full = segmenter.build(config, top="projection")
-    at_224 = jax.eval_shape(lambda: full.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
-    assert shapes(full, at_224, method="stages") == recorded["backbone_out_shapes"]
-    assert shapes(full, at_224) == [recorded["out_shape"]]
+    out, at_224 = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
+    assert shapes(out) == [recorded["out_shape"]]
+    stages = jax.eval_shape(lambda v: model.apply(v, images, False, method="stages"), at_224)
+    assert shapes(stages) == recorded["backbone_out_shapes"]
     config.num_classes, config.dropout = 21, 0.1
     full = segmenter.build(config, top="classifier")
-    at_224 = jax.eval_shape(lambda: full.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    out, at_224 = jax.eval_shape(lambda: full.init_with_output(jax.random.key(0), images, train=False))
     assert sum(v.size for v in jax.tree.leaves(at_224["params"])) == recorded["finetune_params_total"]
-    assert shapes(full, at_224)[0][:2] == recorded["finetune_whole_logits_shape_224"][:2]
+    assert shapes(out)[0][:2] == recorded["finetune_whole_logits_shape_224"][:2]
     for parameter, value in ours.items():
         std, count = recorded["init"][parameter], value.size
         # Three errors of a standard deviation estimated from so many numbers; the original's has an error of its own,

@@ -90,4 +90,4 @@ def test_another_hosts_lock_without_a_sign_of_life_is_taken_over(tmp_path):
 def test_a_broken_lock_file_is_nobodys(tmp_path, text):
     (tmp_path / lock.NAME).write_text(text)
     with lock.held(tmp_path):
-        pass
+        assert json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getpid()

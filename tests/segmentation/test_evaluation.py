@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from helpers import compiling
 from helpers.by_hand import upsampled_by_hand
+from helpers.command_line import cp2
 from helpers.halves import folder_config, halves_on_disk
 from helpers.miniatures import write_pair
 from helpers.paths import ROOT
@@ -319,30 +320,37 @@ def script(name, *arguments, status=0):
     return done.stdout + done.stderr
 
 
-def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
+def test_entry_points_finetune_resume_evaluate_predict(tmp_path, capsys):
+    """Commands in this process, and the last one as a script."""
+
+    def command(name, *arguments, status=0):
+        found, out, errors = cp2(capsys, name, *arguments)
+        assert found == status, errors[-3000:] + out[-1000:]
+        return out + errors
+
     for split, count in (("train", 6), ("val", 2)):
         halves_on_disk(tmp_path / "data", split, count)
-    common = ("--config", "configs/finetune_camvid.py", f"--config.data.path={tmp_path / 'data'}", *SMALL)
+    common = ("--config", "finetune_camvid", f"--config.data.path={tmp_path / 'data'}", *SMALL)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     start = finetune_step.init_variables(tiny_config())
     checkpoints.write_variables(tmp_path / "converted", {k: {"backbone": t["backbone"]} for k, t in start.items()}, {})
     loading = f"--config.init.checkpoint={tmp_path / 'converted'}"
     run = (*common, "--config.steps=4", "--config.save_every=2", "--config.eval_every=2", "--config.keep=2")
 
-    message = script("finetune", *run, loading, "--workdir", tmp_path / "x", status=2)
+    message = command("finetune", *run, loading, "--workdir", tmp_path / "x", status=2)
     assert "head: not in the checkpoint" in message and "Traceback" not in message
-    out = script("finetune", *run, loading, "--config.init.head=random", "--workdir", whole)
+    out = command("finetune", *run, loading, "--config.init.head=random", "--workdir", whole)
     assert f"backbone from {tmp_path / 'converted'}; " in out and " at random" in out
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "miou" in line] == [2, 4]
 
     # Lose the last steps, as a kill would, and go on.
-    script("finetune", *run, loading, "--config.init.head=random", "--workdir", broken)
+    command("finetune", *run, loading, "--config.init.head=random", "--workdir", broken)
     for path in sorted((broken / "checkpoints/4").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     (broken / "checkpoints/4").rmdir()
-    out = script("finetune", *run, loading, "--config.init.head=random", "--workdir", broken)
+    out = command("finetune", *run, loading, "--config.init.head=random", "--workdir", broken)
     assert "resuming after step 2" in out
     again = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
 
@@ -352,12 +360,12 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path):
     assert sorted(map(str, plain(lines))) == sorted(map(str, plain(again)))
 
     protocol = ("--config.evaluation.flip=True", "--predictions", tmp_path / "maps")
-    out = script("evaluate", *common, "--workdir", whole, *protocol)
+    out = command("evaluate", *common, "--workdir", whole, *protocol)
     assert "left" in out and "1 network programs compiled" in out
     assert json.loads((whole / "scores.json").read_text())["protocol"]["flip"] is True
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.png", "1.png"]
     images = tmp_path / "data/images/val"
-    script("predict", "--checkpoint", whole / "best", "--images", images, "--output", tmp_path / "o")
+    command("predict", "--checkpoint", whole / "best", "--images", images, "--output", tmp_path / "o")
     mask = examples.decode_mask((tmp_path / "o/masks/1.png").read_bytes(), "1.png")
     assert mask.shape == (32, 40) and mask.max() <= 1 and (tmp_path / "o/overlays/0.png").exists()
     out = script("predict", "--checkpoint", tmp_path / "nowhere", "--images", tmp_path, "--output", tmp_path, status=1)

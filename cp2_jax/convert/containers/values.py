@@ -1,4 +1,4 @@
-"""What containers of every kind share: their error, and what stands for a name or an object that a pickle mentions."""
+"""What all containers share: their error, and the inert objects that replace the names and objects of a pickle."""
 
 import dataclasses
 from typing import Any
@@ -31,7 +31,7 @@ class Name:
 
 
 class Inert:
-    """Stands for an object of a harmless class that we have no use for, or only for what lies in it.
+    """Replaces an object of a harmless class. We use at most what lies in it.
 
     Attributes:
       name: the class. args: what it was made from. state: its attributes. items, elements: as a dict and as a list.

@@ -26,10 +26,10 @@ def _own(array: np.ndarray) -> np.ndarray:
 
 
 class Batches:
-    """Batches placed on the device ahead of their use; counts and reports unreadable images.
+    """Batches that are placed on the device before they are needed. Counts and reports unreadable images.
 
     A background thread draws host batches, takes `unreadable` out, places the rest and keeps some results ready. The name
-    of each unreadable file is logged once with the reason, 20 of them at most. Whatever goes wrong in the background is
+    of each unreadable file is logged once with the reason, 20 of them at most. An error in the background is
     raised by next().
 
     Args:

@@ -111,7 +111,7 @@ def upright(pixels: Shaped[np.ndarray, "height width *bands"], turned: int) -> S
 
 
 def upright_size(data: bytes, name: str, turn: bool = True) -> tuple[int, int]:
-    """Return (height, width) that `decode` will give, from the headers alone; arguments as there.
+    """Return the (height, width) that `decode` will give, from the headers only; the arguments are those of `decode`.
 
     Raises:
       UnreadableImage: if even they cannot be read.

@@ -83,7 +83,7 @@ def reason(error: Exception) -> str:
 
 
 def most_pixels(data: bytes, kind: str | None) -> int:
-    """Return how many pixels the data of a format can stand for at most; small images are always allowed.
+    """Return how many pixels data of this format and length can hold at most. Small images are always allowed.
 
     Args:
       kind: Pillow's name of the format.

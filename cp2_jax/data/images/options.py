@@ -14,7 +14,7 @@ BACKGROUNDS = {"independent": 3, "in_batch": 1}
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions:
-    """The fields of `config.data` of pretraining, checked. Defaults stand for keys that an older config does not have.
+    """The fields of `config.data` of pretraining, checked. A key that an older config does not have gets its default.
 
     Attributes:
       path: where the images are: a folder, a TFDS data set, tar shards or Parquet files, according to `source`.

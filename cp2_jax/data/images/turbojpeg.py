@@ -108,7 +108,7 @@ class Jpeg:
 def open_jpeg(data: bytes, max_pixels: int) -> Jpeg | None:
     """Read the header of a JPEG.
 
-    Returns None for whatever `decode.decode` should look at instead: no library, no JPEG, damage, an end that is
+    Returns None for all that `decoding.decode` has to read instead: no library, no JPEG, damage, an end that is
     missing, colours other than YCbCr and gray, more than 8 bits, more pixels than `max_pixels`.
     """
     library = _library()

@@ -39,7 +39,7 @@ def label_table(
 ) -> Int16[np.ndarray, "256"]:
     """Return, int16 [256], the training label of each value that a mask may hold; -1 for a value that it must not hold.
 
-    Values in [0, num_classes) and `ignore_label` stand for themselves unless `label_map`, pairs (value, label), says
+    Values in [0, num_classes) and `ignore_label` keep their meaning unless `label_map`, pairs (value, label), says
     otherwise: ((11, 255),) ignores CamVid's void class, ((0, 255), (1, 0), (2, 1), ...) is ADE20K's shift.
 
     Raises:
@@ -107,7 +107,7 @@ class Examples:
         return self.pairs[int(self.indices[index])]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone.
+        """Return (height, width), read from the mask's header only.
 
         Raises:
           SegmentationError: naming a mask that cannot be read.
@@ -151,7 +151,7 @@ class Examples:
         return image, mask, pixels
 
     def _turned(self, image_data: bytes, swapped: bool) -> str:
-        """Return what to do where the sizes differ because EXIF turns the image alone."""
+        """Return what to do where the sizes differ because EXIF turns the image but not the mask."""
         turned = decoding.orientation(image_data) if self.exif and swapped else 1
         if turned < 5:
             return ""
@@ -161,7 +161,7 @@ class Examples:
         )
 
     def _remark_on_orientation(self, image_data: bytes, image_name: str, mask_data: bytes) -> None:
-        """Say once where EXIF turns the image alone, and the sizes cannot tell whether that is right."""
+        """Say once where EXIF turns the image but not the mask, and the sizes do not show whether that is right."""
         if not self.exif or image_data[:2] == b"\xff\xd8" and not decoding.may_be_turned(image_data):
             return
         turned = decoding.orientation(image_data)
@@ -194,7 +194,7 @@ def open_examples(data: ConfigDict, split: str, limit: float = 0, seed: int = 0,
         ignore_label, value_range, exif.
       split: see `pairs.match_pairs`, or a TFDS split.
       limit: 0 takes all images, up to 1 that share of them (at least one), else that many: chosen at random by `seed`,
-        the smaller choice always part of the larger, whatever else the run's seed is.
+        the smaller choice is always part of the larger, and does not depend on the run's own seed.
       pairs: the split's, if they are matched already; their masks are not looked at then.
 
     Raises:

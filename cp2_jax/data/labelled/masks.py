@@ -73,7 +73,7 @@ def read_mask(data: bytes, name: str, turn: bool = True) -> Mask:
 
 
 def header_size(data: bytes, name: str, turn: bool = True) -> tuple[int, int]:
-    """Return the (height, width) that `decode_mask` will give, from the headers alone; arguments as there.
+    """Return the (height, width) that `decode_mask` will give, from the headers only. Arguments: see there.
 
     Raises:
       SegmentationError: naming a mask that cannot be read.
@@ -85,7 +85,7 @@ def header_size(data: bytes, name: str, turn: bool = True) -> tuple[int, int]:
 
 
 def _refuse_inexact(image: Image.Image, data: bytes, name: str) -> None:
-    """Refuse a mask whose compression does not keep every value, whatever the container is called."""
+    """Refuse a mask whose compression does not keep every value, whatever its file is called."""
     kind, changed = image.format, f"which changes labels; {_STORE}"
     if kind in ("JPEG", "MPO"):
         raise SegmentationError(f"mask {name} is a JPEG, {changed}")

@@ -14,7 +14,7 @@ from cp2_jax.options import at_least_0, from_section, interval, is_number, requi
 
 @dataclasses.dataclass(frozen=True)
 class LabelledOptions:
-    """The fields of `config.data` of finetuning, checked. Defaults stand for keys that an older config does not have.
+    """The fields of `config.data` of finetuning, checked. A key that an older config does not have gets its default.
 
     Attributes:
       path: the data set's folder, or TFDS data set, tar shards or Parquet files, according to `source`.

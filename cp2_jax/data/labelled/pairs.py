@@ -67,7 +67,7 @@ class FolderPairs:
         return files.as_text(name if Path(name).name in self._ambiguous else Path(name).name)
 
     def size(self, index: int, turn: bool = True) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone, see `masks.header_size`.
+        """Return (height, width) from the mask's header; see `masks.header_size`.
 
         Raises:
           SegmentationError: naming a mask that cannot be read.

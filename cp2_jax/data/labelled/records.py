@@ -43,7 +43,7 @@ class TfdsPairs:
         return self._name(index) or f"{index:06d}"
 
     def size(self, index: int, turn: bool = True) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone, see `masks.header_size`.
+        """Return (height, width) from the mask's header; see `masks.header_size`.
 
         Raises:
           SegmentationError: naming a mask that cannot be read.
@@ -93,7 +93,7 @@ class TarPairs:
         return f"{files.as_text(self.images.shards[self.images.shard[index]].stem)}/{self.names[index]}"
 
     def size(self, index: int, turn: bool = True) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone, see `masks.header_size`.
+        """Return (height, width) from the mask's header; see `masks.header_size`.
 
         Raises:
           SegmentationError: naming a mask that cannot be read.
@@ -178,7 +178,7 @@ class ParquetPairs:
         return f"{Path(file).stem}_{int(row):06d}"
 
     def size(self, index: int, turn: bool = True) -> tuple[int, int]:
-        """Return (height, width) from the mask's header alone, see `masks.header_size`.
+        """Return (height, width) from the mask's header; see `masks.header_size`.
 
         Raises:
           SegmentationError: naming a mask that cannot be read.

@@ -20,7 +20,7 @@ Color = tuple[int, int, int]
 
 
 def used_colors(mask: Mask, present: Int[np.ndarray, " values"]) -> dict[int, Color]:
-    """Return the palette's colour of each value that a mask has, without colours that stand for several of them.
+    """Return the palette's colour of each value that a mask has, without colours that several of the values share.
 
     Args:
       present: the values that occur.
@@ -40,7 +40,7 @@ class Palettes:
     by_value: dict[int, tuple[Color, str]] = dataclasses.field(default_factory=dict)
 
     def conflict(self, colors: dict[int, Color], place: str) -> str:
-        """Return what is wrong if a colour stands for another value in this mask than in an earlier one, else ""."""
+        """Return what is wrong if a colour means another value in this mask than in an earlier one, else ""."""
         for value, color in colors.items():
             known, where = self.by_color.get(color, (value, ""))
             if known != value:

@@ -89,7 +89,7 @@ def open_source(data: Any) -> Any:
 
 
 def open_images(path: str | os.PathLike) -> Any:
-    """Open images that are given by a path alone: tar shards or Parquet files if it ends so, else a folder.
+    """Open images by their path only: tar shards or Parquet files if it ends so, else a folder.
 
     Args:
       path: a folder, or a file or pattern as `shards.find_files` takes it.
@@ -101,7 +101,7 @@ def open_images(path: str | os.PathLike) -> Any:
 
 
 def source_of(path: str | os.PathLike) -> str:
-    """Return the value of data.source for a path that is given alone: tar or parquet if it ends so, else folder."""
+    """Return the value of `data.source` that a path implies: tar or parquet if it ends so, else folder."""
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     return suffix[1:] if suffix in (".tar", ".parquet") else "folder"
 
