@@ -10,6 +10,7 @@ clock: it means something on an idle machine only.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import io
 import json
@@ -18,6 +19,7 @@ import pathlib
 import platform
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 import original_way
@@ -28,6 +30,11 @@ from cp2_jax.data.images import crops, decoding, turbojpeg
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.images.stream import pretrain_dataset
 
+# What the code does where an optional library is not installed: Pillow resizes; the whole image is decoded.
+OPTIONAL = {
+    "cykooz.resizer": (crops, "cykooz_resizer", None),
+    "turbojpeg": (turbojpeg, "open_jpeg", lambda *_: None),
+}
 LIBRARIES = ("pillow", "simplejpeg", "turbojpeg", "cykooz.resizer", "numpy", "grain")
 
 
@@ -56,6 +63,21 @@ def paths(images, prepared):
         for stream, number in enumerate(views):
             crops.random_crops(files[pick(i, stream)], "", rng(i, stream), 224, number)
 
+    def lacking(names, views):
+        """Return a path as it is where some of the optional libraries are not installed."""
+
+        def sample(i):
+            with contextlib.ExitStack() as stack:
+                for name in names:
+                    module, attribute, value = OPTIONAL[name]
+                    stack.enter_context(mock.patch.object(module, attribute, value))
+                ours(images, i, views)
+
+        return sample
+
+    views = {"independent": (2, 1, 1), "in_batch": (2,)}
+    sets = (("cykooz.resizer",), ("turbojpeg",), ("cykooz.resizer", "turbojpeg"))
+    without = {f"{path} without {' and '.join(s)}": lacking(s, views[path]) for path in views for s in sets}
     return {
         "whole decode alone, 1 image": lambda i: decoding.decode(images[pick(i, 0)], ""),
         "original's way": lambda i: original_way.sample(*(images[pick(i, s)] for s in range(3)), rng(i, 0)),
@@ -63,7 +85,7 @@ def paths(images, prepared):
         "in_batch": lambda i: ours(images, i, (2,)),
         "independent, prepared": lambda i: ours(prepared, i, (2, 1, 1)),
         "in_batch, prepared": lambda i: ours(prepared, i, (2,)),
-    }
+    } | without
 
 
 def one_core(functions, rounds, samples):
@@ -117,14 +139,14 @@ def main():
     }
     times = one_core(paths(images, prepared), args.rounds, args.samples or len(images))
     original = np.array(times["original's way"])[:, 0]
-    print(f"{'path':30s} {'per second (CPU)':>17s} {'(wall)':>8s} {'against original':>17s} {'range':>13s}")
+    print(f"{'path':46s} {'per second (CPU)':>17s} {'(wall)':>8s} {'against original':>17s} {'range':>13s}")
     for name, pairs in times.items():
         cpu, wall = np.array(pairs).T
         ratios = original / cpu
         row = {"per_second_cpu": 1 / cpu.min(), "per_second_wall": 1 / wall.min(), "ratio": original.min() / cpu.min()}
         result["paths"][name] = row | {"ratios": ratios.tolist()}
         cells = f"{row['per_second_cpu']:17.0f} {row['per_second_wall']:8.0f} {row['ratio']:17.2f}"
-        print(f"{name:30s} {cells} {ratios.min():6.2f}-{ratios.max():.2f}", flush=True)
+        print(f"{name:46s} {cells} {ratios.min():6.2f}-{ratios.max():.2f}", flush=True)
     if args.workers_seconds:
         with tempfile.TemporaryDirectory() as folder:
             for i, data in enumerate(images):
