@@ -3,6 +3,7 @@ imported, which saves most of a short run's seconds."""
 
 import atexit
 import dataclasses
+import faulthandler
 import importlib
 import json
 import os
@@ -37,6 +38,12 @@ class Process:
             self.status = os.waitstatus_to_exitcode(status) if pid else None
         return self.status is not None
 
+    def show(self) -> None:
+        """Let it write on stderr what each of its threads is doing."""
+        if not self.ended():
+            os.kill(self.pid, signal.SIGUSR1)
+            time.sleep(1)
+
     def kill(self) -> None:
         """End it and the processes that it started."""
         try:
@@ -68,6 +75,7 @@ def forked(call: Callable[[], int], out: pathlib.Path, err: pathlib.Path) -> Pro
     os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+    faulthandler.register(signal.SIGUSR1)
     status = call()
     threading._shutdown()  # as at the end of a program, but not through the `finally` of the calls that forked this one
     atexit._run_exitfuncs()

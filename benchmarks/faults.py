@@ -111,10 +111,12 @@ def tell(log: pathlib.Path, name: str, fault: Fault, number: int, count: int, se
     try:
         for _ in range(count):
             entry = one_fault(story, fault, rng)
-            if entry is None or story.last_step() >= STEPS:
+            if entry is None:
                 break
             note(**entry)
             bad += len(entry["problems"])
+            if story.last_step() >= STEPS:  # some faults are survived
+                break
         problems = ended(story, reference)
         bad += len(problems)
         end = "resumed" if not problems else "problem"
@@ -141,6 +143,7 @@ def one_fault(story: Story, fault: Fault, rng: random.Random) -> dict | None:
     hung = not wait_for(lambda: all([process.ended() for process in processes]), LIMIT)
     half = len(list((story.workdir / "checkpoints").glob("*tmp*")))
     for process in processes:
+        process.show()
         process.kill()
     mend()
     statuses = [process.status for process in processes]
@@ -174,6 +177,7 @@ def ended(story: Story, reference: pathlib.Path) -> list[str]:
     for process in fault_runs.start(story):
         wait_for(process.ended, LIMIT)
         if process.status != 0:
+            process.show()
             process.kill()
             return [f"not resumed: status {process.status}: {said(story)[-2000:]}"]
     return fault_runs.in_a_child(lambda: fault_runs.differences(reference, story.workdir), story.folder)

@@ -13,7 +13,9 @@ _NOT_DATA = frozenset(
     {"@eadir", "__macosx", "__pycache__", "lost+found", "#recycle", "@recycle", "$recycle.bin", "#snapshot"}
     | {"@recently-snapshot", "system volume information"}
 )
-_NO_IMAGES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+_NO_IMAGES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "predictions.json"})
+# What `cp2 predict` wrote, beside this file, is not what it was made from.
+_PREDICTED, _PREDICTIONS = "predictions.json", frozenset({"masks", "overlays"})
 _NO_FILE = "no ordinary file"
 
 
@@ -58,9 +60,9 @@ def walk(root: str | os.PathLike, suffixes: Collection[str]) -> Found:
     """Find the files with given suffixes at any depth below a folder.
 
     Hidden files and folders (a leading dot) and folders that programs make for themselves (`@eaDir`, `__MACOSX`,
-    `lost+found` and the like) are left out. Links to folders are followed, after everything that lies in its own place;
-    no folder is entered twice, so that links in a circle come to an end. A link that leads nowhere counts as the file that
-    its name says: reading it gives the error that names it. Pipes, sockets and devices are never opened.
+    `lost+found` and the like; what `cp2 predict` wrote) are left out. Links to folders are followed, after everything that
+    lies in its own place; no folder is entered twice, so that links in a circle come to an end. A link that leads nowhere
+    counts as the file that its name says: reading it gives the error that names it. Pipes, sockets and devices are never opened.
 
     Args:
       root: an existing folder.
@@ -112,16 +114,17 @@ class _Search:
             self.closed.append(f"{path}: {error.strerror or error}")
             return
         prefix = f"{folder}/" if folder else ""
+        others = _NOT_DATA | (_PREDICTIONS if any(entry.name == _PREDICTED for entry in entries) else frozenset())
         for entry in entries:
             name = entry.name
             if name.startswith("."):
                 continue
             kind = _kind(entry)
             if kind == "folder":
-                if name.lower() not in _NOT_DATA:
+                if name.lower() not in others:
                     yield prefix + name
             elif kind == "link to a folder":
-                if name.lower() not in _NOT_DATA:
+                if name.lower() not in others:
                     self.links.append(prefix + name)
             else:
                 self._take(prefix + name, name, kind)

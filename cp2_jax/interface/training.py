@@ -127,7 +127,7 @@ def pretraining_config(images, out, checkpoint=None, model=None, config=None) ->
       SourceError: `images` is something else.
     """
     kinds.refuse_a_model(images)
-    settings = _base(config, "quick_tune:small" if checkpoint else "pretrain:small", model)
+    settings = _base(config, "quick_tune:small" if checkpoint else "pretrain:small", model, "pretrain")
     return _placed(settings, images, out, checkpoint, model)
 
 
@@ -139,7 +139,7 @@ def finetuning_config(data, out, checkpoint=None, model=None, config=None) -> Co
       SourceError: `data` is something else.
     """
     kinds.refuse_a_model(data, "a folder of labelled images")
-    settings = _base(config, "finetune_folder:small", model)
+    settings = _base(config, "finetune_folder:small", model, "finetune")
     return _placed(settings, data, out, checkpoint, model)
 
 
@@ -266,7 +266,15 @@ def _other_backbone(config: ConfigDict, backbone: str, explicit: Collection[str]
     config.optimizer.update({key: value for key, value in like.optimizer.items() if key not in kept})
 
 
-def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | None) -> ConfigDict:
+def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | None, kind: str) -> ConfigDict:
+    found = _named(config, default, model)
+    if found.kind != kind:
+        what = config if isinstance(config, str) else "this"
+        raise ConfigError(f"{what} is a config of `cp2 {found.kind}`, not of `cp2 {kind}`")
+    return found
+
+
+def _named(config: str | ConfigDict | None, default: str, model: str | Mapping | None) -> ConfigDict:
     if isinstance(config, ConfigDict):
         if isinstance(model, str):
             raise ConfigError(f"model={model!r} names variants of a config's file; with a config itself give a mapping")

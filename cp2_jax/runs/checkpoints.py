@@ -96,23 +96,27 @@ class Checkpoints:
             if jax.process_index() == 0:  # what was written of it takes room, and is of no use
                 for path in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(path, ignore_errors=True)
-            raise CheckpointError(
-                f"saving step {self._saving} to {self.directory} failed: {files.reason(error) or _first_line(error)}. "
-                f"The last complete checkpoint is that of step {self.latest_step()}"
-            ) from error
+            last, why = self.latest_step(), files.reason(error) or _first_line(error)
+            left = "There is none before it" if last is None else f"The last complete checkpoint is that of step {last}"
+            raise CheckpointError(f"saving step {self._saving} to {self.directory} failed: {why}. {left}") from error
 
-    def settle(self) -> CheckpointError | None:
-        """Wait until the last save is complete or has failed, when something else went wrong already.
+    def settle(self, error: BaseException) -> None:
+        """Wait until the last save is complete or has failed, after something else went wrong.
 
         Of several processes, one alone cannot wait for ever: the others may not come.
 
-        Returns:
-          why the save failed, for the caller to tell: `close` will not raise it again.
+        Raises:
+          CheckpointError: in place of an error of writing, if the save failed for the same reason, a full disk for
+            instance: it says what is left. Another failure is logged, for `error` is what people are to see.
         """
         waiting = threading.Thread(target=self._settle, name="settle", daemon=True)
         waiting.start()
         waiting.join(None if jax.process_count() == 1 else _PATIENCE)
-        return self._failure
+        if self._failure is None:
+            return
+        if isinstance(error, OSError) and (files.reason(error) or "another reason") in str(self._failure):
+            raise self._failure from error
+        logging.warning("%s", self._failure)
 
     def _settle(self) -> None:
         try:
@@ -121,7 +125,7 @@ class Checkpoints:
             self._failure = error
 
     def close(self) -> None:
-        """Wait, then release Orbax's threads; raises as `wait`, unless `settle` has returned it."""
+        """Wait, then release Orbax's threads; raises as `wait`, unless `settle` has told of it."""
         try:
             with contextlib.suppress(*[CheckpointError] * (self._failure is not None)):
                 self.wait()

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-from absl import logging
 
-from cp2_jax.runs import files
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 from cp2_jax.runs.metrics_log import MetricsLog
 from cp2_jax.runs.preemption import stop_requests
@@ -85,22 +83,13 @@ def fit(
 
 @contextlib.contextmanager
 def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
-    """Finish a save that has begun before an error that is raised inside goes on.
-
-    Raises:
-      CheckpointError: in place of an error of writing, if the save failed for the same reason, a full disk for instance:
-        it says what is left.
-    """
+    """Finish a save that has begun before an error that is raised inside goes on; see `Checkpoints.settle`."""
     try:
         yield
     except CheckpointError:
         raise
     except BaseException as error:
-        failure = checkpoints.settle()
-        if failure and isinstance(error, OSError) and (files.reason(error) or "another reason") in str(failure):
-            raise failure from error
-        if failure:
-            logging.warning("%s", failure)
+        checkpoints.settle(error)
         raise
 
 

@@ -109,7 +109,7 @@ class Writer:
         as_json = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         self._lines.write(json.dumps({"step": step} | as_json, allow_nan=False) + "\n")
         self._lines.flush()
-        self._board.scalars(step, plain)
+        self._board.scalars(step, {name: value for name, value in plain.items() if math.isfinite(value)})
         for tracker in self._trackers:
             tracker.scalars(step, plain)
         if self._bar is not None:

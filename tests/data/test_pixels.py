@@ -226,3 +226,12 @@ def test_a_jpeg_cut_at_any_length_is_unreadable_or_whole():
         except UnreadableImage:
             unreadable += 1
     assert unreadable > len(data) - 10
+
+
+def test_a_tiff_of_several_pages_says_that_the_first_is_taken(said):
+    pages = [Image.new("RGB", (4, 3), color) for color in ("red", "blue")]
+    for count in (1, 2, 2):
+        file = io.BytesIO()
+        pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:count])
+        assert decode(file.getvalue(), f"{count}.tif")[0, 0].tolist() == [255, 0, 0]
+    assert [record.getMessage()[:24] for record in said.records] == ["2.tif has several pages;"]

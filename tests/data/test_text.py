@@ -1,8 +1,10 @@
 """Text files as Windows, macOS and Linux save them."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from cp2_jax.data.errors import SegmentationError, SourceError
+from cp2_jax.data.labelled import classes
 from cp2_jax.data.labelled.classes import read_classes
 from cp2_jax.data.text import read_lines
 
@@ -58,3 +60,28 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_classes_as_windows_saves_them(tmp_path):
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbf# classes of the survey\r\nbackground\r\nsquare\r\nbox\r\n")
     assert read_classes(tmp_path / "classes.txt") == (("background", "square", "box"), ())
+
+
+@pytest.mark.parametrize("form", ["{} {}", "{}: {}", "{},{}", "{}\t{}", "{}. {} 1 2 3"])
+def test_the_numbers_of_classes_are_no_part_of_their_names(form):
+    lines = [form.format(number, name) for number, name in enumerate(("background", "2 wheeler", "box"))]
+    assert classes.parse_classes(lines, "c.txt")[0] == ("background", "2 wheeler", "box")
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 2, 5), (0, 1, 1)])
+def test_other_numbers_than_those_of_the_lines_are_refused(numbers):
+    """Label 2 of the masks would be counted as the class that the file calls 5."""
+    with pytest.raises(SegmentationError, match=r"c.txt gives class '.*' the number \d, but .* data.label_map=\(\("):
+        classes.parse_classes([f"{number} {name}" for number, name in zip(numbers, "abc", strict=True)], "c.txt")
+
+
+def test_a_class_list_in_which_one_name_begins_with_a_number_is_as_it_was():
+    assert classes.parse_classes(["background", "2 wheeler"], "c.txt")[0] == ("background", "2 wheeler")
+
+
+def test_the_folder_of_the_data_is_named_before_the_class_file(tmp_path):
+    (tmp_path / "file").touch()
+    for name, what in (("file", "a file, not a folder"), ("away", "not there")):
+        data = ConfigDict({"path": str(tmp_path / name), "classes": "classes.txt"})
+        with pytest.raises(SegmentationError, match=f"data.path=.*{name} is {what}"):
+            classes.resolve(ConfigDict({"data": data}))

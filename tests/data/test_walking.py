@@ -54,6 +54,14 @@ def test_hidden_and_thumbnail_folders_are_left_out(tmp_path):
     assert (found.files, found.passed_over, found.closed) == (["s0.png"], {}, [])
 
 
+def test_what_was_predicted_among_the_images_is_no_image(tmp_path):
+    """`cp2 predict runs/mine photos photos`; a folder called masks is passed over beside the note of its making only."""
+    touch(tmp_path, "s0.png", "masks/s0.png", "overlays/s0.png", "sub/masks/s1.png")
+    assert walking.walk(tmp_path, SUFFIXES).files == ["masks/s0.png", "overlays/s0.png", "s0.png", "sub/masks/s1.png"]
+    found = walking.walk(touch(tmp_path, "predictions.json"), SUFFIXES)
+    assert (found.files, found.passed_over) == (["s0.png", "sub/masks/s1.png"], {})
+
+
 def test_a_folder_with_an_images_name_is_a_folder(tmp_path):
     assert walking.walk(touch(tmp_path, "x.png/y.png"), SUFFIXES).files == ["x.png/y.png"]
 

@@ -130,5 +130,9 @@ def test_keys_and_models_that_cannot_be(tmp_path):
         cp2_jax.pretrain("photos", tmp_path / "a", lr=0.1)
     with pytest.raises(ConfigError, match="there is no variant 'resnet'"):
         cp2_jax.pretrain("photos", tmp_path / "a", model="resnet")
+    with pytest.raises(ConfigError, match="finetune_voc is a config of `cp2 finetune`, not of `cp2 pretrain`"):
+        cp2_jax.pretrain("photos", tmp_path / "a", config="finetune_voc")
+    with pytest.raises(ConfigError, match="pretrain:vit is a config of `cp2 pretrain`, not of `cp2 finetune`"):
+        cp2_jax.finetune("photos", tmp_path / "a", config="pretrain:vit")
     with pytest.raises(SourceError, match="photos does not exist"):
         cp2_jax.pretrain("photos", tmp_path / "a")

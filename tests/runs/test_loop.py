@@ -279,7 +279,7 @@ def test_a_failed_save_stops_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saver._manager, "wait_until_finished", fail)
     state = State(step=jnp.int32(0), total=jnp.float32(0))
-    with Writer(tmp_path, 10) as writer, pytest.raises(CheckpointError, match="failed: the disk is full. The last"):
+    with Writer(tmp_path, 10) as writer, pytest.raises(CheckpointError, match="failed: the disk is full. There is none"):
         loop.fit(
             step,
             state,
@@ -340,7 +340,7 @@ def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Checkpoints, "_seal", seal)
-    with pytest.raises(CheckpointError, match="failed: the disk is full. The last complete checkpoint is"):
+    with pytest.raises(CheckpointError, match="failed: the disk is full. There is none before it"):
         run(tmp_path, on_step=[fail])
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 

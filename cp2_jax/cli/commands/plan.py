@@ -58,6 +58,7 @@ def _settle(config, topology, images):
 
 
 def _run(arguments):
+    from cp2_jax.data.labelled import classes
     from cp2_jax.planning import chips, program, report
     from cp2_jax.pretraining import options as pretraining
     from cp2_jax.runs import out_of_memory
@@ -65,6 +66,8 @@ def _run(arguments):
 
     config = command.typed_config(arguments)
     topology = chips.get(arguments.topology)
+    if config.kind == "finetune" and config.data.path:
+        classes.resolve(config)
     config.data.path = config.data.path or "unread"
     _settle(config, topology, arguments.images)
     check = {"pretrain": pretraining.check, "finetune": segmentation.check}

@@ -29,8 +29,8 @@ def to_rgb(
     """Return an opened image as RGB; transparency is laid over white.
 
     Images of more than 8 bits are scaled: from `value_range` if that is given, else unsigned 16 bits from 0 to 65535. A
-    fourth band that is called alpha but whose values are spread as a picture's are (infrared, for example) is left out.
-    Both are said in a warning, once.
+    fourth band that is called alpha but whose values are spread as a picture's are (infrared, for example) is left out. Of
+    a TIFF of several pages the first is taken. All this is said in a warning, once.
 
     Args:
       image: opened by `formats.open_image`, loaded or not.
@@ -40,6 +40,8 @@ def to_rgb(
     Raises:
       UnreadableImage: for damaged data, and where the range cannot be known: floats, signed numbers, 32 bits.
     """
+    if image.format == "TIFF" and image.tag_v2.next:
+        notices.say_once(f"{name} has several pages; the first is taken here and of other images of this kind", "pages")
     bits, signed = _depth(image, data)
     if bits <= 8 and not signed:
         return _eight_bits(formats.load(image, name), name)

@@ -16,14 +16,16 @@ def read_classes(path: str | Path) -> tuple[tuple[str, ...], tuple[tuple[int, in
     """Read one class a line, in the order of the mask values: `name` or `name red green blue`.
 
     Separators are spaces, tabs or commas, so that a name may have several words; empty lines and those that begin with
-    a `#` are passed over.
+    a `#` are passed over. Where every line begins with the number of its class (`0 background`, `1: square`), the numbers
+    are no part of the names.
 
     Returns:
       Names, and RGB colours: one for each name, or none.
 
     Raises:
       SegmentationError: naming file and line, for a colour that is none, a name given twice, a line without a colour
-        where others have one; or for a file that cannot be read or has fewer than two names.
+        where others have one, numbers that are not 0, 1, 2, …; or for a file that cannot be read or has fewer than two
+        names.
     """
     return parse_classes(text.read_lines(path, SegmentationError), str(path))
 
@@ -43,18 +45,35 @@ def parse_classes(lines: Sequence[str], path: str) -> tuple[tuple[str, ...], tup
         color = tuple(int(word) for word in words[-3:]) if has_color else ()
         if color and max(color) > 255:
             raise SegmentationError(f"{path}, line {number}: {color} is no colour; give red, green and blue in 0-255")
-        name = " ".join(words[:-3] if has_color else words)
-        if name in names:
-            raise SegmentationError(f"{path}, line {number}: class {name!r} is there already")
-        names.append(name)
+        names.append(" ".join(words[:-3] if has_color else words))
         colors.append(color)
         numbers.append(number)
+    names = _without_numbers(names, path)
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise SegmentationError(f"{path}, line {numbers[place]}: class {name!r} is there already")
     if len(names) < 2:
         raise SegmentationError(f"{path} names {len(names)} classes; give 2 or more, one a line, background included")
     plain = [n for n, color in zip(numbers, colors, strict=True) if not color]
     if plain and len(plain) < len(colors):
         raise SegmentationError(f"{path}, line {plain[0]}: no colour, but other lines have one")
     return tuple(names), () if plain else tuple(colors)
+
+
+def _without_numbers(names: list[str], path: str) -> list[str]:
+    """Return names without the numbers of their classes, if all have one."""
+    parts = [re.fullmatch(r"(\d{1,9})[:.)=]? (.+)", name) for name in names]
+    if not names or not all(parts):
+        return names
+    given = [int(part[1]) for part in parts]
+    for index, number in enumerate(given):
+        if number != index:
+            pairs = ", ".join(f"({n}, {i})" for i, n in enumerate(given[:3])) + ", …" * (len(given) > 3)
+            raise SegmentationError(
+                f"{path} gives class {parts[index][2]!r} the number {number}, but by its place in the file it is class "
+                f"{index}: take the numbers away, and if the masks hold them, set data.label_map=({pairs})"
+            )
+    return [part[2] for part in parts]
 
 
 def resolve(config: ConfigDict) -> None:
@@ -70,7 +89,10 @@ def resolve(config: ConfigDict) -> None:
     data = config.data
     if not data.classes:
         return
-    places = [files.place(data.classes), files.place(data.path) / data.classes]
+    root = files.place(data.path)
+    if data.path and not root.is_dir():
+        raise SegmentationError(f"data.path={root} is {'a file, not a folder' if root.exists() else 'not there'}")
+    places = [files.place(data.classes), root / data.classes]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise SegmentationError(

@@ -139,7 +139,7 @@ def find_pairs(root: str | Path, split: str, **layout: str) -> FolderPairs:
     """
     pairs, problems = match_pairs(root, split, **layout)
     if problems:
-        more = f" (and {len(problems) - 1} more problems; prepare_data.py --check lists them)" if problems[1:] else ""
+        more = f" (and {len(problems) - 1} more problems; cp2 prepare folder --check lists them)" if problems[1:] else ""
         raise SegmentationError(problems[0] + more)
     return pairs
 
