@@ -62,7 +62,8 @@ def walk(root: str | os.PathLike, suffixes: Collection[str]) -> Found:
     Hidden files and folders (a leading dot) and folders that programs make for themselves (`@eaDir`, `__MACOSX`,
     `lost+found` and the like; what `cp2 predict` wrote) are left out. Links to folders are followed, after everything that
     lies in its own place; no folder is entered twice, so that links in a circle come to an end. A link that leads nowhere
-    counts as the file that its name says: reading it gives the error that names it. Pipes, sockets and devices are never opened.
+    counts as the file that its name says: reading it gives the error that names it. Pipes, sockets and devices are never
+    opened.
 
     Args:
       root: an existing folder.
