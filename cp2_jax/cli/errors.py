@@ -5,7 +5,7 @@
 | 0 | done |
 | 1 | something that the command needs is wrong: a file, a disk, memory, the loss |
 | 2 | what was typed is wrong: an option, a config key, a value |
-| 75 | stopped by a signal or by the loss of another process; everything is saved: run the same command again |
+| 75 | stopped by a signal, or another process or a bucket is gone; what was saved is there: run the same command again |
 | 130 | interrupted |
 
 Set `CP2_TRACEBACK=1` to see where an error comes from.
@@ -53,7 +53,7 @@ def explain(error: Exception) -> tuple[str | None, int]:
         return f"error: {missing(error.name)}", ERROR
     from cp2_jax.options import ConfigError
 
-    if name == "Preempted":
+    if name in ("Preempted", "Unreachable"):
         return str(error), PREEMPTED
     if isinstance(error, ConfigError | UsageError):
         return f"error: {error}", USAGE

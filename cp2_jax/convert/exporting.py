@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 
 from cp2_jax.convert import names
 from cp2_jax.models.network import Network
+from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs.checkpoints import CheckpointError
 
 LAYOUTS = ("mmseg", "torchvision", "timm", "merged")
@@ -102,25 +103,23 @@ def _call(values: Mapping) -> str:
     return f"dict({', '.join(inner)})"
 
 
-def write(path: str | pathlib.Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+def write(path: str | AnyPath, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
     """Write a state_dict to `.pth` (or `.pt`) or `.safetensors`, by the name's ending; complete or not at all.
 
     Raises:
       CheckpointError: another ending, or it cannot be written.
     """
-    path = pathlib.Path(path)
+    path = at(path)
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise CheckpointError(f"{path}: end the output's name in .pth or .safetensors")
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
+        with save_as(path) as file:
+            if path.suffix == ".safetensors":
+                from safetensors.numpy import save_file
 
-            save_file(dict(arrays), temporary)
-        else:
-            write_pth(temporary, arrays)
-        temporary.replace(path)
+                save_file(dict(arrays), file)
+            else:
+                write_pth(file, arrays)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 

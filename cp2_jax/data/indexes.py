@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
 from cp2_jax.data import files
+from cp2_jax.data.ahead import ahead
+from cp2_jax.paths import AnyPath, BucketError, BucketPath, Unreachable, save_as
+from cp2_jax.runs import progress
 
 FOLDER = ".cp2_index"
 _FORMAT = 1  # raise it when the arrays come to mean something else
@@ -19,7 +24,7 @@ _FORMAT = 1  # raise it when the arrays come to mean something else
 Arrays = dict[str, Shaped[np.ndarray, " entries"]]
 
 
-def places(file: Path, name: str) -> list[Path]:
+def places(file: AnyPath, name: str) -> list[AnyPath]:
     """Return where the index of a file may be: beside it, and in the cache.
 
     Args:
@@ -30,25 +35,28 @@ def places(file: Path, name: str) -> list[Path]:
     return [folder / f"{file.name}.{name}.npz" for folder in (file.parent / FOLDER, cache)]
 
 
-def load(file: Path, name: str) -> Arrays | None:
+def load(file: AnyPath, name: str) -> Arrays | None:
     """Return the arrays of an index, any shape; None if there is none that was made from the file as it is now.
 
     Raises:
-      OSError: if the file itself is not there.
+      OSError: if the file itself is not there; BucketError: if its bucket cannot be read.
     """
     stamp = files.stamp(file)
     for place in places(file, name):
         try:
-            with np.load(place, allow_pickle=False) as stored:
+            source = io.BytesIO(files.read(place)) if isinstance(place, BucketPath) else place
+            with np.load(source, allow_pickle=False) as stored:
                 arrays = dict(stored)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError):  # absent, or cut off while it was written
+        except Unreachable:
+            raise
+        except (OSError, BucketError, ValueError, EOFError, zipfile.BadZipFile, KeyError):  # absent, or cut off
             continue
         if tuple(arrays.pop("made_from", ())) == (_FORMAT, *stamp):
             return arrays
     return None
 
 
-def make(file: Path, name: str, build: Callable[[Path], Arrays]) -> tuple[Arrays, bool]:
+def make(file: AnyPath, name: str, build: Callable[[AnyPath], Arrays]) -> tuple[Arrays, bool]:
     """Return the arrays of a file's index, any shape, made and kept if there is none yet; and whether it was kept.
 
     An index is written under another name and renamed, so that two processes may make it at once.
@@ -62,13 +70,36 @@ def make(file: Path, name: str, build: Callable[[Path], Arrays]) -> tuple[Arrays
     stamp = files.stamp(file)
     arrays = build(file)
     for place in places(file, name):
-        unfinished = place.with_name(f"{place.name}.{os.getpid()}")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with open(unfinished, "wb") as out:
+            with save_as(place) as unfinished, open(unfinished, "wb") as out:
                 np.savez(out, made_from=np.array([_FORMAT, *stamp], np.int64), **arrays)
-            unfinished.replace(place)
             return arrays, True
-        except OSError:  # a disk that is read-only or full
-            unfinished.unlink(missing_ok=True) if unfinished.parent.is_dir() else None
+        except (OSError, BucketError):  # a disk that is read-only or full, a bucket that may only be read
+            continue
     return arrays, False
+
+
+def load_or_make(
+    found: Sequence[AnyPath], name: str, build: Callable[[AnyPath], Arrays], what: str
+) -> tuple[list[Arrays], list[tuple[int, int]], bool]:
+    """Return the indexes of files, any shape; their stamps; and whether all new ones were kept.
+
+    Args:
+      name, build: see `make`.
+      what: is done if some are made, for the progress.
+
+    Raises:
+      What `build` raises.
+    """
+    with ThreadPoolExecutor(32 if isinstance(found[0], BucketPath) else 8) as pool:
+        stamps = list(pool.map(files.stamp, found))
+        loaded = dict(zip(found, pool.map(lambda file: load(file, name), found), strict=True))
+    new, kept = [file for file in found if loaded[file] is None], True
+    if new:
+        at_once = 8 if isinstance(found[0], BucketPath) else 1  # a disk is quickest with one after the other
+        with ThreadPoolExecutor(at_once) as pool:
+            made = ahead(pool, ((make, file, name, build) for file in new), at_once)
+            for file, (arrays, this) in zip(new, progress.track(made, what, len(new)), strict=True):
+                loaded[file] = arrays
+                kept = kept and this
+    return [loaded[file] for file in found], stamps, kept

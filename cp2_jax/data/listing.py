@@ -12,9 +12,10 @@ from jaxtyping import Int
 
 from cp2_jax.data import files, notices, text
 from cp2_jax.data.errors import SourceError
+from cp2_jax.paths import AnyPath
 
 
-def read_list(listed: str | os.PathLike, root: Path) -> tuple[Path, list[str]]:
+def read_list(listed: str | os.PathLike, root: AnyPath) -> tuple[AnyPath, list[str]]:
     """Return the path of a list and its lines; empty lines and those that begin with "# " are left out.
 
     A line that occurs more than once counts as often as it occurs, and a warning says so.
@@ -57,7 +58,7 @@ def missing(root: Path, names: Sequence[str]) -> list[int]:
 
 
 def find(
-    path: Path, lines: Sequence[str], root: Path, names: Sequence[str], short: Sequence[str]
+    path: AnyPath, lines: Sequence[str], root: AnyPath, names: Sequence[str], short: Sequence[str]
 ) -> Int[np.ndarray, " lines"]:
     """Return the number of the image that each line of a list means.
 

@@ -8,14 +8,14 @@ import functools
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from cp2_jax.data import files, indexes, notices, shards
 from cp2_jax.data.errors import SourceError, UnreadableImage
-from cp2_jax.runs import progress
+from cp2_jax.paths import AnyPath, BucketError
 
 # Row groups that a process keeps: a group is read whole for one of its images, and neighbours may be asked for next.
 _KEPT_BYTES = 256 * 2**20
@@ -57,7 +57,7 @@ class Column:
       rows: the rows that are used, in order.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[AnyPath, ...]
     stamps: tuple[tuple[int, int], ...]
     name: str
     first_rows: np.ndarray
@@ -90,18 +90,24 @@ class Column:
         file, row = self._place(index)
         path, offset = self.files[file], int(self.offset[self.rows[index]])
         try:
-            if files.stamp(path) != self.stamps[file]:
-                raise SourceError(f"Parquet file {path} was changed while it was in use; start again")
             if offset >= 0:
-                return files.read_range(path, offset, int(self.size[self.rows[index]]))
+                return files.read_unchanged(path, self.stamps[file], offset, int(self.size[self.rows[index]]))
+            files.check(path, self.stamps[file])
             data = self._from_group(file, row)
-        except SourceError:
+        except files.Changed as error:
+            raise SourceError(f"Parquet file {path} was changed while it was in use; start again") from error
+        except (SourceError, BucketError):
             raise
         except Exception as error:  # OSError, and pyarrow's own for damaged pages
             raise UnreadableImage(self.place(index), f"cannot be read: {_first_line(error)}") from error
         if data is None:
             raise UnreadableImage(self.place(index), f"has nothing in column {self.name}")
         return data
+
+    def expect(self, index: int) -> None:
+        """Say that a row will be read soon, see `files.expect`."""
+        if (offset := int(self.offset[self.rows[index]])) >= 0:
+            files.expect(self.files[self._place(index)[0]], offset, int(self.size[self.rows[index]]))
 
     def _from_group(self, file: int, row: int) -> bytes | None:
         group = int(np.searchsorted(self.groups[file], row, side="right")) - 1
@@ -127,14 +133,12 @@ def open_column(path: str | os.PathLike | Sequence[str | os.PathLike], name: str
       SourceError: naming a file that is missing or no Parquet file, a column that is not there or of another kind.
     """
     found = shards.find_files(path, ".parquet", "Parquet files")
-    headers = [_header(file, name, key) for file in found]
-    kind = f"parquet.{name}"
-    loaded = {file: indexes.load(file, kind) for file in found}
-    new = [file for file in found if loaded[file] is None]
-    for file in progress.track(new, "indexing Parquet files") if new else ():
-        loaded[file] = indexes.make(file, kind, functools.partial(_build, name=name))[0]
+    with ThreadPoolExecutor(8) as pool:
+        headers = list(pool.map(lambda file: _header(file, name, key), found))
+    build = functools.partial(_build, name=name)
+    parts, stamps, _ = indexes.load_or_make(found, f"parquet.{name}", build, "indexing Parquet files")
     counts = [rows for rows, _ in headers]
-    offset = np.concatenate([loaded[file]["offset"] for file in found])
+    offset = np.concatenate([part["offset"] for part in parts])
     if compressed := np.count_nonzero(offset < 0):
         largest = max(int(np.max(np.diff([*groups, rows]))) if rows else 0 for rows, groups in headers)
         notices.say_once(
@@ -143,12 +147,12 @@ def open_column(path: str | os.PathLike | Sequence[str | os.PathLike], name: str
         )
     return Column(
         tuple(found),
-        tuple(files.stamp(file) for file in found),
+        tuple(stamps),
         name,
         np.cumsum([0, *counts], dtype=np.int64),
         tuple(groups for _, groups in headers),
         offset,
-        np.concatenate([loaded[file]["size"] for file in found]),
+        np.concatenate([part["size"] for part in parts]),
         np.arange(sum(counts), dtype=np.int64),
     )
 
@@ -161,15 +165,17 @@ def _pyarrow():
     return pyarrow.parquet
 
 
-def _open(file: Path):
+def _open(file: AnyPath):
     parquet = _pyarrow()
     try:
         return parquet.ParquetFile(files.open_binary(file), pre_buffer=False)
+    except BucketError:
+        raise
     except Exception as error:  # OSError, and pyarrow's own
         raise SourceError(f"{file} is no Parquet file, or is cut off ({_first_line(error)})") from error
 
 
-def _header(file: Path, name: str, key: str) -> tuple[int, np.ndarray]:
+def _header(file: AnyPath, name: str, key: str) -> tuple[int, np.ndarray]:
     """Return the number of rows and the first row of each row group; refuse a file without the column."""
     with _open(file) as opened:
         schema, metadata = opened.schema_arrow, opened.metadata
@@ -180,7 +186,7 @@ def _header(file: Path, name: str, key: str) -> tuple[int, np.ndarray]:
     return metadata.num_rows, np.cumsum([0, *rows[:-1]], dtype=np.int64)[: len(rows)]
 
 
-def _field(kind: Any, file: Path, name: str, key: str) -> str:
+def _field(kind: Any, file: AnyPath, name: str, key: str) -> str:
     """Return the path of the bytes within a column."""
     import pyarrow
 
@@ -191,7 +197,7 @@ def _field(kind: Any, file: Path, name: str, key: str) -> str:
     return inside
 
 
-def _read_group(file: Path, group: int, name: str):
+def _read_group(file: AnyPath, group: int, name: str):
     """Return the bytes of a row group: an Arrow array."""
     with _open(file) as opened:
         inside = _field(opened.schema_arrow.field(name).type, file, name, name)
@@ -199,7 +205,7 @@ def _read_group(file: Path, group: int, name: str):
     return column.field("bytes") if inside != name else column
 
 
-def _build(file: Path, name: str) -> indexes.Arrays:
+def _build(file: AnyPath, name: str) -> indexes.Arrays:
     """Find out where in a file the bytes of each row stand as they are."""
     offsets, sizes = [], []
     with _open(file) as opened:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cp2_jax.data import files, text, walking
 from cp2_jax.data.errors import SourceError
+from cp2_jax.paths import AnyPath, BucketPath
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST = 10**6
@@ -42,13 +43,13 @@ def expand_braces(pattern: str) -> list[str]:
     return found
 
 
-def find_files(path: str | os.PathLike | Sequence[str | os.PathLike], suffix: str, what: str) -> list[Path]:
+def find_files(path: str | os.PathLike | Sequence[str | os.PathLike], suffix: str, what: str) -> list[AnyPath]:
     """Return the files of a data set, absolute, in order.
 
     Args:
-      path: a file; a pattern with "{0000..1023}", "{a,b}", "*" or "?"; several of these joined by "::"; a folder, whose
-        files with `suffix` at any depth are taken in order of their names; a text file (.txt) with one of these a line,
-        relative to its folder; or a sequence of these.
+      path: a file, on a disk or in a bucket (gs://, s3://); a pattern with "{0000..1023}", "{a,b}", "*" or "?"; several of
+        these joined by "::"; a folder, whose files with `suffix` at any depth are taken in order of their names; a text
+        file (.txt) with one of these a line, relative to its folder; or a sequence of these.
       suffix: such as ".tar".
       what: such files, for messages, such as "tar shards".
 
@@ -60,7 +61,7 @@ def find_files(path: str | os.PathLike | Sequence[str | os.PathLike], suffix: st
     else:
         parts = [os.fspath(one) for one in path]
     found = [file for part in parts for file in _find(part, suffix, what)]
-    missing = [file for file in found if not file.is_file()]
+    missing = _missing(found)
     if missing:
         more = f" (and {len(missing) - 1} more of {len(found)})" if missing[1:] else ""
         raise SourceError(f"no such file: {missing[0]}{more}; set data.path to the {what}")
@@ -69,8 +70,17 @@ def find_files(path: str | os.PathLike | Sequence[str | os.PathLike], suffix: st
     return found
 
 
-def _find(part: str, suffix: str, what: str) -> list[Path]:
+def _missing(found: Sequence[AnyPath]) -> list[AnyPath]:
+    """Return which files are not there; in a bucket, by one list of each folder."""
+    parents = {file.parent for file in found if isinstance(file, BucketPath)}
+    there = {parent / name for parent in parents for name in parent.files()}
+    return [file for file in found if not (file in there if isinstance(file, BucketPath) else file.is_file())]
+
+
+def _find(part: str, suffix: str, what: str) -> list[AnyPath]:
     path = files.place(part)
+    if isinstance(path, BucketPath):
+        return _find_in_bucket(path, suffix, what)
     if path.is_dir():
         found = walking.walk(path, {suffix})
         if found.closed:
@@ -79,10 +89,31 @@ def _find(part: str, suffix: str, what: str) -> list[Path]:
     if path.suffix.lower() == ".txt":
         lines = [line.strip() for line in text.read_lines(path)]
         return [file for line in lines if line for file in _find(os.path.join(path.parent, line), suffix, what)]
-    found = []
+    found: list[AnyPath] = []
     for one in expand_braces(str(path)):
         if os.path.lexists(one) or not glob.has_magic(one):
             found.append(Path(one))
         else:
             found += sorted(Path(match) for match in glob.glob(one, recursive=True))
+    return found
+
+
+def _find_in_bucket(path: BucketPath, suffix: str, what: str) -> list[AnyPath]:
+    if path.suffix.lower() == ".txt":
+        lines = [line.strip() for line in text.read_lines(path)]
+        return [
+            file
+            for line in lines
+            if line
+            for file in _find(line if "://" in line else f"{path.parent}/{line}", suffix, what)
+        ]
+    found: list[AnyPath] = []
+    for one in map(files.place, expand_braces(str(path))):
+        if glob.has_magic(one.key):
+            found += [match for match in one.parent.glob(one.name) if match.suffix]
+        elif one.suffix.lower() == suffix:
+            found.append(one)
+        else:
+            names = [name for name in one.files() if name.lower().endswith(suffix) and walking.is_data(name)]
+            found += [one / name for name in sorted(names, key=lambda name: name.split("/"))] or [one]
     return found

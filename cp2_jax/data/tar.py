@@ -7,15 +7,13 @@ import itertools
 import os
 import tarfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
 from cp2_jax.data import files, indexes, notices, shards, walking
 from cp2_jax.data.errors import SourceError, UnreadableImage
-from cp2_jax.runs import progress
+from cp2_jax.paths import AnyPath
 
 _BLOCKS = 1024  # an archive ends with two empty blocks
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -33,7 +31,7 @@ class Members:
       names: the members' names, one after the other; `ends`: where each ends in it.
     """
 
-    shards: tuple[Path, ...]
+    shards: tuple[AnyPath, ...]
     stamps: tuple[tuple[int, int], ...]
     shard: np.ndarray
     offset: np.ndarray
@@ -70,14 +68,18 @@ class Members:
         """
         path, size = self.shards[self.shard[index]], int(self.size[index])
         try:
-            if files.stamp(path) != self.stamps[self.shard[index]]:
-                raise SourceError(f"tar shard {path} was changed while it was in use; start again")
-            data = files.read_range(path, int(self.offset[index]), size)
+            data = files.read_unchanged(path, self.stamps[self.shard[index]], int(self.offset[index]), size)
+        except files.Changed as error:
+            raise SourceError(f"tar shard {path} was changed while it was in use; start again") from error
         except OSError as error:
             raise UnreadableImage(self.name(index), f"cannot be read: {error.strerror or error}") from error
         if len(data) != size:
             raise UnreadableImage(self.name(index), f"cut off: {len(data)} of {size} bytes are there")
         return data
+
+    def expect(self, index: int) -> None:
+        """Say that a member will be read soon, see `files.expect`."""
+        files.expect(self.shards[self.shard[index]], int(self.offset[index]), int(self.size[index]))
 
     def chosen(self, which: Int[np.ndarray, " chosen"]) -> Members:
         """Return the members with these numbers, in this order."""
@@ -108,21 +110,14 @@ def open_members(path: str | os.PathLike | Sequence[str | os.PathLike]) -> Membe
       SourceError: for a shard that is missing, compressed, cut off or no tar file; the message names it.
     """
     found = shards.find_files(path, ".tar", "tar shards")
-    with ThreadPoolExecutor(8) as pool:
-        loaded = dict(zip(found, pool.map(lambda file: indexes.load(file, "tar"), found), strict=True))
-    new = [file for file, index in loaded.items() if index is None]
-    kept = True
-    for file in progress.track(new, "indexing tar shards") if new else ():
-        loaded[file], this = indexes.make(file, "tar", _build)
-        kept = kept and this
+    parts, stamps, kept = indexes.load_or_make(found, "tar", _build, "indexing tar shards")
     if not kept:
         notices.say_once(f"the index of {found[0]} can be kept neither beside it nor in the cache: it is made each time")
-    parts = [loaded[file] for file in found]
     counts = [len(part["offset"]) for part in parts]
     starts = np.cumsum([0, *(len(part["names"]) for part in parts)], dtype=np.int64)
     return Members(
         tuple(found),
-        tuple(files.stamp(file) for file in found),
+        tuple(stamps),
         np.repeat(np.arange(len(found), dtype=np.int32), counts),
         np.concatenate([part["offset"] for part in parts]),
         np.concatenate([part["size"] for part in parts]),
@@ -131,7 +126,7 @@ def open_members(path: str | os.PathLike | Sequence[str | os.PathLike]) -> Membe
     )
 
 
-def _build(file: Path) -> indexes.Arrays:
+def _build(file: AnyPath) -> indexes.Arrays:
     """Go through a tar file and return the index of its members."""
     names, offsets, sizes = [], [], []
 

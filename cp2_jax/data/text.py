@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import os
 
 from cp2_jax.data import files
 from cp2_jax.data.errors import SourceError
+from cp2_jax.paths import AnyPath
 
 # The longer ones first: UTF-32's mark begins with UTF-16's.
 _MARKS = (
@@ -19,7 +19,7 @@ _MARKS = (
 _LONGEST = 2**30  # bytes: a list of ten million names
 
 
-def read_lines(path: str | os.PathLike, error: type[SourceError] = SourceError) -> list[str]:
+def read_lines(path: str | AnyPath, error: type[SourceError] = SourceError) -> list[str]:
     """Return the lines of a text file, without their ends.
 
     UTF-8 with or without a byte order mark, and UTF-16 and UTF-32 with one, as Windows' editors and PowerShell write them;

@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.interface import kinds
+from cp2_jax.paths import AnyPath, BucketPath, at
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables, write_variables
 
 
@@ -40,7 +41,7 @@ def convert_checkpoint(
       CheckpointError: there is something at `output`, or it cannot be written.
       CheckpointFormatError: the file cannot be read, is of no known format, or lacks a tensor of its network.
     """
-    source, output = (pathlib.Path(path).expanduser() for path in (source, output))
+    source, output = pathlib.Path(source).expanduser(), at(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists: name another output, or remove it")
     imported = import_checkpoint(
@@ -64,11 +65,13 @@ def converted(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> str:
       folder: where a file is converted to. If it already holds a conversion of the same file, that one is taken.
 
     Raises:
-      CheckpointError: `folder` holds the conversion of another file, or the checkpoint is a folder of images.
+      CheckpointError: `folder` holds the conversion of another file, the file is in a bucket, or it is a folder of images.
       CheckpointFormatError: see `convert_checkpoint`.
     """
-    checkpoint, folder = (pathlib.Path(path).expanduser() for path in (checkpoint, folder))
+    checkpoint, folder = at(checkpoint), at(folder)
     kinds.refuse_images(checkpoint)
+    if isinstance(checkpoint, BucketPath) and not checkpoint.is_dir() and checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint} is somebody else's file: fetch it to the disk, where it is converted")
     if not checkpoint.is_file():
         return str(checkpoint)
     if jax.process_index() == 0:
@@ -78,7 +81,7 @@ def converted(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> str:
     return str(folder)
 
 
-def _convert_once(checkpoint: pathlib.Path, folder: pathlib.Path) -> None:
+def _convert_once(checkpoint: pathlib.Path, folder: AnyPath) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         _, meta = read_variables(folder)
         with checkpoint.open("rb") as file:

@@ -14,6 +14,7 @@ from cp2_jax.data.images.sources import SourceError, open_images
 from cp2_jax.features import FeatureExtractor, load
 from cp2_jax.interface import kinds, processes
 from cp2_jax.options import ConfigError
+from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs import progress
 
 SUFFIXES = (".npz", ".parquet")
@@ -29,7 +30,7 @@ def embed(
     size: int = 224,
     batch: int = 32,
     dtype: str = "float32",
-) -> pathlib.Path:
+) -> AnyPath:
     """Write the features of a folder of images.
 
     Example:
@@ -57,7 +58,7 @@ def embed(
       SourceError: there are no images.
       ConfigError: another suffix or kind of features, or several maps of each image ("stages").
     """
-    output = pathlib.Path(output).expanduser()
+    output = at(output)
     if output.suffix not in SUFFIXES:
         raise ConfigError(f"{output}: write features to a file that ends in {' or '.join(SUFFIXES)}")
     if features == "stages":
@@ -67,13 +68,8 @@ def embed(
     extractor, variables = load(checkpoint, features)
     source = open_images(images)
     found = _features(extractor, variables, source, size, batch, dense, np.dtype(dtype))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        count = (_write_npz if output.suffix == ".npz" else _write_parquet)(temporary, found)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with save_as(output) as file:
+        count = (_write_npz if output.suffix == ".npz" else _write_parquet)(file, found)
     print(f"features of {count} images in {processes.relative(output)}")
     return output
 
@@ -93,7 +89,7 @@ def _features(extractor: FeatureExtractor, variables: Mapping, source, size, bat
         except UnreadableImage as error:
             unreadable.append(str(error))
         else:
-            names.append(os.path.relpath(source.name(index), source.root))
+            names.append(os.path.relpath(source.name(index), str(source.root)))
             pixels.append(np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR)))
         if pixels and (len(pixels) == batch or index == len(source) - 1):
             missing = batch - len(pixels)  # one program for all batches

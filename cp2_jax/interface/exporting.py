@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -19,6 +18,7 @@ from cp2_jax.interface import kinds
 from cp2_jax.models import segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
+from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.segmentation import saved
 from cp2_jax.segmentation.predictor import WholeImages
@@ -38,7 +38,7 @@ def export_program(
     layout: str = "stablehlo",
     size: tuple[int, int] = (512, 512),
     features: str | None = None,
-) -> pathlib.Path:
+) -> AnyPath:
     """Write a model with its weights as one program for images of one size, in batches of any number.
 
     The program takes RGB images, uint8 [batch, height, width, 3]; mean and standard deviation are inside. Of a finetuned
@@ -72,7 +72,7 @@ def export_program(
         raise ConfigError(f"layout={layout}: there are {', '.join(LAYOUTS)}")
     if len(size) != 2 or min(size) < 1:
         raise ConfigError(f"size={size}: give height and width, such as (512, 512)")
-    output = pathlib.Path(output).expanduser()
+    output = at(output)
     kinds.refuse_images(checkpoint)
     program, names, about = _program(checkpoint, features)
     write = {"stablehlo": _stablehlo, "onnx": _onnx}[layout]

@@ -2,15 +2,15 @@
 
 import json
 import os
-import pathlib
 
 from cp2_jax.data.images.sources import SUFFIXES, SourceError
 from cp2_jax.options import ConfigError
+from cp2_jax.paths import AnyPath, at
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """Return in a few words what a local path is, such as "a pretraining run" or "a folder of images"."""
-    path = pathlib.Path(path).expanduser()
+    """Return in a few words what a path is, such as "a pretraining run" or "a folder of images"."""
+    path = at(path)
     if not path.exists():
         return "a path at which there is nothing"
     if path.is_file():
@@ -33,7 +33,7 @@ def is_model(path: str | os.PathLike) -> bool:
 
 def is_tfds(path: str | os.PathLike) -> bool:
     """Say whether a folder is a TFDS data set, or holds one as TFDS lays it out: `NAME/VERSION/dataset_info.json`."""
-    path = pathlib.Path(path).expanduser()
+    path = at(path)
     return any(next(path.glob(f"{'*/' * depth}dataset_info.json"), None) for depth in range(3))
 
 
@@ -70,17 +70,17 @@ def refuse_inside(images: str | os.PathLike, out: str | os.PathLike, inside: boo
     Raises:
       ConfigError: naming both.
     """
-    images_at, out_at = (pathlib.Path(path).expanduser().resolve() for path in (images or os.devnull, out))
-    if out_at == images_at or (inside and images_at in out_at.parents):
+    images_at, out_at = (at(path).resolve() for path in (images or os.devnull, out))
+    if out_at == images_at or (inside and out_at.is_relative_to(images_at)):
         where = "is" if out_at == images_at else "lies in"
         raise ConfigError(f"{out} {where} the folder of the images, {images}: name another place to write to")
 
 
-def _children(path: pathlib.Path) -> list[pathlib.Path]:
+def _children(path: AnyPath) -> list[AnyPath]:
     return list(path.iterdir())
 
 
-def _job(path: pathlib.Path) -> str:
+def _job(path: AnyPath) -> str:
     from cp2_jax.runs.settings import upgrade  # here, because it imports JAX
 
     try:

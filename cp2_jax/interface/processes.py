@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import jax
 from absl import flags
 
+from cp2_jax.paths import is_bucket
+
 CACHE = pathlib.Path("~/.cache/cp2_jax")
 
 
@@ -37,5 +39,7 @@ def ready() -> Iterator[None]:
 
 def relative(path: str | os.PathLike) -> str:
     """Return a path as short as it can be typed from here."""
+    if is_bucket(path):
+        return str(path)
     path = pathlib.Path(path).absolute()
     return str(path.relative_to(pathlib.Path.cwd())) if path.is_relative_to(pathlib.Path.cwd()) else str(path)

@@ -16,6 +16,7 @@ from cp2_jax.models import backbones
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.paths import AnyPath, at, is_bucket
 from cp2_jax.runs import sizes
 from cp2_jax.runs.checkpoints import read_variables
 from cp2_jax.runs.settings import upgrade
@@ -31,7 +32,7 @@ class Run:
       metrics: the last value of each metric by name, as in `metrics.jsonl`.
     """
 
-    path: pathlib.Path
+    path: AnyPath
     steps: int
     metrics: Mapping[str, float] = dataclasses.field(repr=False)
 
@@ -39,7 +40,7 @@ class Run:
         return str(self.path)
 
     @property
-    def pictures(self) -> list[pathlib.Path]:
+    def pictures(self) -> list[AnyPath]:
         """The pictures that the run has drawn, by name."""
         return sorted((self.path / "pictures").glob("*.png"))
 
@@ -149,7 +150,7 @@ def run_pretraining(config: ConfigDict, out: str | os.PathLike, **options) -> Ru
 
     kinds.refuse_inside(config.data.path, out)
     with processes.ready():
-        result = run.train(config, pathlib.Path(out).expanduser(), **options)
+        result = run.train(config, at(out), **options)
     if not options.get("profile"):
         _finished(result, f"next: cp2 finetune DATA WORKDIR --checkpoint {processes.relative(result.workdir)}")
     return Run(result.workdir, result.steps, result.metrics)
@@ -161,7 +162,7 @@ def run_finetuning(config: ConfigDict, out: str | os.PathLike, **options) -> Run
 
     kinds.refuse_inside(config.data.path, out, inside=False)
     with processes.ready():
-        result = run.train(config, pathlib.Path(out).expanduser(), **options)
+        result = run.train(config, at(out), **options)
     if not options.get("profile"):
         _finished(result, f"next: cp2 predict {processes.relative(result.workdir)} IMAGES OUTPUT")
     return Run(result.workdir, result.steps, result.metrics)
@@ -191,12 +192,14 @@ def settle(config: ConfigDict, out: str | os.PathLike, explicit: Collection[str]
     Raises:
       CheckpointError: there is no checkpoint.
     """
-    out = pathlib.Path(out).expanduser()
+    out = at(out)
     if any(step.name.isdecimal() for step in (out / "checkpoints").glob("*")) and (out / "config.json").is_file():
         saved = upgrade(json.loads((out / "config.json").read_text()))
         if saved.get("init", {}).get("checkpoint") == config.init.checkpoint != "":
             _take(config, saved["model"], explicit, str(out))
-    elif config.init.checkpoint and not pathlib.Path(config.init.checkpoint).is_file():
+    elif config.init.checkpoint and (
+        is_bucket(config.init.checkpoint) or not pathlib.Path(config.init.checkpoint).is_file()
+    ):
         follow(config, config.init.checkpoint, explicit, random_head=False)
 
 
@@ -288,10 +291,10 @@ def _named(config: str | ConfigDict | None, default: str, model: str | Mapping |
 def _placed(config: ConfigDict, images, out, checkpoint, model) -> ConfigDict:
     """Say in a config where its images and its checkpoint, which is converted if it has to be, are."""
     if checkpoint:
-        config.init.checkpoint = converting.converted(checkpoint, pathlib.Path(out, "converted"))
+        config.init.checkpoint = converting.converted(checkpoint, at(out) / "converted")
         follow(config, config.init.checkpoint)
     if images:
-        config.data.path = os.fspath(images)
+        config.data.path = str(images)
         if config.data.source in ("folder", "tfds"):
             config.data.source = "tfds" if kinds.is_tfds(images) else source_of(images)
     if isinstance(model, Mapping):

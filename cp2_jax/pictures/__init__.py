@@ -1,7 +1,7 @@
 """Pictures for people: pairs, masks, dense similarity, predictions, curves. Arrays in, one uint8 RGB array out.
 
-Nothing here knows a model or a task. May import `options`. A result goes into a PNG with `save_png`, or to TensorBoard
-as it is. Each picture says by itself what it shows: titles, names, units, one scale.
+Nothing here knows a model or a task. May import `options` and `paths`. A result goes into a PNG with `save_png`, or to
+TensorBoard as it is. Each picture says by itself what it shows: titles, names, units, one scale.
 
 `canvas` puts images and words together; `palettes` has the colours; `compositions`, `heat`, `overlays` and `charts` draw.
 """

@@ -1,6 +1,7 @@
 """Images and words put together: every block is a uint8 RGB array, and a picture is blocks above and beside each other."""
 
 import functools
+import io
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -8,16 +9,20 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from cp2_jax.paths import AnyPath, at
+
 Block = UInt8[np.ndarray, "height width 3"]
 
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 GAP, MARGIN = 8, 12  # pixels between blocks, and around a picture
 
 
-def save_png(path: str | pathlib.Path, picture: Block):
+def save_png(path: str | AnyPath, picture: Block):
     """Write a picture, making its folder if need be."""
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, format="PNG")
+    path, encoded = at(path), io.BytesIO()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(encoded, format="PNG")
+    path.write_bytes(encoded.getbuffer())
 
 
 def enlarged(

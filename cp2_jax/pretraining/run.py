@@ -2,7 +2,6 @@
 
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -14,6 +13,7 @@ from cp2_jax.convert import warm_start
 from cp2_jax.data.images.sizes import warnings
 from cp2_jax.data.images.sources import open_held_out, open_source
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
+from cp2_jax.paths import AnyPath
 from cp2_jax.pretraining import attention_maps, hooks, options, sizes, step
 from cp2_jax.runs import distributed, files, mesh, session
 from cp2_jax.runs import sizes as open_sizes
@@ -22,7 +22,7 @@ from cp2_jax.runs.writers import Writer
 
 
 def train(
-    config: ConfigDict, workdir: str | pathlib.Path, *, profile: bool = False, stall_timeout: float = 0.0
+    config: ConfigDict, workdir: str | AnyPath, *, profile: bool = False, stall_timeout: float = 0.0
 ) -> session.Result:
     """Pretrain a segmentation model with CP2 (the paper's section 3), or go on where the work directory stands.
 
@@ -70,7 +70,7 @@ def train(
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
 
 
-def _settle(config: ConfigDict, num_images: int, workdir: str | pathlib.Path) -> None:
+def _settle(config: ConfigDict, num_images: int, workdir: str | AnyPath) -> None:
     """Choose the sizes that a config leaves open; then the whole can be checked."""
     check_kind(config, "pretrain")
     if reasons := sizes.settle(config, num_images, open_sizes.this_machine(), workdir):

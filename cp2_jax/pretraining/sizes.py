@@ -7,7 +7,6 @@ chooses and why (docs/small_data.md); for ImageNet on enough memory it chooses w
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
+from cp2_jax.paths import AnyPath
 from cp2_jax.runs import settings, sizes
 from cp2_jax.runs.optim import OptimizerOptions
 from cp2_jax.runs.sizes import Choice, Machine
@@ -214,7 +214,7 @@ def describe(config: ConfigDict) -> Job:
     )
 
 
-def settle(config: ConfigDict, num_images: int, machine: Machine, workdir: str | pathlib.Path | None = None) -> str:
+def settle(config: ConfigDict, num_images: int, machine: Machine, workdir: str | AnyPath | None = None) -> str:
     """Fill in what a pretraining config leaves open; nothing else is changed.
 
     Args:

@@ -25,18 +25,19 @@ class Board:
       folder: made if absent.
       purge_step: TensorBoard forgets what earlier files say of this step and later ones.
       flush_seconds: what was written is on disk after at most so many seconds of further writing.
+      part: bytes after which another file is begun; 0: never. TensorBoard reads them one after the other.
 
     Raises:
       OSError: the file cannot be written; of every method.
     """
 
-    def __init__(self, folder: str | pathlib.Path, purge_step: int | None = None, flush_seconds: float = 10.0):
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(str(folder / name))
-        self._every, self._flushed = flush_seconds, time.monotonic()
-        self._write(file_version="brain.Event:2")
+    def __init__(
+        self, folder: str | pathlib.Path, purge_step: int | None = None, flush_seconds: float = 10.0, part: int = 0
+    ):
+        self._folder = pathlib.Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._every, self._flushed, self._part = flush_seconds, time.monotonic(), part
+        self._begin()
         if purge_step is not None:
             self._write(purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
@@ -54,9 +55,22 @@ class Board:
         with contextlib.suppress(OSError):
             self._records.close()
 
+    def flush(self) -> None:
+        """Let what was written so far be on disk."""
+        self._records.flush()
+
+    def _begin(self) -> None:
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records, self._length = RecordWriter(str(self._folder / name)), 0
+        self._write(file_version="brain.Event:2")
+
     def _write(self, step: int = 0, **content) -> None:
-        event = event_pb2.Event(step=step, wall_time=time.time(), **content)
-        self._records.write(event.SerializeToString())
+        if self._part and self._length > self._part:
+            self._records.close()
+            self._begin()
+        event = event_pb2.Event(step=step, wall_time=time.time(), **content).SerializeToString()
+        self._records.write(event)
+        self._length += len(event)
         if time.monotonic() - self._flushed >= self._every:
             self._records.flush()
             self._flushed = time.monotonic()

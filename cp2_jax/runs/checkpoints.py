@@ -11,19 +11,19 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from cp2_jax.runs import checksums, files, orbax_noise, settings
+from cp2_jax.paths import AnyPath, BucketError, BucketPath
+from cp2_jax.runs import bucket_steps, checksums, files, orbax_noise, settings
+from cp2_jax.runs.orbax_states import read_state, without_wildcards
 
-_PATIENCE = 60.0  # seconds that a process which ends with an error waits for the others to complete a save
+PATIENCE = 60.0  # seconds that a process which ends with an error waits for the others to complete a save
 
 
 class CheckpointError(Exception):
@@ -36,18 +36,20 @@ class Checkpoints:
     Args:
       directory: made if absent. What a killed run left half-written in it is removed.
       keep: how many of the newest to keep.
+      alone: this process alone calls the methods, with arrays on the host.
     """
 
-    def __init__(self, directory: str | pathlib.Path, keep: int = 3):
-        self.directory = files.expand(directory)
+    def __init__(self, directory: str | pathlib.Path, keep: int = 3, alone: bool = False):
+        self.directory = pathlib.Path(files.expand(directory))
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._saving, self._failure = None, None
+        self._saving, self._failure, self._alone = None, None, alone
         orbax_noise.silence()
         self._alias = contextlib.ExitStack()
         self._manager = ocp.CheckpointManager(
-            self._alias.enter_context(_without_wildcards(self.directory)),
+            self._alias.enter_context(without_wildcards(self.directory)),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0} if alone else None),
                 cleanup_tmp_directories=True,
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             ),
@@ -68,7 +70,7 @@ class Checkpoints:
         self.wait()
         if step == self.latest_step():
             return
-        if jax.default_backend() == "cpu":
+        if jax.default_backend() == "cpu" and not self._alone:
             # Elsewhere Orbax copies to the host before it returns; on a CPU it may read the very buffers that the next
             # step is given to overwrite.
             state = jax.tree.map(jnp.copy, state)
@@ -96,7 +98,7 @@ class Checkpoints:
             if jax.process_index() == 0:  # what was written of it takes room, and is of no use
                 for path in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(path, ignore_errors=True)
-            last, why = self.latest_step(), files.reason(error) or _first_line(error)
+            last, why = self.latest_step(), files.reason(error) or first_line(error)
             left = "There is none before it" if last is None else f"The last complete checkpoint is that of step {last}"
             raise CheckpointError(f"saving step {self._saving} to {self.directory} failed: {why}. {left}") from error
 
@@ -111,7 +113,7 @@ class Checkpoints:
         """
         waiting = threading.Thread(target=self._settle, name="settle", daemon=True)
         waiting.start()
-        waiting.join(None if jax.process_count() == 1 else _PATIENCE)
+        waiting.join(None if jax.process_count() == 1 else PATIENCE)
         if self._failure is None:
             return
         if isinstance(error, OSError) and (files.reason(error) or "another reason") in str(self._failure):
@@ -165,7 +167,7 @@ class Checkpoints:
             intact = False
             try:
                 intact = checksums.agree(path)
-                _compare(path, target)
+                compare(path, target, path)
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
                 restored = self._manager.restore(int(path.name), args=items)
                 break
@@ -175,7 +177,7 @@ class Checkpoints:
                 # Of several processes, one alone cannot go on to the step before.
                 if intact or (jax.process_count() > 1 and not isinstance(error, checksums.Damaged)):
                     raise CheckpointError(f"checkpoint {path} cannot be restored: {error}") from error
-                damaged[path] = _first_line(error)
+                damaged[path] = first_line(error)
         else:
             if not damaged:
                 return None
@@ -205,27 +207,16 @@ class Checkpoints:
             checksums.write(path)
 
 
-@contextlib.contextmanager
-def _without_wildcards(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give a directory under a name that Orbax, which looks for its files by wildcards, does not take for a pattern."""
-    if not re.search(r"[\[\]*?]", str(directory)):
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="cp2_jax_") as folder:
-        link = pathlib.Path(folder) / directory.name.translate(str.maketrans("[]*?", "____"))
-        link.symlink_to(directory)
-        yield link
-
-
-def read(path: str | pathlib.Path) -> tuple[dict, dict]:
+def read(path: str | AnyPath) -> tuple[dict, dict]:
     """Return (tree of NumPy arrays, meta) of a checkpoint; needs none of the classes that saved it.
 
     Args:
-      path: a work directory, its `checkpoints` directory, one step's directory, or what `write_variables` wrote; of several
-        steps, the newest that is not damaged.
+      path: a work directory (also in a bucket), its `checkpoints` directory, one step's directory, or what
+        `write_variables` wrote; of several steps, the newest that is not damaged.
 
     Raises:
       CheckpointError: if there is no (good) checkpoint.
+      BucketError: the bucket cannot be read.
     """
     path = files.expand(path)
     if path.is_file():
@@ -236,23 +227,22 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     problems = []
     for step in reversed(steps):
         try:
-            checksums.verify(step)
-            handler = ocp.PyTreeCheckpointHandler()
-            with _without_wildcards(step) as plain:
-                abstract = handler.metadata(plain / "state").tree
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-                tree = handler.restore(plain / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-            meta = json.loads((step / "meta" / "metadata").read_text())
+            with bucket_steps.on_disk(step) as folder:
+                checksums.verify(folder)
+                tree = read_state(folder)
+                meta = json.loads((folder / "meta" / "metadata").read_text())
             return tree, meta | ({"config": settings.upgrade(meta["config"])} if "config" in meta else {})
+        except BucketError:
+            raise
         except Exception as error:
-            problems.append(f"{step}: {_first_line(error)}")
+            problems.append(f"{step}: {first_line(error)}")
             logging.warning("checkpoint %s cannot be read", problems[-1])
     if problems:
         raise CheckpointError("no readable checkpoint:\n  " + "\n  ".join(problems))
     raise CheckpointError(f"no checkpoint at {path} (looked for a work directory, a checkpoints directory, or a step)")
 
 
-def read_variables(path: str | pathlib.Path) -> tuple[dict, dict]:
+def read_variables(path: str | AnyPath) -> tuple[dict, dict]:
     """Return ({'params', 'batch_stats'}, meta): the query encoder of a pretraining state, the model of a finetuning state
     without its auxiliary head, which serves training alone, or a converted model (see `write_variables`).
 
@@ -266,7 +256,7 @@ def read_variables(path: str | pathlib.Path) -> tuple[dict, dict]:
     return {k: {part: v for part, v in t.items() if not part.startswith("auxiliary")} for k, t in trees.items()}, meta
 
 
-def write_variables(path: str | pathlib.Path, variables: dict, meta: dict) -> None:
+def write_variables(path: str | AnyPath, variables: dict, meta: dict) -> None:
     """Write a model that was not trained here (a converted checkpoint) so that `read_variables` reads it.
 
     Raises:
@@ -275,23 +265,38 @@ def write_variables(path: str | pathlib.Path, variables: dict, meta: dict) -> No
     path = files.expand(path)
     if _step_directories(path):
         raise CheckpointError(f"{path} holds a checkpoint already: remove it, or write elsewhere")
-    try:
-        saver = Checkpoints(path, keep=1)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
-    saver.save(0, {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta)
-    saver.close()
+    with contextlib.ExitStack() as closing:
+        in_bucket = isinstance(path, BucketPath)
+        folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="cp2_jax_")) if in_bucket else path
+        try:
+            saver = Checkpoints(folder, keep=1)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+        saver.save(0, {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta)
+        saver.close()
+        if in_bucket:
+            bucket_steps.upload(pathlib.Path(folder) / "0", path / "0")
 
 
-def _step_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+def _step_directories(directory: AnyPath) -> dict[str, AnyPath]:
     """Return the complete steps in a directory, oldest first, by name."""
+    if isinstance(directory, BucketPath):
+        return bucket_steps.complete(directory)
     steps = (path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir())
     return {path.name: path for path in sorted(steps, key=lambda path: int(path.name))}
 
 
-def _compare(path: pathlib.Path, target: Any) -> None:
-    """Refuse a checkpoint whose arrays have other names or shapes than the target's."""
-    saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(path / "state").tree)
+def compare(folder: pathlib.Path, target: Any, path: AnyPath) -> None:
+    """Refuse a checkpoint whose arrays have other names or shapes than the target's.
+
+    Args:
+      folder: the step on the disk.
+      path: what to call it.
+
+    Raises:
+      CheckpointError: with the differences.
+    """
+    saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree)
     wanted = _shapes(target)
     differences = [
         f"  {name}: checkpoint {saved.get(name, 'absent')}, this run {wanted.get(name, 'absent')}"
@@ -311,5 +316,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {re.sub(r"[\[\].']+", "/", jax.tree_util.keystr(path)).strip("/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

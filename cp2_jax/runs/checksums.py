@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-_NAME = "checksums.json"
+NAME = "checksums.json"
 
 
 class Damaged(Exception):
@@ -18,7 +18,7 @@ class Damaged(Exception):
 
 def write(step: pathlib.Path) -> None:
     """Write the checksums of a step's files beside them."""
-    (step / _NAME).write_text(json.dumps(_checksums(step)))
+    (step / NAME).write_text(json.dumps(_checksums(step)))
 
 
 def _checksums(step: pathlib.Path) -> dict[str, int]:
@@ -41,7 +41,7 @@ def verify(step: pathlib.Path) -> bool:
     Raises:
       Damaged: naming the first file that differs.
     """
-    path = step / _NAME
+    path = step / NAME
     if not path.exists():
         return False
     try:

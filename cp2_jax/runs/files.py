@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from cp2_jax.paths import AnyPath, BucketPath, at
+
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "make room, then run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "make room, then run the same command again"),
@@ -24,9 +26,14 @@ class WriteError(Exception):
     """A file or folder of a run cannot be written; the message names it and says what to do."""
 
 
-def expand(path: str | os.PathLike) -> pathlib.Path:
-    """Return a path that was typed as an absolute one, with the home directory in place of `~`."""
-    return pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+def expand(path: str | os.PathLike | AnyPath) -> AnyPath:
+    """Return a path that was typed as an absolute one, with the home directory in place of `~`; or one in a bucket.
+
+    Raises:
+      ConfigError: see `paths.at`.
+    """
+    path = at(path)
+    return path if isinstance(path, BucketPath) else pathlib.Path(os.path.abspath(path))
 
 
 def reason(error: BaseException | str) -> str | None:
@@ -42,7 +49,7 @@ def reason(error: BaseException | str) -> str | None:
 
 
 @contextlib.contextmanager
-def written(place: str | os.PathLike) -> Iterator[None]:
+def written(place: str | AnyPath) -> Iterator[None]:
     """Turn errors of writing inside into `WriteError`.
 
     Args:

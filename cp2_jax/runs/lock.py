@@ -8,11 +8,14 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from cp2_jax.paths import AnyPath, BucketPath, at
+from cp2_jax.runs.bucket_lock import BucketLock, Taken
 
 NAME = ".lock"
 _BEAT = 15.0  # seconds between two signs of life
@@ -24,8 +27,10 @@ class Busy(Exception):
 
 
 @contextlib.contextmanager
-def held(workdir: str | pathlib.Path, patience: float = _PATIENCE) -> Iterator[None]:
+def held(workdir: str | AnyPath, patience: float = _PATIENCE) -> Iterator[Callable[[], None]]:
     """Hold the work directory for the processes of this run; all of them call it, the first one locks.
+
+    Gives a function that raises `Busy` if the lock was lost, which only happens in a bucket (see `bucket_lock`).
 
     On one host the operating system gives the lock back when its holder dies, however it dies. Network file systems may not
     tell hosts of one another's locks, so the holder also touches the file every 15 seconds: a lock of another host that
@@ -37,21 +42,30 @@ def held(workdir: str | pathlib.Path, patience: float = _PATIENCE) -> Iterator[N
 
     Raises:
       Busy: somebody else holds it.
-      OSError: the work directory cannot be written.
+      OSError, BucketError: the work directory cannot be written.
     """
-    problem, lock = "", None
+    problem, lock, workdir = "", None, at(workdir)
     if jax.process_index() == 0:
         try:
-            lock = _Lock(pathlib.Path(workdir), patience)
+            lock = BucketLock(workdir, patience) if isinstance(workdir, BucketPath) else _Lock(workdir, patience)
         except Busy as error:
             problem = str(error)
+        except Taken as error:
+            problem = _message(workdir, error.holder)
     if jax.process_count() > 1:
         busy = bool(multihost_utils.broadcast_one_to_all(np.int32(bool(problem))))
         problem = problem or "the work directory is in use, see the message of process 0" * busy
     if problem:
         raise Busy(problem)
+
+    def check() -> None:
+        try:
+            lock.check() if isinstance(lock, BucketLock) else None
+        except Taken as error:
+            raise Busy(f"this process gave no sign of life for too long: {_message(workdir, error.holder)}") from error
+
     try:
-        yield
+        yield check
     finally:
         if lock is not None:
             lock.release()
@@ -120,7 +134,7 @@ def _alive(file: int, patience: float) -> bool:
     return False
 
 
-def _message(workdir: pathlib.Path, holder: dict) -> str:
+def _message(workdir: AnyPath, holder: dict) -> str:
     who = f"process {holder['process']} on {holder['host']}" if "process" in holder else "another process"
     since = f" since {holder['since']}" if "since" in holder else ""
     return f"{who} is at work in {workdir}{since}: wait until it is done, stop it, or use another work directory"

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from cp2_jax.runs.bucket_checkpoints import BucketCheckpoints
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 from cp2_jax.runs.metrics_log import MetricsLog
 from cp2_jax.runs.preemption import stop_requests
@@ -32,7 +33,7 @@ def fit(
     *,
     total_steps: int,
     writer: Writer,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | BucketCheckpoints,
     meta: dict,
     save_every: int,
     log_every: int,
@@ -82,7 +83,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
+def _saves_finished(checkpoints: Checkpoints | BucketCheckpoints) -> Iterator[None]:
     """Finish a save that has begun before an error that is raised inside goes on; see `Checkpoints.settle`."""
     try:
         yield
@@ -96,7 +97,7 @@ def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
 class _Training:
     """The state between two steps, and the metrics of the last step, which have not been read yet."""
 
-    def __init__(self, state: Any, writer: Writer, checkpoints: Checkpoints, meta: dict, log: MetricsLog):
+    def __init__(self, state: Any, writer: Writer, checkpoints: Any, meta: dict, log: MetricsLog):
         self.state, self.number = state, int(state.step)
         self._writer, self._checkpoints, self._meta, self._log = writer, checkpoints, meta, log
         self._unread = None
@@ -132,6 +133,7 @@ class _Training:
     def save(self) -> None:
         """Save the state, in the background; only one whose loss was seen to be finite is worth keeping."""
         self._look(log_every=1)
+        self._writer.flush()  # a run that goes on from here finds its metrics
         meta = self._meta | {"iterator": {"next_batch": self.number}}
         self._checkpoints.save(self.number, self.state, meta)
 

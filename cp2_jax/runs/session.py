@@ -6,7 +6,6 @@ Training a task is to describe it as a `Job` and to call `run`. The jobs are `pr
 
 import contextlib
 import dataclasses
-import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,8 +16,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError
+from cp2_jax.paths import AnyPath, save_as, save_folder
 from cp2_jax.runs import distributed, files, lock, loop, profiling, settings, trackers
-from cp2_jax.runs.checkpoints import Checkpoints
+from cp2_jax.runs.bucket_checkpoints import open_checkpoints
 from cp2_jax.runs.writers import Writer
 
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that was stopped and can be resumed; launchers start it again
@@ -88,15 +88,16 @@ class Result:
     """
 
     steps: int
-    workdir: pathlib.Path
+    workdir: AnyPath
     metrics: dict[str, float]
 
 
-def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_timeout: float = 0.0) -> Result:
+def run(job: Job, workdir: str | AnyPath, *, profile: bool = False, stall_timeout: float = 0.0) -> Result:
     """Train a job in its work directory; go on from its newest checkpoint if it has one.
 
     Args:
-      workdir: made if absent. Gets `config.json`, `overview.txt`, `checkpoints`, `metrics.jsonl` and pictures.
+      workdir: made if absent; also in a bucket, `gs://…` or `s3://…`. Gets `config.json`, `overview.txt`, `checkpoints`,
+        `metrics.jsonl` and pictures.
       profile: trace a few steps into `workdir/profile`, print where their time goes, and end.
       stall_timeout: seconds without a finished step after which a run of several processes stops (status `TRY_AGAIN`);
         0: never.
@@ -106,6 +107,7 @@ def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_t
       Busy: another run is at work in the work directory.
       CheckpointError: a checkpoint is damaged or of another model, or cannot be written.
       WriteError: the disk is full or read-only, or there is a file where the work directory should be.
+      BucketError: the work directory's bucket refuses, or does not answer (`Unreachable`, after which it can be resumed).
       NonFiniteLoss, Preempted: see `loop.fit`.
       DisagreementError: the processes of the run see different images.
     """
@@ -114,7 +116,7 @@ def run(job: Job, workdir: str | pathlib.Path, *, profile: bool = False, stall_t
         return _run(job, workdir, profile, stall_timeout)
 
 
-def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -> Result:
+def _run(job: Job, workdir: AnyPath, profile: bool, stall_timeout: float) -> Result:
     config = job.config
     images = {"number": job.num_images, "names": _digest(job.names)}
     distributed.agree({f"{key} of images": str(value) for key, value in images.items()})
@@ -123,9 +125,9 @@ def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -
     meta = {"kind": config.kind, "config": settings.as_plain(config), "images": images}
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as closing:
-        closing.enter_context(lock.held(workdir))
+        still_held = closing.enter_context(lock.held(workdir))
         settings.save_config(workdir, config)
-        checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep)))
+        checkpoints = closing.enter_context(contextlib.closing(open_checkpoints(workdir / "checkpoints", config.keep)))
         first = _first(job, checkpoints, images, total_steps)
         initial_state, step = job.make_step(total_steps, steps_per_epoch)
         state = initial_state(first.variables)
@@ -141,7 +143,8 @@ def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -
             return Result(start, workdir, {})
         batches = closing.enter_context(contextlib.closing(job.batches(start)))
         if profile:
-            _say(profiling.profile(step, state, batches, workdir / "profile"))
+            with save_folder(workdir / "profile") as folder:
+                _say(profiling.profile(step, state, batches, folder))
             return Result(start, workdir, {})
         title = {"pretrain": "pretraining", "finetune": "finetuning"}.get(config.kind, config.kind)
         told = trackers.open_all(config, workdir, resumed=start > 0)
@@ -158,7 +161,7 @@ def _run(job: Job, workdir: pathlib.Path, profile: bool, stall_timeout: float) -
                 log_every=config.log_every,
                 samples_per_step=config.batch_size,
                 extra_metrics=lambda: job.extra_metrics(batches),
-                on_step=[watchdog(stall_timeout), *job.hooks(writer, total_steps, meta)],
+                on_step=[watchdog(stall_timeout), lambda *_: still_held(), *job.hooks(writer, total_steps, meta)],
             )
             writer.curves(job.lines)
     return Result(int(state.step), workdir, dict(writer.last))
@@ -174,7 +177,7 @@ def _digest(names: Sequence[str]) -> str:
     return f"{zlib.crc32(chr(10).join(names).encode('utf-8', 'surrogateescape')):08x}" if names else ""
 
 
-def _first(job: Job, checkpoints: Checkpoints, images: dict, total_steps: int) -> First:
+def _first(job: Job, checkpoints: Any, images: dict, total_steps: int) -> First:
     """Return the weights to begin with; of a run that is resumed only that it is, once it was seen that it may be."""
     reached, workdir = checkpoints.latest_step(), checkpoints.directory.parent
     if reached is None:
@@ -188,7 +191,7 @@ def _first(job: Job, checkpoints: Checkpoints, images: dict, total_steps: int) -
     return First(resumed=True)
 
 
-def _compare_images(before: dict | None, now: dict, place: str, workdir: pathlib.Path) -> None:
+def _compare_images(before: dict | None, now: dict, place: str, workdir: AnyPath) -> None:
     """Refuse other images than the run had: its epochs, learning rates and order of samples would be others.
 
     Args:
@@ -208,7 +211,7 @@ def _compare_images(before: dict | None, now: dict, place: str, workdir: pathlib
     )
 
 
-def _overview(job: Job, state: Any, first: First, workdir: pathlib.Path, length: str) -> None:
+def _overview(job: Job, state: Any, first: First, workdir: AnyPath, length: str) -> None:
     """Say in a few lines what is about to run; write the parameters and the config into `overview.txt`."""
     if jax.process_index():
         return
@@ -225,12 +228,15 @@ def _overview(job: Job, state: Any, first: First, workdir: pathlib.Path, length:
     ]
     _say("\n".join(lines))
     if first.resumed:  # the table of what was loaded stays
-        with (workdir / "overview.txt").open("a") as file:
-            file.write("\n" + "\n".join(lines) + "\n")
+        with contextlib.suppress(FileNotFoundError):
+            lines = [(workdir / "overview.txt").read_text(), *lines]
+        with save_as(workdir / "overview.txt") as file:
+            file.write_text("\n".join(lines) + "\n")
         return
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     parts = ["\n".join(lines), first.details, table, str(config)]
-    (workdir / "overview.txt").write_text("\n\n".join(part for part in parts if part) + "\n")
+    with save_as(workdir / "overview.txt") as file:
+        file.write_text("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _say(text: str) -> None:

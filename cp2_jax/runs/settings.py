@@ -1,16 +1,14 @@
 """A config as the rest sees it: its keys, quantities derived from it, and its copy in the work directory."""
 
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.paths import AnyPath, refuse_secrets, save_as
 from cp2_jax.runs import files
 
 # What may change between a run and its resumption: how it is watched, fed and kept, and how long it lasts.
@@ -144,30 +142,28 @@ def _unused(key: str, model: Mapping) -> bool:
     return section == "model" and isinstance(model.get(part), Mapping) and part not in (model["backbone"], model["head"])
 
 
-def save_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
+def save_config(workdir: str | AnyPath, config: ConfigDict) -> None:
     """Write `config.json`. If the work directory holds checkpoints, refuse values that would make it another run.
 
     Values that do no harm, such as `log_every` or a longer run, are listed in the log and taken.
 
     Raises:
-      ConfigError: naming the changed keys with old and new values, or a `config.json` that cannot be read.
+      ConfigError: naming the changed keys with old and new values, a `config.json` that cannot be read, or a value with a
+        password inside.
     """
     workdir, new = files.expand(workdir), as_plain(config)
+    for key, value in flatten(new).items():
+        refuse_secrets(value, f"config.{key}") if isinstance(value, str) else None
     old = _saved_config(workdir)
     if old is not None:
         _compare(workdir, old, new)
     workdir.mkdir(parents=True, exist_ok=True)
     # Every process of a run may write it, to the same end.
-    temporary = workdir / f"config.json.{jax.process_index()}.{os.getpid()}"
-    try:
-        temporary.write_text(json.dumps(new, indent=2) + "\n")
-        temporary.replace(workdir / "config.json")
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with save_as(workdir / "config.json") as file:
+        file.write_text(json.dumps(new, indent=2) + "\n")
 
 
-def _saved_config(workdir: pathlib.Path) -> dict | None:
+def _saved_config(workdir: AnyPath) -> dict | None:
     """Return the config of a work directory's run, or None where there is no run.
 
     Where `config.json` is damaged, that of the newest checkpoint stands in for it.
@@ -193,7 +189,7 @@ def _saved_config(workdir: pathlib.Path) -> dict | None:
     raise ConfigError(f"{problem}; put it right, or use another --workdir")
 
 
-def _compare(workdir: pathlib.Path, old: Mapping, new: Mapping) -> None:
+def _compare(workdir: AnyPath, old: Mapping, new: Mapping) -> None:
     """Refuse a config that makes another run of a work directory."""
     if old["kind"] != new["kind"]:
         raise ConfigError(f"{workdir} holds a run of another kind, {old['kind']}, not {new['kind']}: use another --workdir")

@@ -7,7 +7,6 @@ A config leaves a key open by the value -1, as the variant `small` does with all
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cp2_jax.options import flatten
+from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs import settings
 
 OPEN = -1  # the value of a key that is chosen when the run starts
@@ -93,13 +93,13 @@ def fixed(config: ConfigDict, keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: flat[key] for key in keys if flat[key] != OPEN}
 
 
-def earlier(workdir: str | pathlib.Path) -> dict[str, Any]:
+def earlier(workdir: str | AnyPath) -> dict[str, Any]:
     """Return the values that a run which is going to be resumed has, by key; {} where there is none.
 
     A run that goes on keeps what was chosen at its start, also on another machine.
     """
-    path = pathlib.Path(workdir, "config.json")
-    started = any(step.name.isdecimal() for step in path.parent.glob("checkpoints/*"))
+    path = at(workdir) / "config.json"
+    started = any(step.name.isdecimal() for step in (path.parent / "checkpoints").glob("*"))
     try:
         return flatten(settings.upgrade(json.loads(path.read_text()))) if started else {}
     except (OSError, ValueError):  # `settings.save_config` says what is wrong with it
@@ -126,14 +126,14 @@ def fill(config: ConfigDict, choices: Mapping[str, Choice], before: Mapping[str,
     return "\n".join(lines)
 
 
-def say(text: str, reasons: str, workdir: str | pathlib.Path) -> None:
+def say(text: str, reasons: str, workdir: str | AnyPath) -> None:
     """Print what was chosen, in a line or two, and write the reasons into `workdir/sizes.txt`.
 
     A run that goes on leaves the file of its start as it is.
     """
     if jax.process_index():
         return
-    path = pathlib.Path(workdir, "sizes.txt")
+    path = at(workdir) / "sizes.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or f": {_AS_BEFORE}" not in reasons:
         path.write_text(reasons + "\n")

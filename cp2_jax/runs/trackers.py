@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
-import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError, flatten, nearest
+from cp2_jax.paths import AnyPath, BucketPath, at
 from cp2_jax.runs import settings
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -41,7 +42,7 @@ class Service:
     close: Callable[[], None]
 
 
-def mlflow(workdir: pathlib.Path, config: Mapping[str, Any], run: str | None) -> Service:
+def mlflow(workdir: AnyPath, config: Mapping[str, Any], run: str | None) -> Service:
     """Open a run of MLflow in the experiment "cp2_jax", named after the work directory.
 
     MLflow itself decides where it goes: `MLFLOW_TRACKING_URI`, or its own default.
@@ -73,7 +74,7 @@ def mlflow(workdir: pathlib.Path, config: Mapping[str, Any], run: str | None) ->
     return Service(run, scalars, image, lambda: client.set_terminated(run))
 
 
-def wandb(workdir: pathlib.Path, config: Mapping[str, Any], run: str | None) -> Service:
+def wandb(workdir: AnyPath, config: Mapping[str, Any], run: str | None) -> Service:
     """Open a run of Weights & Biases in the project "cp2_jax" (or `WANDB_PROJECT`), named after the work directory.
 
     Args:
@@ -82,7 +83,9 @@ def wandb(workdir: pathlib.Path, config: Mapping[str, Any], run: str | None) -> 
     import wandb as library  # here: it is an extra
 
     project = os.environ.get("WANDB_PROJECT", "cp2_jax")
-    opened = library.init(project=project, name=workdir.name, dir=str(workdir), config=dict(config), id=run, resume="allow")
+    opened = library.init(
+        project=project, name=workdir.name, dir=_local(workdir), config=dict(config), id=run, resume="allow"
+    )
     # A resumed run computes some steps again, and W&B's own count of steps cannot go back.
     opened.define_metric("step")
     opened.define_metric("*", step_metric="step")
@@ -91,6 +94,11 @@ def wandb(workdir: pathlib.Path, config: Mapping[str, Any], run: str | None) -> 
         opened.log({"step": step, name: library.Image(picture)})
 
     return Service(opened.id, lambda step, values: opened.log({"step": step} | dict(values)), image, opened.finish)
+
+
+def _local(workdir: AnyPath) -> str:
+    """Return a folder on the disk for a library that wants one."""
+    return tempfile.mkdtemp(prefix="cp2_jax_") if isinstance(workdir, BucketPath) else str(workdir)
 
 
 SERVICES = {"mlflow": mlflow, "wandb": wandb}
@@ -155,7 +163,7 @@ class Tracker:
             )
 
 
-def open_all(config: ConfigDict, workdir: str | pathlib.Path, resumed: bool) -> list[Tracker]:
+def open_all(config: ConfigDict, workdir: str | AnyPath, resumed: bool) -> list[Tracker]:
     """Open the trackers of `config.trackers`; only the first of several processes does.
 
     Args:
@@ -165,7 +173,7 @@ def open_all(config: ConfigDict, workdir: str | pathlib.Path, resumed: bool) -> 
     Raises:
       ConfigError: see `check`, or a tracker that cannot be opened.
     """
-    names, workdir = check(config.trackers), pathlib.Path(workdir)
+    names, workdir = check(config.trackers), at(workdir)
     if jax.process_index() or not names:
         return []
     path = workdir / "trackers.json"

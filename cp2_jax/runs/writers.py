@@ -17,8 +17,10 @@ import rich.progress
 from jaxtyping import UInt8
 
 from cp2_jax import pictures
+from cp2_jax.paths import AnyPath, BucketError, BucketPath, at
 from cp2_jax.runs import progress_line
 from cp2_jax.runs.board import Board
+from cp2_jax.runs.spool import PART, Spool
 from cp2_jax.runs.trackers import Tracker
 
 _BAR = 8  # columns of the progress bar, beside which its line stands
@@ -46,13 +48,13 @@ class Writer:
 
     def __init__(
         self,
-        workdir: str | pathlib.Path,
+        workdir: str | AnyPath,
         total_steps: int,
         start_step: int = 0,
         title: str = "training",
         trackers: Sequence[Tracker] = (),
     ):
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = at(workdir)
         self.pictures = self.workdir / "pictures"
         self._total = total_steps
         # (time, step) at the start and at the last lines of the log, for the rate.
@@ -64,12 +66,16 @@ class Writer:
         if not self._first:
             return
         self.pictures.mkdir(parents=True, exist_ok=True)
-        path = self.workdir / "metrics.jsonl"
-        for line in _truncate(path, start_step):
+        self._spool = Spool(self.workdir) if isinstance(self.workdir, BucketPath) else None
+        local = self.workdir if self._spool is None else self._spool.folder
+        if self._spool is not None:
+            self._spool.fetch("metrics.jsonl")
+        self._metrics = local / "metrics.jsonl"
+        for line in _truncate(self._metrics, start_step):
             self.last |= line
-        self._lines = path.open("a")
+        self._lines = self._metrics.open("a")
         purge_step = start_step + 1 if start_step else None
-        self._board = Board(self.workdir / "tensorboard", purge_step)
+        self._board = Board(local / "tensorboard", purge_step, part=PART if self._spool else 0)
         console = rich.console.Console()
         if console.is_terminal:
             columns = rich.progress.BarColumn(_BAR), rich.progress.TextColumn("{task.fields[shown]}", markup=False)
@@ -118,9 +124,7 @@ class Writer:
         else:
             print(progress_line.line(step, self._total, plain, self.eta(step)), flush=True)
 
-    def image(
-        self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"], numbered: bool = True
-    ) -> pathlib.Path:
+    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"], numbered: bool = True) -> AnyPath:
         """Write a picture as a PNG, and to TensorBoard and the trackers.
 
         Args:
@@ -140,7 +144,7 @@ class Writer:
         Args:
           lines: what to compare with, see `pictures.curves`.
         """
-        if self._first and (records := read_metrics(self.workdir / "metrics.jsonl")):
+        if self._first and (records := read_metrics(self._metrics)):
             pictures.save_png(self.pictures / "curves.png", pictures.curves(records, lines=lines))
 
     def text(self, message: str) -> None:
@@ -155,8 +159,22 @@ class Writer:
         then, before = self._marks[0] if len(self._marks) > 1 else self._start  # the first steps compile
         return (time.monotonic() - then) / (step - before) * (self._total - step) if step > before else math.inf
 
+    def flush(self) -> None:
+        """Let what was written so far be in the work directory, if that is in a bucket; before a checkpoint, for example.
+
+        Raises:
+          BucketError: it could not be written.
+        """
+        if self._first and self._spool is not None:
+            self._board.flush()
+            self._spool.flush()
+
     def close(self) -> None:
-        """Flush and close all files."""
+        """Flush and close all files.
+
+        Raises:
+          BucketError: the work directory is in a bucket, and what is left could not be written.
+        """
         if self._bar is not None:
             self._bar.stop()
         if self._first:
@@ -165,13 +183,16 @@ class Writer:
             self._board.close()
             for tracker in self._trackers:
                 tracker.close()
+            if self._spool is not None:
+                self._spool.close()
         sys.stdout.flush()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        with contextlib.suppress(*[BucketError] * (kind is not None)):  # what ends the run is told, not what follows
+            self.close()
 
 
 def host_memory() -> dict[str, float]:
@@ -183,14 +204,14 @@ def host_memory() -> dict[str, float]:
     return now | {"host/peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict]:
+def read_metrics(path: str | AnyPath) -> list[dict]:
     """Return the lines of a `metrics.jsonl`; a last line broken off by a kill is left out.
 
     Raises:
       FileNotFoundError: if there is no such file.
     """
     lines = []
-    for line in pathlib.Path(path).read_text().splitlines():
+    for line in at(path).read_text().splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

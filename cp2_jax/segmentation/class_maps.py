@@ -1,6 +1,6 @@
 """Class maps as files and pictures: palette PNGs with a data set's own values and colours."""
 
-import pathlib
+import io
 
 import numpy as np
 from jaxtyping import UInt8
@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cp2_jax import pictures
+from cp2_jax.paths import AnyPath, at
 
 
 def class_colors(data: ConfigDict) -> UInt8[np.ndarray, "256 3"]:
@@ -36,7 +37,7 @@ def mask_values(data: ConfigDict) -> UInt8[np.ndarray, "256"]:
 
 
 def save_class_map(
-    path: str | pathlib.Path,
+    path: str | AnyPath,
     predicted: UInt8[np.ndarray, "height width"],
     colors: UInt8[np.ndarray, "256 3"] | None = None,
     values: UInt8[np.ndarray, "256"] | None = None,
@@ -47,7 +48,7 @@ def save_class_map(
       colors: of each label; VOC's palette by default.
       values: that are written for each label, see `mask_values`; the label itself by default.
     """
-    path = pathlib.Path(path)
+    path, encoded = at(path), io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
     colors = pictures.class_colors(256) if colors is None else colors
     values = np.arange(256, dtype=np.uint8) if values is None else values
@@ -55,4 +56,5 @@ def save_class_map(
     palette[values[::-1]] = colors[::-1]  # of labels with the same value, the first one's colour
     picture = Image.fromarray(values[predicted])
     picture.putpalette(palette.tobytes())
-    picture.save(path, format="PNG")
+    picture.save(encoded, format="PNG")
+    path.write_bytes(encoded.getbuffer())

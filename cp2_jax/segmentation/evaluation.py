@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import pathlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 from cp2_jax import pictures
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.labelled.examples import Examples, SegmentationError, open_examples
+from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs import mesh
 from cp2_jax.segmentation import confusion, reports
 from cp2_jax.segmentation.batching import Batch
@@ -203,7 +203,7 @@ class Evaluator:
         names = "\n".join(self.examples.stem(index) for index in range(len(self.examples)))
         return reports.Split(self.config.data.eval_split, hashlib.sha256(names.encode()).hexdigest()[:16])
 
-    def __call__(self, variables: Any, predictions: str | pathlib.Path | None = None) -> Evaluation:
+    def __call__(self, variables: Any, predictions: str | AnyPath | None = None) -> Evaluation:
         """Score the split.
 
         Args:
@@ -217,7 +217,7 @@ class Evaluator:
         values, colors = mask_values(self.config.data), class_colors(self.config.data)
 
         def keep(index, predicted):
-            path = pathlib.Path(predictions) / f"{self.examples.stem(index)}.png"
+            path = at(predictions) / f"{self.examples.stem(index)}.png"
             save_class_map(path, predicted, colors, values)
 
         return evaluate(
@@ -244,7 +244,7 @@ class Evaluator:
         colors = overlay_colors(self.config.data)
         return overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)
 
-    def write_scores(self, workdir: str | pathlib.Path, result: Evaluation, extra: dict, own: bool = True) -> pathlib.Path:
+    def write_scores(self, workdir: str | AnyPath, result: Evaluation, extra: dict, own: bool = True) -> AnyPath:
         """Write scores into a work directory; of several processes, the first does.
 
         Args:
@@ -254,15 +254,13 @@ class Evaluator:
           The path of the scores.
         """
         split = self.split
-        path = reports.scores_path(pathlib.Path(workdir), split, own)
+        path = reports.scores_path(at(workdir), split, own)
         if jax.process_index() == 0:
             extra = extra | split.as_dict() | {"protocol": self.config.evaluation.to_dict()}
             reports.write_json(path, result, self.names, extra)
         return path
 
-    def save(
-        self, workdir: str | pathlib.Path, result: Evaluation, variables: Any, extra: dict, own: bool = True
-    ) -> pathlib.Path:
+    def save(self, workdir: str | AnyPath, result: Evaluation, variables: Any, extra: dict, own: bool = True) -> AnyPath:
         """Write scores and overlays into a work directory; all processes call it (see `overlays`), the first writes.
 
         Args:
@@ -275,5 +273,5 @@ class Evaluator:
         path = self.write_scores(workdir, result, extra, own)  # before the pictures: should they fail, the scores are kept
         stem, drawn = path.stem.replace("scores", "evaluation", 1), self.draw(result, variables)
         for name, picture in drawn.items() if jax.process_index() == 0 else ():
-            pictures.save_png(pathlib.Path(workdir) / "pictures" / f"{stem}_{name}.png", picture)
+            pictures.save_png(at(workdir) / "pictures" / f"{stem}_{name}.png", picture)
         return path

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import pathlib
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from cp2_jax import pictures
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.decoding import decode, upright_size
 from cp2_jax.data.images.sources import SourceError, open_images
+from cp2_jax.paths import AnyPath, BucketPath, at, is_bucket
 from cp2_jax.runs import out_of_memory
 from cp2_jax.segmentation.batching import Batch
 from cp2_jax.segmentation.class_maps import class_colors, mask_values, overlay_colors, save_class_map
@@ -61,12 +63,11 @@ class Output:
         drew are not lost.
     """
 
-    def __init__(self, root: str | pathlib.Path, made_by: dict, names: Sequence[pathlib.PurePath]):
-        self.root = pathlib.Path(root).expanduser().absolute()
+    def __init__(self, root: str | AnyPath, made_by: dict, names: Sequence[pathlib.PurePath]):
+        self.root = at(root).absolute()
         note = self.root / _NOTE
         if not note.exists():
-            there = next((path for kind in KINDS for name in names if (path := self.root / kind / name).exists()), None)
-            if there is not None:
+            if (there := self._first_there(names)) is not None:
                 raise SegmentationError(f"{there} is there already and no prediction wrote it: name another output folder")
         try:
             for kind in KINDS:
@@ -74,6 +75,16 @@ class Output:
             note.write_text(json.dumps(made_by, indent=1) + "\n")
         except OSError as error:
             raise SegmentationError(f"output folder {self.root} cannot be written: {error.strerror or error}") from error
+
+    def _first_there(self, names: Sequence[pathlib.PurePath]) -> AnyPath | None:
+        """Return the first of the class maps that is there."""
+        known = set(self.root.files()) if isinstance(self.root, BucketPath) else None
+        for kind in KINDS:
+            for name in names:
+                path = self.root / kind / name
+                if path.exists() if known is None else f"{kind}/{name}" in known:
+                    return path
+        return None
 
     def write(self, kind: str, name: pathlib.PurePath, save: Any) -> None:
         """Call `save(path)` for a file of the folder.
@@ -89,23 +100,23 @@ class Output:
             raise SegmentationError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def images_to_predict(images: str | pathlib.Path, output: str | pathlib.Path) -> tuple[Any, list[int]]:
+def images_to_predict(images: str | AnyPath, output: str | AnyPath) -> tuple[Any, list[int]]:
     """Return the images of a folder, or of tar shards or Parquet files, and which to predict: not those of the output.
 
     Raises:
       SourceError: there is no such folder, or no image in it; a work directory or a file is named as what it is.
     """
-    images = pathlib.Path(images).expanduser()
-    if images.is_file() and images.suffix.lower() not in (".tar", ".parquet"):
+    images = at(images)
+    if images.suffix.lower() not in (".tar", ".parquet") and images.is_file():
         raise SourceError(f"{images} is a file; give the folder that it is in")
     if (images / "checkpoints").is_dir():
         raise SourceError(f"{images} is the work directory of a run, where a folder of images is wanted")
     source = open_images(images)
-    written = [(pathlib.Path(output).expanduser().absolute() / kind).resolve() for kind in KINDS]
+    written = [(at(output).absolute() / kind).resolve() for kind in KINDS]
     kept = [
         index
         for index in range(len(source))
-        if not any(pathlib.Path(source.name(index)).resolve().is_relative_to(folder) for folder in written)
+        if is_bucket(source.root) or not any(at(source.name(index)).resolve().is_relative_to(one) for one in written)
     ]
     if not kept:
         raise SourceError(f"{images} holds nothing but predictions of before")
@@ -115,8 +126,8 @@ def images_to_predict(images: str | pathlib.Path, output: str | pathlib.Path) ->
 def predict_folder(
     config: ConfigDict,
     variables: Any,
-    images: str | pathlib.Path,
-    output: str | pathlib.Path,
+    images: str | AnyPath,
+    output: str | AnyPath,
     own_values: bool = False,
     made_by: dict | None = None,
 ) -> tuple[int, Iterator[str]]:
@@ -138,10 +149,15 @@ def predict_folder(
       SegmentationError: see `Output`; also while iterating, if a file cannot be written.
     """
     source, kept = images_to_predict(images, output)
-    relative = [pathlib.Path(source.name(index)).relative_to(source.root) for index in kept]
+    relative = [_relative(source, index) for index in kept]
     names = dict(zip(kept, output_names(relative), strict=True))
     folder = Output(output, {"images": str(source.root)} | (made_by or {}), list(names.values()))
     return len(kept), _predict(config, variables, source, names, folder, own_values)
+
+
+def _relative(source: Any, index: int) -> pathlib.PurePath:
+    """Return the place of an image in its source."""
+    return pathlib.PurePosixPath(os.path.relpath(source.name(index), str(source.root)))
 
 
 def _predict(config, variables, source, names, folder, own_values) -> Iterator[str]:
@@ -163,7 +179,7 @@ def _predict(config, variables, source, names, folder, own_values) -> Iterator[s
             yield str(error)
             continue
         name = names[index]
-        caption = pathlib.Path(source.name(index)).relative_to(source.root).as_posix()
+        caption = _relative(source, index).as_posix()
         drawn = pictures.overlay(image, predicted, config.data.class_names, overlay_colors(config.data), caption=caption)
         folder.write("masks", name, lambda path, shown=predicted: save_class_map(path, shown, colors, values))
         folder.write("overlays", name, lambda path, shown=drawn: pictures.save_png(path, shown))

@@ -1,12 +1,13 @@
 """Evaluation in the course of a finetuning run; the best model is kept."""
 
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cp2_jax.runs.checkpoints import Checkpoints, read
+from cp2_jax.paths import AnyPath, at
+from cp2_jax.runs.bucket_checkpoints import open_checkpoints
+from cp2_jax.runs.checkpoints import read
 from cp2_jax.runs.loop import Finished
 from cp2_jax.runs.writers import Writer
 from cp2_jax.segmentation.evaluation import Evaluator
@@ -31,13 +32,13 @@ class Periodic:
         every: int,
         total_steps: int,
         writer: Writer,
-        workdir: str | pathlib.Path,
+        workdir: str | AnyPath,
         meta: dict,
         patience: int = 0,
     ):
         self._evaluator, self._every, self._total, self._writer = evaluator, every, total_steps, writer
-        self._workdir, self._meta, self._patience = pathlib.Path(workdir), meta, patience
-        self._checkpoints = Checkpoints(self._workdir / "best", keep=1)
+        self._workdir, self._meta, self._patience = at(workdir), meta, patience
+        self._checkpoints = open_checkpoints(self._workdir / "best", keep=1)
         known = self._checkpoints.latest_step() is not None
         self.best = read(self._workdir / "best")[1]["mean_iou"] if known else -1.0
 
@@ -85,6 +86,6 @@ def ended(step: int, best: int, every: int, patience: int) -> str:
     return f"ended after step {step}: no better mean IoU in {patience} evaluations since step {best} (tuning.patience)"
 
 
-def best_step(workdir: str | pathlib.Path) -> int:
+def best_step(workdir: str | AnyPath) -> int:
     """Return the step of a run's best model, 0 if it has none."""
-    return max((int(p.name) for p in (pathlib.Path(workdir) / "best").glob("*") if p.name.isdecimal()), default=0)
+    return max((int(p.name) for p in (at(workdir) / "best").glob("*") if p.name.isdecimal()), default=0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.segmentation import confusion
 
 
@@ -40,25 +41,22 @@ def report(result: Any, class_names: Sequence[str]) -> str:
     )
 
 
-def write_json(path: str | pathlib.Path, result: Any, class_names: Sequence[str], extra: dict) -> None:
+def write_json(path: str | AnyPath, result: Any, class_names: Sequence[str], extra: dict) -> None:
     """Write scores, confusion matrix and `extra` (split, checkpoint, step, protocol) as JSON."""
     values = extra | confusion.as_dict(result.scores, class_names)
     values |= {"images": len(result.image_miou), "matrix": result.matrix.tolist()}
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    temporary.replace(path)
+    with save_as(path) as file:
+        file.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def scores_path(workdir: str | pathlib.Path, split: Split, own: bool) -> pathlib.Path:
+def scores_path(workdir: str | AnyPath, split: Split, own: bool) -> AnyPath:
     """Return where the scores of a split belong, so that no other split's are overwritten.
 
     Args:
       own: whether the run itself is evaluated on this split: then `scores.json`. Otherwise `scores_SPLIT.json`, with a
         part of the digest where this name is taken by other images.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = at(workdir)
     if own:
         return workdir / "scores.json"
     name = re.sub(r"[^\w.-]+", "_", pathlib.PurePath(split.name).stem) or "split"
@@ -66,7 +64,7 @@ def scores_path(workdir: str | pathlib.Path, split: Split, own: bool) -> pathlib
     return next((path for path in (workdir / name for name in names) if is_free(path, split)), workdir / names[-1])
 
 
-def is_free(path: pathlib.Path, split: Split) -> bool:
+def is_free(path: AnyPath, split: Split) -> bool:
     """Say whether a file of scores may be written for a split: it is not there, or holds scores of the same images."""
     try:
         return json.loads(path.read_text()).get("split_digest", split.digest) == split.digest
@@ -74,7 +72,7 @@ def is_free(path: pathlib.Path, split: Split) -> bool:
         return True
 
 
-def read_scores(place: str | pathlib.Path) -> dict:
+def read_scores(place: str | AnyPath) -> dict:
     """Return the scores of a run.
 
     Args:
@@ -83,7 +81,7 @@ def read_scores(place: str | pathlib.Path) -> dict:
     Raises:
       ConfigError: if there are none, or the file is no JSON: the run is not finished, or is no finetuning.
     """
-    path = pathlib.Path(place)
+    path = at(place)
     path = path if path.suffix == ".json" else path / "scores.json"
     try:
         scores = json.loads(path.read_text())
@@ -99,7 +97,7 @@ def read_scores(place: str | pathlib.Path) -> dict:
     return scores
 
 
-def compare(runs: Mapping[str, Sequence[str | pathlib.Path]]) -> str:
+def compare(runs: Mapping[str, Sequence[str | AnyPath]]) -> str:
     """Return a table of the scores of several runs; of several seeds under one name, mean and standard deviation.
 
     Args:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +13,7 @@ from cp2_jax.data.labelled import check, classes
 from cp2_jax.data.labelled.examples import Examples, open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
 from cp2_jax.data.workers import iterate
+from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs import distributed, files, mesh, progress, session
 from cp2_jax.runs import sizes as open_sizes
 from cp2_jax.runs.settings import check_kind
@@ -24,7 +24,7 @@ from cp2_jax.segmentation.tuning import TuningOptions
 
 
 def train(
-    config: ConfigDict, workdir: str | pathlib.Path, *, profile: bool = False, stall_timeout: float = 0.0
+    config: ConfigDict, workdir: str | AnyPath, *, profile: bool = False, stall_timeout: float = 0.0
 ) -> session.Result:
     """Finetune a segmentation model, or go on where the work directory stands.
 
@@ -92,17 +92,17 @@ class Scored:
     """
 
     scores: Scores
-    path: pathlib.Path
+    path: AnyPath
     result: Evaluation
 
 
 def evaluate(
-    workdir: str | pathlib.Path,
+    workdir: str | AnyPath,
     *,
-    checkpoint: str | pathlib.Path | None = None,
+    checkpoint: str | AnyPath | None = None,
     config: ConfigDict | None = None,
     adapt: saved.Adapt | None = None,
-    predictions: str | pathlib.Path | None = None,
+    predictions: str | AnyPath | None = None,
 ) -> Scored:
     """Score a finetuned model; the network is that of the checkpoint's own config, and so is what is tested and how.
 
@@ -122,7 +122,7 @@ def evaluate(
       SegmentationError, SourceError: the images or masks cannot be opened.
       DisagreementError: the processes of the run see different things.
     """
-    workdir = pathlib.Path(workdir).expanduser().absolute()
+    workdir = files.expand(workdir)
     model = saved.open_saved(workdir, checkpoint, config, adapt)
     distributed.agree(distributed.facts(model.config, {"--workdir": workdir, "step": str(model.step)}))
     evaluator = Evaluator(model.config, mesh.make_mesh())
@@ -159,15 +159,15 @@ class Predicted:
 
     count: int
     problems: tuple[str, ...]
-    output: pathlib.Path
+    output: AnyPath
 
 
 def predict(
-    run: str | pathlib.Path,
-    images: str | pathlib.Path,
-    output: str | pathlib.Path,
+    run: str | AnyPath,
+    images: str | AnyPath,
+    output: str | AnyPath,
     *,
-    checkpoint: str | pathlib.Path | None = None,
+    checkpoint: str | AnyPath | None = None,
     config: ConfigDict | None = None,
     adapt: saved.Adapt | None = None,
     own_values: bool = False,
@@ -190,7 +190,7 @@ def predict(
     made_by = {"checkpoint": str(model.path.absolute()), "step": model.step, "classes": list(model.config.data.class_names)}
     count, done = folders.predict_folder(model.config, model.variables, images, output, own_values, made_by)
     problems = tuple(problem for problem in progress.track(done, "predicting", count) if problem)
-    return Predicted(count - len(problems), problems, pathlib.Path(output))
+    return Predicted(count - len(problems), problems, at(output))
 
 
 def _say(text: str) -> None:

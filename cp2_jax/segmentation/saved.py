@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from cp2_jax.data.labelled import classes
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.runs.settings import check_kind
 from cp2_jax.segmentation.predictor import check_variables
@@ -40,14 +40,14 @@ class Saved:
     variables: Any
     config: ConfigDict
     own: ConfigDict | None
-    path: pathlib.Path
+    path: AnyPath
     step: int | None
     what: str
 
 
 def open_saved(
-    run: str | pathlib.Path,
-    checkpoint: str | pathlib.Path | None = None,
+    run: str | AnyPath,
+    checkpoint: str | AnyPath | None = None,
     config: ConfigDict | None = None,
     adapt: Adapt | None = None,
 ) -> Saved:
@@ -65,7 +65,7 @@ def open_saved(
       ConfigError: the config, or a change, is of another network; or there is no config at all.
       SegmentationError: see `data.labelled.classes.resolve`.
     """
-    path, word = _place(pathlib.Path(run).expanduser(), checkpoint)
+    path, word = _place(at(run), checkpoint)
     variables, meta = read_variables(path)
     own = ConfigDict(_tuples(meta["config"])) if "config" in meta else None
     _check_job(path, variables, meta)
@@ -81,7 +81,7 @@ def open_saved(
     )
 
 
-def _place(run: pathlib.Path, checkpoint: str | pathlib.Path | None) -> tuple[pathlib.Path, str]:
+def _place(run: AnyPath, checkpoint: str | AnyPath | None) -> tuple[AnyPath, str]:
     """Return the path of the checkpoint and what to call it."""
     word = "newest" if checkpoint is None else str(checkpoint)
     if word == "newest":
@@ -95,10 +95,10 @@ def _place(run: pathlib.Path, checkpoint: str | pathlib.Path | None) -> tuple[pa
             steps = sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdecimal())
             raise CheckpointError(f"{run} has no checkpoint of step {word}; there are {steps or 'none'}")
         return run / "checkpoints" / word, "the checkpoint of step {step}"
-    return pathlib.Path(word).expanduser(), "step {step}"
+    return at(word), "step {step}"
 
 
-def _best(run: str | pathlib.Path, word: str) -> str:
+def _best(run: str | AnyPath, word: str) -> str:
     """Return where the best model of the run is, if another was taken."""
     best = best_of(run) if word.startswith("the newest") else {}
     if not best:
@@ -106,9 +106,9 @@ def _best(run: str | pathlib.Path, word: str) -> str:
     return f" (the best is of step {best['best_step']}, mIoU {best['best_mean_iou']:.2%}: --checkpoint best)"
 
 
-def best_of(run: str | pathlib.Path) -> dict:
+def best_of(run: str | AnyPath) -> dict:
     """Return {"best_mean_iou", "best_step"} of a work directory's best model, or {} if it has none."""
-    best = pathlib.Path(run).expanduser() / "best"
+    best = at(run) / "best"
     steps = sorted((path for path in best.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
     try:
         meta = json.loads((steps[-1] / "meta" / "metadata").read_text())  # the arrays are not needed
@@ -117,7 +117,7 @@ def best_of(run: str | pathlib.Path) -> dict:
         return {}
 
 
-def _check_job(path: pathlib.Path, variables: Mapping, meta: Mapping) -> None:
+def _check_job(path: AnyPath, variables: Mapping, meta: Mapping) -> None:
     """Refuse a model without classes."""
     if meta.get("kind") == "pretrain":
         raise CheckpointError(f"{path} is of a pretraining run, which has no classes; finetune it first")

@@ -1,9 +1,9 @@
 """`cp2 compare`: scores of several finetuning runs side by side."""
 
 import argparse
-import pathlib
 
 from cp2_jax.cli import command
+from cp2_jax.paths import AnyPath, at
 
 TEXT = """\
 Set the scores of finetuning runs side by side, then say where their pictures
@@ -23,13 +23,13 @@ def _named(text):
     name, equals, workdir = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text}: give a name and a run, such as CP2={text}")
-    return name, pathlib.Path(command.path(workdir))
+    return name, at(command.path(workdir))
 
 
 def _run(arguments):
     from cp2_jax.segmentation import reports
 
-    runs: dict[str, list[pathlib.Path]] = {}
+    runs: dict[str, list[AnyPath]] = {}
     for name, workdir in arguments.runs:
         runs.setdefault(name, []).append(workdir)
     print(reports.compare(runs))

@@ -57,7 +57,7 @@ _size.__name__ = "height and width, such as 512,512,"
 
 
 def _layout(arguments) -> str:
-    suffix = pathlib.Path(arguments.output).suffix
+    suffix = pathlib.PurePath(arguments.output).suffix
     fitting = [layout for layout, suffixes in LAYOUTS.items() if suffix in suffixes]
     if not arguments.layout and not fitting:
         raise UsageError(f"{arguments.output}: --layout tells what to write, or a name in .pth, .stablehlo, .onnx, …")

@@ -2,6 +2,7 @@
 
 from cp2_jax.cli import command
 from cp2_jax.cli.errors import UsageError
+from cp2_jax.paths import at
 
 TEXT = """\
 Look before or after training: composed pairs and masks of a folder of images;
@@ -85,7 +86,7 @@ def _run(arguments):
         raise UsageError(f"--point: {error}") from error
     pictures.save_png(output / "similarity.png", drawn)
     print(f"similarity.png in {output}")
-    if (metrics := pathlib.Path(arguments.checkpoint) / "metrics.jsonl").exists():
+    if (metrics := at(arguments.checkpoint) / "metrics.jsonl").exists():
         pictures.save_png(output / "curves.png", pictures.curves(writers.read_metrics(metrics)))
 
 

@@ -35,6 +35,8 @@ STREAMS = ("foreground", "background of the query", "background of the key")
 # Beyond any run: 2**48 samples are 200 million epochs of ImageNet.
 _ENDLESS = 2**48
 _REPLACEMENTS = 32
+# Samples, of each worker, whose images are on their way from a bucket; at least, for whole batches are.
+_AHEAD = 64
 
 
 def _order(length: int, seed: int, stream: int) -> grain.MapDataset:
@@ -56,6 +58,13 @@ class _Sample:
     crop_scale: tuple[float, float]
     attention: Any = None
     value_range: tuple[float, ...] = ()
+    ahead: int = 0
+
+    def _expect(self, position: int) -> None:
+        """Say which images a later sample needs, to a source that cares: those in buckets are asked for in advance."""
+        if self.ahead and hasattr(self.source, "expect"):
+            for order in self.orders:
+                self.source.expect(int(order[position]))
 
     def _crop(self, index: int, position: int, stream: int) -> np.ndarray:
         rng = generator(self.seed, position, stream, 0)
@@ -93,6 +102,7 @@ class _Sample:
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)  # samples are made in parallel already
+        self._expect(position + self.ahead)
         crops, unreadable = zip(*(self._load(position, stream) for stream in range(len(self.orders))), strict=True)
         sample = {"foreground": crops[0][..., :3], "unreadable": np.array(unreadable, np.int64)}
         if self.attention is not None:
@@ -116,6 +126,11 @@ class _Position:
 
 def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def _ahead(batch_size: int, rows: int, workers: int) -> int:
+    """Return how many samples further on the images are asked for: a worker makes every so many-th batch."""
+    return batch_size * max(workers, 1) * -(-_AHEAD // rows)
 
 
 def pretrain_dataset(
@@ -142,8 +157,7 @@ def pretrain_dataset(
       image_size: side of the crops in pixels.
       crop_scale: range of the crop's share of the image (the original's RandomResizedCrop, 0.2 to 1).
       backgrounds: a name in `options.BACKGROUNDS`; foregrounds are the same with either.
-      attention: a source of maps of the same number, order and sizes as the images (`cp2 attention-maps`).
-      value_range: see `decoding.decode`.
+      attention: a source of maps of the images, alike in number, order and sizes. value_range: see `decoding.decode`.
       start_step: number of the first batch.
       rows: the rows of each batch that are made here, in this order (`mesh.local_rows`); all by default.
       workers, threads: processes that decode, see the head of this module; 0: that many threads of this process.
@@ -164,17 +178,18 @@ def pretrain_dataset(
     rows = check_rows(rows, batch_size)
     if min(start_step, seed) < 0:
         raise ValueError(f"start_step {start_step} and seed {seed} must not be negative")
+    ahead = _ahead(batch_size, len(rows), workers)
     orders = tuple(_order(len(source), seed, stream) for stream in range(BACKGROUNDS[backgrounds]))
     samples = (
         grain.MapDataset.range(start_step * len(rows), _ENDLESS)
         .map(_Position(batch_size, rows))
-        .map(_Sample(source, orders, seed, image_size, tuple(crop_scale), attention, tuple(value_range)))
+        .map(_Sample(source, orders, seed, image_size, tuple(crop_scale), attention, tuple(value_range), ahead))
     )
     if workers:
         # Grain deals elements out to the workers in turn: whole batches stay as they are.
         batches = samples.batch(len(rows), batch_fn=_stack).to_iter_dataset(grain.ReadOptions(1, prefetch))
         batches = with_workers(batches, workers, prefetch)
     else:
-        reading = grain.ReadOptions(threads, max(prefetch * len(rows), threads))
-        batches = samples.to_iter_dataset(reading).batch(len(rows), batch_fn=_stack)
+        reading = samples.to_iter_dataset(grain.ReadOptions(threads, max(prefetch * len(rows), threads)))
+        batches = reading.batch(len(rows), batch_fn=_stack)
     return iterate(batches)

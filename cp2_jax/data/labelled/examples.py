@@ -106,6 +106,11 @@ class Examples:
         """
         return self.pairs[int(self.indices[index])]
 
+    def expect(self, index: int) -> None:
+        """Say that a pair will be loaded soon; those in buckets are asked for now."""
+        if hasattr(self.pairs, "expect"):
+            self.pairs.expect(int(self.indices[index]))
+
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width), read from the mask's header only.
 

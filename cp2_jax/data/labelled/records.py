@@ -16,6 +16,7 @@ from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.labelled.masks import header_size
 from cp2_jax.data.labelled.pairs import by_name, share_folder
+from cp2_jax.paths import AnyPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,11 @@ class TarPairs:
         """
         return self.images.read(index), _mask_of(self.masks.read, index)
 
+    def expect(self, index: int) -> None:
+        """Say that a pair will be asked for soon, see `files.expect`."""
+        self.images.expect(index)
+        self.masks.expect(index)
+
     def places(self, index: int) -> tuple[str, str]:
         """Return where image and mask are to be found, "FILE.tar/MEMBER"."""
         return self.images.name(index), self.masks.name(index)
@@ -139,7 +145,7 @@ def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str,
     return TarPairs(members.chosen(np.array(images)), members.chosen(np.array(masks)), tuple(common))
 
 
-def _in_shard(shard: Path, inside: list[str], layout: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, Path]]:
+def _in_shard(shard: AnyPath, inside: list[str], layout: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, Path]]:
     """Return images and masks of a tar file by name: paths are names of members."""
     suffixes = layout["image_suffix"], layout["label_suffix"]
     parts = [f"{layout[key].strip('/')}/" for key in ("images", "labels")]
@@ -167,6 +173,11 @@ class ParquetPairs:
           UnreadableImage, SegmentationError: naming a row whose image, or mask, cannot be read.
         """
         return self.images.read(index), _mask_of(self.masks.read, index)
+
+    def expect(self, index: int) -> None:
+        """Say that a pair will be asked for soon, see `files.expect`."""
+        self.images.expect(index)
+        self.masks.expect(index)
 
     def places(self, index: int) -> tuple[str, str]:
         """Return where image and mask are to be found, "FILE.parquet#ROW/COLUMN"."""

@@ -14,6 +14,7 @@ from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.labelled.pairs import find_pairs
 from cp2_jax.data.labelled.records import TfdsPairs, open_parquet_pairs, open_tar_pairs
+from cp2_jax.paths import is_bucket
 
 
 def layout(data: Any) -> dict[str, str]:
@@ -22,11 +23,20 @@ def layout(data: Any) -> dict[str, str]:
 
 
 def _folder(data: Any, split: str) -> Any:
+    _refuse_bucket(data.path, "single images are not read from buckets")
     return find_pairs(data.path, split, **layout(data))
 
 
 def _tfds(data: Any, split: str) -> Any:
+    _refuse_bucket(data.path, "array_record's library reads no buckets")
     return TfdsPairs(TfdsSource(data.path, split, ("image", "segmentation_mask")))
+
+
+def _refuse_bucket(path: str, why: str) -> None:
+    if is_bucket(path):
+        raise SegmentationError(
+            f"{path}: {why}; pack the pairs as tar shards or Parquet, and set data.source (docs/buckets.md)"
+        )
 
 
 def _files(data: Any, split: str) -> str:

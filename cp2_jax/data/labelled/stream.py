@@ -13,6 +13,8 @@ from cp2_jax.data.labelled.examples import Examples
 from cp2_jax.data.rows import check_rows
 from cp2_jax.data.workers import with_workers
 
+_THREADS = 4
+
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, length: int) -> np.ndarray:
@@ -23,7 +25,10 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
 class _Stream:
     """Training samples by their number in one process's part of the stream; pickles for worker processes."""
 
-    def __init__(self, examples: Examples, options: dict, seed: int, batch: int, rows: tuple[int, ...], start: int):
+    def __init__(
+        self, examples: Examples, options: dict, seed: int, batch: int, rows: tuple[int, ...], start: int, ahead: int
+    ):
+        self.ahead = ahead  # positions
         self.examples, self.options, self.seed = examples, options, seed
         self.batch, self.rows, self.start = batch, rows, start
 
@@ -35,12 +40,17 @@ class _Stream:
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)  # samples are made in parallel already
+        self.examples.expect(self._place(position + self.ahead)[0])
+        index, number = self._place(position)
+        rng = np.random.default_rng([self.seed, 1, number])
+        return transforms.training_sample(*self.examples.load(index), rng, **self.options)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Return index of the example, and number of the sample in the stream that all processes share."""
         step, row = divmod(position, len(self.rows))
         number = (self.start + step) * self.batch + self.rows[row]
         epoch, place = divmod(number, len(self.examples))
-        rng = np.random.default_rng([self.seed, 1, number])
-        index = int(_order(self.seed, epoch, len(self.examples))[place])
-        return transforms.training_sample(*self.examples.load(index), rng, **self.options)
+        return int(_order(self.seed, epoch, len(self.examples))[place]), number
 
 
 def training_dataset(
@@ -75,9 +85,10 @@ def training_dataset(
       What `Examples.load` raises, while iterating.
     """
     rows = check_rows(rows, batch_size)
-    stream = _Stream(examples, dict(options), seed, batch_size, rows, start_step)
+    ahead = _THREADS * max(workers, 1) * len(rows)  # each thread makes whole batches
+    stream = _Stream(examples, dict(options), seed, batch_size, rows, start_step, ahead)
     # Few batches are kept ready: Grain's default of 500 would fill the memory with 512x512 crops.
-    reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+    reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS)
     dataset = grain.MapDataset.source(stream).batch(len(rows)).to_iter_dataset(reading)
     if workers:
         dataset = with_workers(dataset, workers, 2)

@@ -19,6 +19,7 @@ from cp2_jax.data.images.sources.folder import ImageFolder
 from cp2_jax.data.images.sources.parquet import ParquetSource, open_parquet
 from cp2_jax.data.images.sources.tar import TarSource, open_tar
 from cp2_jax.data.images.sources.tfds import TfdsSource
+from cp2_jax.paths import is_bucket
 
 __all__ = [
     "SOURCES",
@@ -55,10 +56,20 @@ class Where:
 
 
 def _folder(where: Where) -> ImageFolder:
+    if is_bucket(where.path):
+        raise SourceError(
+            f"{where.path}: single images are not read from buckets; pack them as tar shards or Parquet, and set "
+            "data.source (docs/buckets.md)"
+        )
     return ImageFolder(where.path, where.list)
 
 
 def _tfds(where: Where) -> TfdsSource:
+    if is_bucket(where.path):
+        raise SourceError(
+            f"{where.path}: array_record's library reads no buckets; copy the data set to the disk, or pack it as tar "
+            "shards or Parquet (docs/buckets.md)"
+        )
     if where.list:
         raise SourceError(
             f"data.list={where.list} names files; for data.source=tfds take a part by data.split, such as 'train[:10%]'"
@@ -97,12 +108,12 @@ def open_images(path: str | os.PathLike) -> Any:
     Raises:
       SourceError: if there is no such thing, or no image in it.
     """
-    return SOURCES[source_of(path)](Where(os.fspath(path)))
+    return SOURCES[source_of(path)](Where(str(path)))
 
 
 def source_of(path: str | os.PathLike) -> str:
     """Return the value of `data.source` that a path implies: tar or parquet if it ends so, else folder."""
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    suffix = os.path.splitext(str(path))[1].lower()
     return suffix[1:] if suffix in (".tar", ".parquet") else "folder"
 
 

@@ -55,6 +55,10 @@ class ParquetSource:
         """
         return self._column.read(index)
 
+    def expect(self, index: int) -> None:
+        """Say that an image will be asked for soon, see `files.expect`."""
+        self._column.expect(index)
+
     def name(self, index: int) -> str:
         """Return where an image is to be found, "FILE.parquet#ROW"."""
         return self._column.place(index)

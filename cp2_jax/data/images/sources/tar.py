@@ -62,6 +62,10 @@ class TarSource:
         """
         return self._members.read(index)
 
+    def expect(self, index: int) -> None:
+        """Say that an image will be asked for soon, see `files.expect`."""
+        self._members.expect(index)
+
     def name(self, index: int) -> str:
         """Return where an image is to be found, "FILE.tar/MEMBER"."""
         return self._members.name(index)

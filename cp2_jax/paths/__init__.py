@@ -1,0 +1,126 @@
+"""Places where files are: local paths, and `gs://` and `s3://` paths with the same methods.
+
+`at` turns what a user typed into either. A local path is a `pathlib.Path` and costs nothing more than one. A path in a
+bucket is a `BucketPath`: it has those methods of `pathlib.Path` that this package uses, but is none, so that it is never
+taken for a local one by mistake. What is written to a bucket is there as a whole or not at all.
+
+`bucket` has the path; `stores` has the requests, made by TensorStore's clients for Google Cloud Storage and S3, which Orbax
+brings along. May import `options`, and nothing else.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+
+from cp2_jax.options import ConfigError
+from cp2_jax.paths.bucket import BucketPath
+from cp2_jax.paths.stores import BucketError, Unreachable
+
+__all__ = [
+    "AnyPath",
+    "BucketError",
+    "BucketPath",
+    "Unreachable",
+    "at",
+    "is_bucket",
+    "refuse_secrets",
+    "save_as",
+    "save_folder",
+]
+
+AnyPath = pathlib.Path | BucketPath
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_SIGNATURE = re.compile(r"[?&](X-Amz-|X-Goog-|AWSAccessKeyId|Signature=|sig=|token=)", re.IGNORECASE)
+
+
+def at(path: str | os.PathLike | BucketPath) -> AnyPath:
+    """Return a place as an object with the methods of `pathlib.Path`; `~` is expanded.
+
+    Args:
+      path: local, or `gs://BUCKET/…` or `s3://BUCKET/…`.
+
+    Raises:
+      ConfigError: another scheme, no name of a bucket, or a key or password inside (which is not shown).
+    """
+    if isinstance(path, BucketPath):
+        return path
+    text = os.fspath(path)
+    match = _URL.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        return pathlib.Path(path).expanduser()
+    refuse_secrets(text)
+    scheme, rest = match.groups()
+    if scheme not in ("gs", "s3"):
+        raise ConfigError(f"{text}: there are local paths, gs://BUCKET/… and s3://BUCKET/…, and no {scheme}://")
+    bucket, _, key = rest.partition("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
+        raise ConfigError(f"{text}: {bucket or 'nothing'} is no name of a bucket; write {scheme}://BUCKET/FOLDER")
+    return BucketPath(scheme, bucket, "/".join(part for part in key.split("/") if part not in ("", ".")))
+
+
+def is_bucket(path: str | os.PathLike | BucketPath) -> bool:
+    """Say whether a path is in a bucket."""
+    return isinstance(path, BucketPath) or os.fspath(path).startswith(("gs://", "s3://"))
+
+
+def refuse_secrets(text: str, key: str = "this path") -> None:
+    """Refuse a URL with a key, a password or a signature inside: configs are printed and saved.
+
+    Args:
+      key: of the config, for the message, which does not show the text.
+
+    Raises:
+      ConfigError: saying where credentials belong.
+    """
+    match = _URL.fullmatch(text)
+    if match and ("@" in match[2].partition("/")[0] or _SIGNATURE.search(text)):
+        raise ConfigError(
+            f"{key} has a key, password or signature inside a {match[1]}:// address, which would be printed and saved with "
+            "the config. Leave it out, and give credentials by the environment (docs/buckets.md)"
+        )
+
+
+@contextlib.contextmanager
+def save_as(path: str | os.PathLike | BucketPath) -> Iterator[pathlib.Path]:
+    """Give a local file to write; when that went well, it is put to its place in one piece.
+
+    Args:
+      path: its place; the folder is made if absent.
+
+    Raises:
+      OSError, BucketError: it cannot be written.
+    """
+    path = at(path)
+    if isinstance(path, BucketPath):
+        with tempfile.TemporaryDirectory(prefix="cp2_jax_") as folder:
+            yield (file := pathlib.Path(folder) / path.name)
+            path.write_bytes(file.read_bytes())
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def save_folder(path: str | os.PathLike | BucketPath) -> Iterator[pathlib.Path]:
+    """Give a local folder to write into: the folder itself, or one whose files are put into a bucket afterwards.
+
+    Raises:
+      OSError, BucketError: it cannot be written.
+    """
+    path = at(path)
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="cp2_jax_") as name:
+        yield (folder := pathlib.Path(name))
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            (path / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
