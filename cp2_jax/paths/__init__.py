@@ -51,7 +51,7 @@ def at(path: str | os.PathLike | BucketPath) -> AnyPath:
     text = os.fspath(path)
     match = _URL.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        return pathlib.Path(path).expanduser()
+        return pathlib.Path(os.path.expanduser(path))
     refuse_secrets(text)
     scheme, rest = match.groups()
     if scheme not in ("gs", "s3"):

@@ -49,6 +49,7 @@ class Checkpoints:
             self._alias.enter_context(without_wildcards(self.directory)),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
+                create=False,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0} if alone else None),
                 cleanup_tmp_directories=True,
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
