@@ -96,12 +96,13 @@ class BucketCheckpoints:
         kind = Unreachable if worst == 1 else CheckpointError
         raise kind(f"saving step {step} to {self.directory} failed: {reason}. The checkpoints before it are still there")
 
-    def settle(self) -> Exception | None:
-        """Wait until the last save is complete or has failed; return how it failed, see `Checkpoints.settle`."""
+    def settle(self, error: BaseException) -> None:
+        """Wait until the last save is complete or has failed, after `error`; see `Checkpoints.settle`."""
         waiting = threading.Thread(target=self._settle, name="settle", daemon=True)
         waiting.start()
         waiting.join(None if jax.process_count() == 1 else checkpoints.PATIENCE)
-        return self._failure
+        if self._failure is not None:
+            logging.warning("%s", self._failure)
 
     def _settle(self) -> None:
         try:
@@ -110,7 +111,7 @@ class BucketCheckpoints:
             self._failure = error
 
     def close(self) -> None:
-        """Wait, then give the local disk back; raises as `wait`, unless `settle` has returned it."""
+        """Wait, then give the local disk back; raises as `wait`, unless `settle` has told of it."""
         try:
             with contextlib.suppress(*[CheckpointError, Unreachable] * (self._failure is not None)):
                 self.wait()

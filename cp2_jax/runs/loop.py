@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from cp2_jax.runs.bucket_checkpoints import BucketCheckpoints
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 from cp2_jax.runs.metrics_log import MetricsLog
 from cp2_jax.runs.preemption import stop_requests
@@ -33,7 +32,7 @@ def fit(
     *,
     total_steps: int,
     writer: Writer,
-    checkpoints: Checkpoints | BucketCheckpoints,
+    checkpoints: Checkpoints,
     meta: dict,
     save_every: int,
     log_every: int,
@@ -83,7 +82,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _saves_finished(checkpoints: Checkpoints | BucketCheckpoints) -> Iterator[None]:
+def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
     """Finish a save that has begun before an error that is raised inside goes on; see `Checkpoints.settle`."""
     try:
         yield
@@ -97,7 +96,7 @@ def _saves_finished(checkpoints: Checkpoints | BucketCheckpoints) -> Iterator[No
 class _Training:
     """The state between two steps, and the metrics of the last step, which have not been read yet."""
 
-    def __init__(self, state: Any, writer: Writer, checkpoints: Any, meta: dict, log: MetricsLog):
+    def __init__(self, state: Any, writer: Writer, checkpoints: Checkpoints, meta: dict, log: MetricsLog):
         self.state, self.number = state, int(state.step)
         self._writer, self._checkpoints, self._meta, self._log = writer, checkpoints, meta, log
         self._unread = None

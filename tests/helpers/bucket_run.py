@@ -5,8 +5,6 @@ import signal
 import subprocess
 import sys
 
-from helpers import toy_backbone
-from helpers.paths import ROOT
 from ml_collections import ConfigDict
 
 from configs import pretrain_r50_aspp
@@ -14,6 +12,8 @@ from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.pretraining import run
 from cp2_jax.runs.checkpoints import read
 from cp2_jax.runs.writers import VARYING, Writer, read_metrics
+from helpers import toy_backbone
+from helpers.paths import ROOT
 
 STEPS = 8
 
