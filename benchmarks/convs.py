@@ -6,7 +6,7 @@ On CPUs two times per pass, each the minimum of the repeats: wall clock, and the
 which other programs on the machine disturb much less. On accelerators the wall clock of 20 calls that are waited for once.
 "auto" is what `cp2_jax.models.measured.choose` takes. Every form's three results are compared with the native ones.
 `--rows` prints lines for the table in cp2_jax/models/measured.py; `--json` has them for `--forms` of other benchmarks.
-"pool" is the stem's max-pool, whose forms differ in the gradient.
+"pool" is the stem's max-pool, "norm" batch norm with ReLU: their forms differ in the gradient.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from cp2_jax.models import conv, conv_forms, measured, pooling
+from cp2_jax.models import conv, conv_forms, measured, norm, pooling
 
 # name: (size of the map, inputs, outputs, kernel, stride, dilation), of ResNet-50 with ASPP at 224 pixels
 SHAPES = {
@@ -42,7 +42,7 @@ SHAPES = {
     "vit_aspp_12": (14, 384, 512, 3, 1, 12),
 }
 PASSES = ("forward", "inputs", "weights")
-POOL = "pool"
+POOL, NORM = "pool", "norm"
 
 
 def passes(form, stride, dilation):
@@ -141,6 +141,26 @@ def compare_pool(batch, repeats, dtype, size=112, channels=64):
     return found
 
 
+def compare_norm(batch, repeats, dtype, maps=((56, 256), (14, 1024))):
+    """Return milliseconds of batch norm with ReLU, forward and gradient, by form and by how groups are laid out."""
+    found = {}
+    for size, channels in maps:
+        x, g = draw(*[(batch, size, size, channels)] * 2, dtype=dtype)
+        ones = jnp.ones(channels)
+        for layout, split, axes in (("one_group", (1, batch), (1, 2, 3)), ("strided", (batch // 4, 4), (0, 2, 3))):
+            for form in ("differentiated", "two_sums"):
+
+                def run(x, split=split, axes=axes, form=form, ones=ones):
+                    grouped = x.reshape(*split, *x.shape[1:])
+                    return norm.normalize(grouped, ones, ones, axes, 1e-5, x.dtype, True, form)[0].reshape(x.shape)
+
+                name = f"norm_{size}_{layout}_{form}"
+                found[f"{name}_forward_ms"] = measure(jax.jit(run), (x,), repeats)[1]
+                both = jax.jit(lambda x, g, run=run: jax.vjp(run, x)[1](g)[0])
+                found[f"{name}_gradient_ms"] = measure(both, (x, g), repeats)[1]
+    return found
+
+
 def shrunk(row):
     """Return a shape for rehearsals: an eighth of the side, a sixty-fourth of the channels."""
     size, inputs, outputs, *rest = row
@@ -152,11 +172,11 @@ def parse(arguments=None):
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--only", default=",".join((*SHAPES, POOL)), help="names of shapes, comma-separated")
+    parser.add_argument("--only", default=",".join((*SHAPES, POOL, NORM)), help="names of shapes, comma-separated")
     parser.add_argument("--rows", action="store_true", help="print lines for measured.MEASURED")
     args = parser.parse_args(arguments)
-    if unknown := set(args.only.split(",")) - set(SHAPES) - {POOL}:
-        parser.error(f"unknown shapes {sorted(unknown)}: choose from {', '.join((*SHAPES, POOL))}")
+    if unknown := set(args.only.split(",")) - set(SHAPES) - {POOL, NORM}:
+        parser.error(f"unknown shapes {sorted(unknown)}: choose from {', '.join((*SHAPES, POOL, NORM))}")
     return args
 
 
@@ -169,6 +189,9 @@ def main(arguments=None):
     for name in args.only.split(","):
         if name == POOL:
             result |= compare_pool(args.batch, args.repeats, args.dtype, *((12, 4) if args.tiny else ()))
+            continue
+        if name == NORM:
+            result |= compare_norm(args.batch, args.repeats, args.dtype, *((((6, 8),),) if args.tiny else ()))
             continue
         for row in compare(name, args.batch, args.repeats, args.dtype, shapes):
             result["rows"].append(row)

@@ -61,7 +61,7 @@ bf16="--dtype bfloat16"
 row step_r50 100 step.py --model r50_aspp $size $bf16 --device $device
 row step_vit 80 step.py --model vit_aspp $size $bf16 --device $device
 row whole 130 whole_step.py $size $bf16 --only whole,augment
-row convs 100 convs.py $convs $bf16 --only aspp_12,rate_2,aspp_6,stem,pool,aspp_18,vit_aspp_12,vit_aspp_6 --rows
+row convs 100 convs.py $convs $bf16 --only aspp_12,rate_2,aspp_6,stem,pool,norm,aspp_18,vit_aspp_12,vit_aspp_6 --rows
 row peer_r50 220 step.py --model r50_aspp $size $bf16 --device $device --peers best --peers_only
 [ -s "$out/convs.json" ] && row step_r50_forms 100 step.py --model r50_aspp $size $bf16 --device $device --forms "$out/convs.json"
 row peer_vit 160 step.py --model vit_aspp $size $bf16 --device $device --peers best --peers_only

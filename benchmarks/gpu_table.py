@@ -76,8 +76,8 @@ def table(figures, statuses):
     for row in figures.get("convs", {}).get("rows", []):
         passes = " ".join(f"{row[f'{name}_wall_ms']:8.3f}" for name in ("forward", "inputs", "weights"))
         text.append(f"  {row['shape']:16s} {row['form']:14s} {passes} ms")
-    pool = {k: v for k, v in figures.get("convs", {}).items() if k.startswith("pool_")}
-    text += [f"  {name:46s} {found:10.3f} ms" for name, found in pool.items()]
+    forms = {k: v for k, v in figures.get("convs", {}).items() if k.startswith(("pool_", "norm_"))}
+    text += [f"  {name:46s} {found:10.3f} ms" for name, found in forms.items()]
     for name, found in figures.get("attention", {}).items():
         if name.endswith("_ms"):
             text.append(f"  attention {name:36s} {found:10.3f} ms")

@@ -144,4 +144,4 @@ class ConvBnRelu(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         x = Conv(self.features, self.size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
-        return nn.relu(self.norm(dtype=self.dtype, name="bn")(x, train))
+        return self.norm(dtype=self.dtype, relu=True, name="bn")(x, train)

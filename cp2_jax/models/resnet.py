@@ -102,8 +102,7 @@ class Block(nn.Module):
             last = number == len(layers)
             zero = {"scale_init": nn.initializers.zeros} if last and self.zero_init_residual else {}
             y = self.conv(features, size, name=f"conv{number}", **options)(y)
-            y = self.norm(name=f"bn{number}", **zero)(y, train)
-            y = y if last else nn.relu(y)
+            y = self.norm(name=f"bn{number}", relu=not last, **zero)(y, train)
         if self.stride != 1 or x.shape[-1] != outputs:
             x = self.conv(outputs, 1, stride=self.stride, name="downsample_conv")(x)
             x = self.norm(name="downsample_bn")(x, train)
@@ -137,7 +136,7 @@ class ResNet(nn.Module):
 
         # `train` is the second argument after self, and no array.
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        x = nn.relu(norm(name="bn1")(conv(options.stem_width, 7, stride=2, name="conv1")(x), train))
+        x = norm(name="bn1", relu=True)(conv(options.stem_width, 7, stride=2, name="conv1")(x), train)
         x = self.pool(x)
         outputs, reached, dilation = [], 4, 1
         for stage, blocks in enumerate(options.sizes, 1):
