@@ -20,7 +20,6 @@ begin=$SECONDS
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/$out/compiled}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/cp2_inductor}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-# PyTorch's allocator and JAX's never share a process here, so that each may take what it wants.
 case $out in /*) export JAX_COMPILATION_CACHE_DIR=$out/compiled ;; esac
 if [ -n "$rehearse" ]; then
   export JAX_PLATFORMS=cpu

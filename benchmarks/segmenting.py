@@ -6,6 +6,8 @@ Images are uint8 and lie on the device; normalising, upsampling to the labels' s
 matrix, are part of it; decoding is not (benchmarks/evaluation.py has it). bfloat16, 21 classes, random weights.
 """
 
+import os
+
 import jax
 import numpy as np
 import timing
@@ -30,6 +32,8 @@ def parse(arguments=None):
     parser.add_argument("--peers", default="", help="best, autotuned, comma-separated; needs PyTorch")
     parser.add_argument("--peers_only", action="store_true", help="leave out our own")
     args = parser.parse_args(arguments)
+    if args.peers:  # PyTorch needs the card's memory, of which JAX would take three quarters at its first use
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     timing.use_forms(args.forms)
     return args
 

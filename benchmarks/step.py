@@ -38,6 +38,8 @@ def parse(arguments=None):
     if args.device == "cpu":  # before JAX is first used
         jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
         os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}")
+    if args.peers:  # PyTorch needs the card's memory, of which JAX would take three quarters at its first use
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     timing.use_forms(args.forms)
     return args
 
