@@ -38,23 +38,17 @@ def test_forms_are_timed_printed_as_rows_and_used(benchmark, tmp_path, monkeypat
     assert measured.MEASURED == (*before, *rows)
 
 
-def test_the_whole_step_is_taken_apart(benchmark):
-    result = benchmark("whole_step").main(["--tiny", "--batch", "8", "--steps", "1", "--only", "whole,augment"])
-    assert result["whole_seconds"] > 0 and result["augment_ms"] > 0 and result["blur_bfloat16_ms"] > 0
-    assert result["profile_ms"]["all operations"] == pytest.approx(result["profile_ms"]["busy"], rel=0.02)
+def test_augmentation_is_timed_alone(benchmark):
+    """The step, which takes longer to compile, is rehearsed by `benchmarks/gpu.sh --rehearse`."""
+    result = benchmark("whole_step").main(["--tiny", "--batch", "8", "--only", "augment"])
+    assert result["augment_ms"] > 0 and result["blur_bfloat16_ms"] > 0
     with pytest.raises(SystemExit):
         benchmark("whole_step").main(["--only", "everything"])
 
 
-@pytest.mark.parametrize("job", ["finetune", "evaluate"])
-def test_segmenting(benchmark, job):
-    command = ["--job", job, "--model", "vit_aspp", "--tiny", "--batch", "2", "--size", "32", "--steps", "1"]
+def test_segmenting(benchmark):
+    command = ["--job", "evaluate", "--model", "vit_aspp", "--tiny", "--batch", "2", "--size", "32", "--steps", "1"]
     assert benchmark("segmenting").main(command)["samples_per_second"] > 0
-
-
-def test_memory_is_predicted_where_it_cannot_be_measured(benchmark):
-    result = benchmark("card_memory").main(["--tiny", "--batch", "8"])
-    assert result["predicted_gb"] > 0 and result["prediction"] is None  # CPUs do not tell
 
 
 def test_the_table_says_what_was_not_measured_and_why(benchmark, tmp_path, capsys):
