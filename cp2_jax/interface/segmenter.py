@@ -46,7 +46,7 @@ class Prediction:
         """The share of the image's pixels that each class has, largest first; classes without a pixel are left out."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.class_names))
         order = [index for index in np.argsort(-counts) if counts[index]]
-        return {self.class_names[index]: counts[index] / self.labels.size for index in order}
+        return {self.class_names[index]: float(counts[index]) / self.labels.size for index in order}
 
     def overlay(self) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
         """Return a picture of the image with its classes coloured, outlined and named."""

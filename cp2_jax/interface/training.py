@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import textwrap
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -252,8 +253,8 @@ def _take(config: ConfigDict, theirs: Mapping, explicit: Collection[str], source
             told.append(f"model.{key}={value} ({before[key]})")
     for words, found in (("the model is that of", changed), ("mind: the model is not, as asked for, that of", asked)):
         if found:
-            more = f" and {len(found) - 6} more" if len(found) > 6 else ""
-            print(f"{words} {source}: {', '.join(found[:6])}{more}; in brackets what the config has", flush=True)
+            line = f"{words} {source} (in brackets: the config's): {', '.join(found)}"
+            print("\n".join(textwrap.wrap(line, 80, max_lines=2, placeholder=" … (all: config.json)")), flush=True)
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,8 @@ class MetricsLog:
             "time/seconds_per_step": seconds / steps,
             "time/input_wait_seconds": self._waited,
             "time/input_wait_share": self._waited / seconds,
-            "time/eta_seconds": self._writer.eta(number),
         }
+        if math.isfinite(eta := self._writer.eta(number)):  # it is not known before the second step
+            timings["time/eta_seconds"] = eta
         self._writer.scalars(number, {k: float(v) for k, v in merged.items()} | self._extra() | timings | host_memory())
         self._window, self._waited, self._begin = [], 0.0, self._now

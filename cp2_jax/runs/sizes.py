@@ -155,10 +155,14 @@ def batch_limits(machine: Machine, *, paper: int, on_cpu: int, image_bytes: floa
 
 def looking(total: int) -> dict[str, Choice]:
     """Return how often a run of `total` steps logs, saves, draws and measures: seldom enough to cost nothing."""
-    shares = {"log_every": (100, 50), "save_every": (20, 1000), "picture_every": (4, 5000), "probe_every": (10, 1000)}
+    shares = {"log_every": (100, 5, 50), "save_every": (20, 25, 1000)}
+    shares |= {"picture_every": (4, 25, 5000), "probe_every": (10, 25, 1000)}
     return {
-        key: Choice(min(most, max(1, total // times)), f"{times} times in {total:,d} steps, at most {most:,d} steps apart")
-        for key, (times, most) in shares.items()
+        key: Choice(
+            min(most, max(1, total // times, min(total, least))),
+            f"{times} times in {total:,d} steps, {least:,d} to {most:,d} steps apart",
+        )
+        for key, (times, least, most) in shares.items()
     }
 
 

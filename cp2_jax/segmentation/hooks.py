@@ -19,8 +19,8 @@ class Periodic:
 
     The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
     in its meta; a resumed run goes on comparing with it. The pictures of each evaluation replace the files of the one
-    before, and stay in TensorBoard; the scores of the last one are written. With `patience`, the run ends when so many
-    evaluations in a row have found nothing better.
+    before, and stay in TensorBoard; the table of the last one is shown and written. With `patience`, the run ends when so
+    many evaluations in a row have found nothing better.
 
     Raises:
       Finished: when it is called and patience is at its end; `loop.fit` takes it.
@@ -48,7 +48,6 @@ class Periodic:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         result = self._evaluator(variables)
         scores = result.scores
-        self._writer.text(f"step {number}\n{report(result, self._evaluator.names)}")
         values = {"miou": scores.mean_iou, "mean_accuracy": scores.mean_accuracy}
         values |= {"evaluation_pixel_accuracy": scores.pixel_accuracy, "time/evaluation_seconds": result.seconds}
         self._writer.scalars(number, values)
@@ -62,6 +61,7 @@ class Periodic:
             self._checkpoints.wait()
         reason = ended(number, self._checkpoints.latest_step() or 0, self._every, self._patience)
         if number == self._total or reason:
+            self._writer.text(report(result, self._evaluator.names))
             extra = {"checkpoint": str(self._workdir), "step": number}
             extra |= {"best_mean_iou": self.best, "best_step": self._checkpoints.latest_step()}
             self._evaluator.write_scores(self._workdir, result, extra)

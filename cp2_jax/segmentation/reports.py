@@ -37,7 +37,7 @@ def report(result: Any, class_names: Sequence[str]) -> str:
     return (
         f"{confusion.table(result.scores, class_names)}\n"
         f"{images} images in {result.seconds:.1f} s ({images / result.seconds:.2f} a second, {result.waited:.1f} s "
-        f"waiting for input), {result.compilations} network programs compiled"
+        f"waiting for input), {result.compilations} program{'s' * (result.compilations != 1)} compiled"
     )
 
 

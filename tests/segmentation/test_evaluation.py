@@ -361,7 +361,7 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path, capsys):
 
     protocol = ("--config.evaluation.flip=True", "--predictions", tmp_path / "maps")
     out = command("evaluate", *common, "--workdir", whole, *protocol)
-    assert "left" in out and "1 network programs compiled" in out
+    assert "left" in out and "1 program compiled" in out
     assert json.loads((whole / "scores.json").read_text())["protocol"]["flip"] is True
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.png", "1.png"]
     images = tmp_path / "data/images/val"

@@ -49,7 +49,7 @@ def test_a_config_that_is_settled_passes_the_checks(num_images, devices):
 def test_a_value_that_is_given_stays():
     config = config_files.load("finetune_voc:small,vit")
     config.steps = 100
-    assert sizes.settle(config, 500, GPU) and config.steps == 100 and config.eval_every == 10 and config.save_every == 5
+    assert sizes.settle(config, 500, GPU) and config.steps == 100 and config.eval_every == 10 and config.save_every == 25
     with pytest.raises(ConfigError, match="no labelled images"):
         sizes.fit_to_data(0, GPU, CROP)
 

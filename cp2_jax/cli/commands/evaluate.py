@@ -28,6 +28,7 @@ def _options(made):
 
 def _run(arguments):
     from cp2_jax.interface import kinds, overrides
+    from cp2_jax.interface import processes as job_processes
     from cp2_jax.segmentation import run
 
     kinds.refuse_images(arguments.workdir)
@@ -39,7 +40,7 @@ def _run(arguments):
         adapt=None if arguments.config else lambda config: overrides.parse(config, arguments.changes),
         predictions=arguments.predictions,
     )
-    print(f"scores in {found.path}")
+    print(f"scores in {job_processes.relative(found.path)}")
 
 
 COMMAND = command.Command(TEXT, _options, _run, config="finetune_folder", sections=("data", "evaluation"))
