@@ -2,12 +2,12 @@
 
     pip install scikit-image        # its wheel brings the photographs
     python docs/pictures/make.py pairs
-    python docs/pictures/make.py similarity --run RUN
-    python docs/pictures/make.py predictions --run RUN
+    python docs/pictures/make.py similarity --run runs/demo/pretrain
+    python docs/pictures/make.py predictions --run runs/demo/finetune
 
 `pairs` shows how CP2 composes what it trains on, with the code that trains. `similarity` shows what a pretraining finds
-alike, before it (the run's own random weights) and after. `predictions` shows what a finetuning says of some validation
-images.
+alike after its first step and after its last, `predictions` what a finetuning says of some validation images: both put
+together what the runs of `scripts/quickstart.sh` have drawn (runs/demo/pretrain, runs/demo/finetune).
 """
 
 import argparse
@@ -17,18 +17,15 @@ import pathlib
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from cp2_jax import config_files, pictures
 from cp2_jax.augment import compose
 from cp2_jax.data.images.crops import generator, random_crops
-from cp2_jax.models import segmenter
 from cp2_jax.models.inputs import denormalize
 from cp2_jax.pictures import canvas
-from cp2_jax.runs import checkpoints, rngs
+from cp2_jax.runs import rngs
 
 HERE = pathlib.Path(__file__).parent
 PHOTOGRAPHS = {"cat": "chelsea.png", "coffee": "coffee.png", "astronaut": "astronaut.png", "rocket": "rocket.jpg"}
@@ -69,27 +66,21 @@ def pairs(arguments) -> canvas.Block:
 
 
 def similarity(arguments) -> canvas.Block:
-    """Draw what in the keys resembles the middle of the queries' foregrounds, before and after training."""
-    variables, meta = checkpoints.read_variables(arguments.run)
-    config = ConfigDict(meta["config"])
-    side = config.image_size
-    options = dataclasses.replace(compose.AugmentOptions.from_config(config), mask="rectangle")
-    pair, query, key = composed(side, options, arguments.seed)
-    model = segmenter.build(config.model, top="projection", image_size=side)
-    random = model.init(jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), train=False)
-    points = [tuple(int(x) for x in np.argwhere(mask > 0.5).mean(0)) for mask in pair.mask_query]
-    drawn = []
-    for title, weights in (("before training", random), (f"after {arguments.words or 'training'}", variables)):
-        features = [np.asarray(model.apply(weights, x, train=False)) for x in (pair.image_query, pair.image_key)]
-        drawn.append(pictures.dense_similarity(query, key, *features, points, pair.mask_key, title.capitalize()))
-    return canvas.beside(drawn)
+    """Put the first and the last picture of similarity that a pretraining has drawn beside each other."""
+    first, *_, last = sorted((pathlib.Path(arguments.run) / "pictures").glob("similarity_*.png"))
+    both = canvas.beside([_read(first), _read(last)])
+    return cv2.resize(both, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
 
 
 def predictions(arguments) -> canvas.Block:
     """Stack the pictures that a finetuning has drawn of its best, median and worst validation image."""
     kinds = ("best", "median", "worst")
     files = [max((pathlib.Path(arguments.run) / "pictures").glob(f"evaluation_{kind}*.png")) for kind in kinds]
-    return canvas.beside([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return canvas.above([_read(file) for file in files])
+
+
+def _read(file: pathlib.Path) -> canvas.Block:
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def _white(mask: np.ndarray) -> canvas.Block:
@@ -109,7 +100,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", choices=[draw.__name__ for draw in (pairs, similarity, predictions)])
     parser.add_argument("--run", help="work directory of a pretraining (similarity) or finetuning (predictions)")
-    parser.add_argument("--words", default="", help="what to say of the training, such as '2,000 steps'")
     parser.add_argument("--seed", type=int, default=4, help="of crops, colours and masks")
     arguments = parser.parse_args()
     drawn = globals()[arguments.picture](arguments)
