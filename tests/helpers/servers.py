@@ -7,6 +7,7 @@ folder, CP2_TEST_SERVERS). Both keep everything in memory and are gone with the 
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from cp2_jax import paths
 from helpers.paths import ROOT
 
 FOLDER = pathlib.Path(os.environ.get("CP2_TEST_SERVERS") or ROOT / ".servers")
@@ -98,6 +100,21 @@ def make_bucket(scheme: str, port: int, name: str) -> str:
 Fault = Callable[[str, str], str]
 
 
+def nothing(method: str, path: str) -> str:
+    """Let every request pass."""
+    return ""
+
+
+@contextlib.contextmanager
+def proxied(scheme: str, latency: float = 0.0) -> Iterator["Proxy"]:
+    """Run a server behind a proxy, and let this process's environment lead to it; skip the test where there is none."""
+    need(scheme)
+    with server(scheme) as port, Proxy(port, scheme, latency) as proxy, pytest.MonkeyPatch.context() as patch:
+        for key, value in environment(scheme, proxy.port).items():
+            patch.setenv(key, value)
+        yield proxy
+
+
 class Proxy:
     """Passes requests on to a server, after `latency` seconds, and does to them what `fault` says.
 
@@ -108,9 +125,9 @@ class Proxy:
       requests: number so far.
     """
 
-    def __init__(self, upstream: int, latency: float = 0.0):
-        self.latency, self.requests = latency, 0
-        self.fault: Fault = lambda method, path: ""
+    def __init__(self, upstream: int, scheme: str, latency: float = 0.0):
+        self.latency, self.requests, self.scheme, self._buckets = latency, 0, scheme, itertools.count()
+        self.fault: Fault = nothing
         self._upstream, self._local, self._ended = upstream, threading.local(), threading.Event()
         proxy = self
 
@@ -130,6 +147,10 @@ class Proxy:
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def new_bucket(self) -> paths.BucketPath:
+        """Make a bucket that is empty."""
+        return paths.at(make_bucket(self.scheme, self._upstream, f"bucket-{self.port}-{next(self._buckets)}"))
 
     def __enter__(self):
         return self

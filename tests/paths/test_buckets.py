@@ -1,6 +1,5 @@
 """Paths in buckets against servers of both kinds, which also answer badly."""
 
-import itertools
 import pickle
 import re
 import time
@@ -12,25 +11,19 @@ from cp2_jax import paths
 from cp2_jax.options import ConfigError
 from cp2_jax.paths import stores
 
-_numbers = itertools.count()
-
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def proxy(request):
     """A server behind a proxy, with the environment that leads to it."""
-    servers.need(request.param)
-    with servers.server(request.param) as port, servers.Proxy(port) as proxy, pytest.MonkeyPatch.context() as patch:
-        for key, value in servers.environment(request.param, proxy.port).items():
-            patch.setenv(key, value)
-        proxy.scheme, proxy.upstream = request.param, port
+    with servers.proxied(request.param) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def bucket(proxy):
-    proxy.fault = lambda method, path: ""
-    yield paths.at(servers.make_bucket(proxy.scheme, proxy.upstream, f"bucket-{next(_numbers)}"))
-    proxy.fault = lambda method, path: ""
+    proxy.fault = servers.nothing
+    yield proxy.new_bucket()
+    proxy.fault = servers.nothing
 
 
 def test_a_file_is_written_read_listed_and_removed(bucket):
