@@ -270,7 +270,7 @@ def _model() -> ConfigDict:
     model.resnet.width = 64  # channels of the first stage; the others follow
     model.resnet.stem_width = 64  # channels of the first convolution
     model.resnet.stage_sizes = ()  # blocks of each stage, if not those of `depth`
-    model.resnet.output_stride = 16  # pixels per feature: 8, 16 or 32
+    model.resnet.output_stride = 16  # pixels per feature: 4, 8, 16 or 32
     model.resnet.contract_dilation = False  # True: the original's dilations 1, 2, 2 in the last stage
     model.resnet.basic_dilation = "both"  # or "first": depths 18 and 34 dilated as MMSegmentation's (docs/paper_vs_code.md)
     model.resnet.zero_init_residual = False  # True: the last batch-norm scale of each block starts at 0, as in the original

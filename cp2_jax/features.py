@@ -94,7 +94,7 @@ def load(
         (f in the paper's equation 2); "logits": a finetuned model's classes. Default: the head if there is one, else
         the backbone.
       dtype: of the computation; it may differ from the run's.
-      output_stride: of a ResNet, 8, 16 or 32; default: as it was trained, 16 for converted backbones.
+      output_stride: of a ResNet, 4, 8, 16 or 32; default: as it was trained, 16 for converted backbones.
 
     Raises:
       CheckpointError: there is no checkpoint, or it has no such features.

@@ -18,6 +18,13 @@ from cp2_jax.options import one_of, positive, require, true_or_false
 STAGE_SIZES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _BASIC = (18, 34)
 PADDINGS = ("torch", "same", "same_pool")
+# Strides and rates of the four stages, by output stride.
+STRIDES = {
+    32: ((1, 2, 2, 2), (1, 1, 1, 1)),
+    16: ((1, 2, 2, 1), (1, 1, 1, 2)),
+    8: ((1, 2, 1, 1), (1, 1, 2, 4)),
+    4: ((1, 1, 1, 1), (1, 2, 4, 8)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class ResNetOptions:
       width: channels of the first stage's 3x3 convolutions.
       stem_width: channels of the first convolution.
       stage_sizes: blocks of each stage, if not those of `depth`.
-      output_stride: 8, 16 or 32; stages that would go beyond it keep the resolution and dilate instead.
+      output_stride: 4, 8, 16 or 32; stages that would go beyond it keep the resolution and dilate instead.
       contract_dilation: the first block of a dilated stage keeps the rate before it (the released code's 1, 2, 2), where
         the paper dilates every 3x3 convolution of the stage.
       basic_dilation: which 3x3 convolutions of a dilated block of depth 18 or 34 are dilated: "both", or only the "first",
@@ -59,7 +66,7 @@ class ResNetOptions:
         stages = options.stage_sizes
         require(len(stages) in (0, 4), "model.resnet.stage_sizes", stages, "give 4 numbers, or none to follow the depth")
         stride = options.output_stride
-        require(stride in (8, 16, 32), "model.resnet.output_stride", stride, "must be 8, 16 or 32")
+        require(stride in STRIDES, "model.resnet.output_stride", stride, "must be 4, 8, 16 or 32")
         one_of("model.resnet.padding", options.padding, PADDINGS)
         one_of("model.resnet.basic_dilation", options.basic_dilation, ("both", "first"))
         for key in ("contract_dilation", "zero_init_residual"):
@@ -207,14 +214,6 @@ def describe(shapes: Shapes) -> Described | None:
     # Without a known depth, 50 and 18 say which kind of block.
     section = {"depth": 50 if bottleneck else 18, "width": width, "stem_width": stem, "stage_sizes": stages}
     return Described(section, doubt=doubt, confirm={"stage_sizes": stages})
-
-
-# Strides and rates of the four stages, by output stride.
-STRIDES = {
-    32: ((1, 2, 2, 2), (1, 1, 1, 1)),
-    16: ((1, 2, 2, 1), (1, 1, 1, 2)),
-    8: ((1, 2, 1, 1), (1, 1, 2, 4)),
-}
 
 
 def in_mmsegmentation(options: ResNetOptions, image_size: int) -> dict[str, Any]:

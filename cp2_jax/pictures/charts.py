@@ -46,6 +46,7 @@ PANELS = (
         {
             "accuracy_instance": "images that find their pair in the bank",
             "accuracy_dense": "foreground pixels that find foreground",
+            "learned_dense": "dense loss: of the way from uniform to the best possible",
             "pixel_accuracy": "labelled pixels classified right",
         },
         percent=True,

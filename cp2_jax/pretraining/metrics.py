@@ -13,6 +13,8 @@ class PretrainMetrics(clu_metrics.Collection):
     loss, loss_instance, loss_dense: equations 5, 3, 2.
     accuracy_instance: share of queries whose positive beats the whole queue.
     accuracy_dense: share of foreground query pixels whose most similar key pixel is foreground.
+    learned_dense: how far the dense loss went from uniform (0) to the lowest value that it can have (1), averaged over the
+      samples with usable masks; see `losses.dense_loss_range`.
     feature_std: see `feature_std`; near 0 the representation has collapsed.
     queue_age: age in steps of the oldest real key.
     skipped_samples: samples of a step that had no usable mask.
@@ -23,6 +25,7 @@ class PretrainMetrics(clu_metrics.Collection):
     loss_dense: clu_metrics.Average.from_output("loss_dense")
     accuracy_instance: clu_metrics.Average.from_output("accuracy_instance")
     accuracy_dense: clu_metrics.Average.from_output("accuracy_dense")
+    learned_dense: clu_metrics.Average.from_output("learned_dense")
     feature_std: clu_metrics.Average.from_output("feature_std")
     gradient_norm: clu_metrics.Average.from_output("gradient_norm")
     skipped_samples: clu_metrics.Average.from_output("skipped_samples")

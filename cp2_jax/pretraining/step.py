@@ -136,6 +136,7 @@ def _metrics(
         loss_dense=result.loss_dense,
         accuracy_instance=result.accuracy_instance,
         accuracy_dense=result.accuracy_dense,
+        learned_dense=result.learned_dense,
         feature_std=metrics.feature_std(result.pooled_query),
         gradient_norm=optax.tree.norm(learned.gradients),
         skipped_samples=result.skipped * config.accumulate,

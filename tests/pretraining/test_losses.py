@@ -48,6 +48,27 @@ def test_dense_loss_is_equation_2(x64, axis, tau):
     np.testing.assert_allclose(got.accuracy, (hit * mq).sum(1) / mq.sum(1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("axis", ["key", "query"])
+@pytest.mark.parametrize("tau", [1.0, 0.2])
+def test_the_range_of_the_dense_loss_is_reached_and_not_left(x64, axis, tau):
+    """Equal features give one end, features that tell foreground from background alone the other; random ones lie between."""
+    rng = np.random.default_rng(5)
+    mask_query, mask_key = (rng.random((6, n)) < 0.6 for n in (9, 12))
+    mask_query, mask_key = mask_query.astype(float), mask_key.astype(float)
+
+    def learned(query, key):
+        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (query, key)]
+        return losses.dense_loss(*unit, mask_query, mask_key, temperature=tau, axis=axis)
+
+    sign = [np.where(mask[..., None] > 0, 1.0, -1.0) * np.ones(4) for mask in (mask_query, mask_key)]
+    equal, told = learned(np.ones((6, 9, 4)), np.ones((6, 12, 4))), learned(*sign)
+    np.testing.assert_allclose(equal.learned, 0, atol=1e-12)
+    np.testing.assert_allclose(equal.loss, np.log(12 if axis == "key" else 9), rtol=1e-12)
+    np.testing.assert_allclose(told.learned, 1, rtol=1e-12)
+    for _ in range(20):
+        assert np.all(learned(rng.normal(size=(6, 9, 4)), rng.normal(size=(6, 12, 4))).learned < 1)
+
+
 def test_instance_loss_is_equation_3(x64):
     rng = np.random.default_rng(1)
     q, k, bank = unit(rng, 4, 8), unit(rng, 4, 8), unit(rng, 6, 4, 8)

@@ -94,7 +94,7 @@ def test_shipped_finetuning_configs_are_possible(name, tmp_path):
         (dict(data__crop_scale=(0.5, 0.2)), 1, "data.crop_scale=.*0 < low <= high <= 1"),
         (dict(model__resnet__depth=51), 1, "model.resnet.depth=51: must be 18, 34, 50, 101 or 152"),
         (dict(model__resnet__stage_sizes=(1, 2)), 1, "give 4 numbers"),
-        (dict(model__resnet__output_stride=4), 1, "must be 8, 16 or 32"),
+        (dict(model__resnet__output_stride=2), 1, "must be 4, 8, 16 or 32"),
         (dict(loss__momentum=1.5), 1, "loss.momentum=1.5: must lie between 0 and 1"),
         (dict(batch_size=250), 8, r"batch_size=250: .*bn_groups=4; use 248 or 256, or bn_groups=2 or 5$"),
         (dict(batch_size=4), 1, "bn_groups=4: leaves one image per group, too few .*; use 2 at most"),
