@@ -48,19 +48,26 @@ def init_variables(config: ConfigDict, seed: int | Int[Array, ""] | None = None)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def init_state(config: ConfigDict, optimizer: optax.GradientTransformation, variables: Any = None) -> State:
+def init_state(
+    config: ConfigDict,
+    optimizer: optax.GradientTransformation,
+    variables: Any = None,
+    seed: int | Int[Array, ""] | None = None,
+) -> State:
     """Return the state before the first step.
 
     Args:
       config: a pretraining config (see `configs/`).
       optimizer: from `optim.make`.
       variables: {'params', 'batch_stats'} to start from instead of `init_variables` (see `warm_start`).
+      seed: drawn from instead of `config.seed`; may be traced.
 
     The key encoder starts as a copy of the query encoder, the queue as random unit vectors; `loss.queue_start` says
     whether these count as negatives.
     """
+    seed = config.seed if seed is None else seed
     if variables is None:
-        variables = init_variables(config)
+        variables = init_variables(config, seed)
     params, batch_stats = variables["params"], variables["batch_stats"]
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -71,7 +78,7 @@ def init_state(config: ConfigDict, optimizer: optax.GradientTransformation, vari
         key_batch_stats=jax.tree.map(jnp.copy, batch_stats),
         opt_state=optimizer.init(params),
         queue=memory_bank.init(
-            rngs.key(config.seed, "queue"), config.loss.queue_size, config.batch_size, config.model.projection_dim
+            rngs.key(seed, "queue"), config.loss.queue_size, config.batch_size, config.model.projection_dim
         ),
     )
 

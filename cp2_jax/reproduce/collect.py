@@ -124,8 +124,10 @@ def paper_tables(results: Sequence[Mapping]) -> tuple[str, list[dict]]:
 # What a study's table shows of a cell's values: name → (title, factor, digits).
 STUDY_COLUMNS = {
     "finetuned": ("finetuned mIoU", 100, 1),
+    "finetuned_more": ("finetuned mIoU, more labels", 100, 1),
     "frozen": ("frozen mIoU", 100, 1),
     "output_auc": ("AUC", 1, 3),
+    "output_auc_anywhere": ("AUC, blocks", 1, 3),
     "output_retrieval": ("retrieval", 1, 2),
     "backbone_auc": ("AUC, backbone", 1, 3),
     "backbone_effective_rank": ("effective rank, backbone", 1, 1),
@@ -135,11 +137,12 @@ STUDY_COLUMNS = {
 def study_table(cells: Sequence[Mapping]) -> tuple[str, list[dict]]:
     """Return a study's table, as Markdown and as records: mean ± standard deviation over seeds (and their number)."""
     rows, records = [], []
+    columns = {k: v for k, v in STUDY_COLUMNS.items() if any(k in cell["values"] for cell in cells)}
     for title in dict.fromkeys(cell["row"] for cell in cells):
         mine = [cell for cell in cells if cell["row"] == title]
         row = [title, f"{np.mean([c['pretraining']['images'] for c in mine]):,.0f}"]
         record = {"table": "study", "row": title, "method": mine[0]["method"], "seeds": sorted(c["seed"] for c in mine)}
-        for name, (_, factor, digits) in STUDY_COLUMNS.items():
+        for name, (_, factor, digits) in columns.items():
             values = [factor * c["values"][name] for c in mine if name in c["values"]]
             row.append(summarize(values).text(digits) if values else "–")
             if values:
@@ -147,7 +150,7 @@ def study_table(cells: Sequence[Mapping]) -> tuple[str, list[dict]]:
                 record[name] = {"mean": summary.mean, "std": None if summary.count < 2 else summary.std, "values": values}
         rows.append(row)
         records.append(record)
-    header = ["", "images seen", *(title for title, _, _ in STUDY_COLUMNS.values())]
+    header = ["", "images seen", *(title for title, _, _ in columns.values())]
     return markdown(header, rows), records
 
 

@@ -3,6 +3,7 @@
 Everything is compiled once for all methods and seeds of a study.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax.augment import compose
@@ -106,21 +108,34 @@ class Judge:
 
     def _maps(self, examples, features, variables):
         model = self.config.finetune.model
-        images, labels = (np.stack(x) for x in zip(*(examples.load(i) for i in range(len(examples))), strict=True))
+        images, labels = arrays(examples)
         size = self.config.finetune.evaluation.batch_size
         chunks = (jnp.asarray(images[i : i + size]) for i in range(0, len(images), size))
         chunks = [inputs.normalize(chunk, model.mean, model.std) for chunk in chunks]
         return jnp.concatenate([features(variables, chunk) for chunk in chunks]), jnp.asarray(labels)
 
     @functools.cached_property
-    def _pair(self) -> compose.Pair:
-        """Held-out pairs, the same for all methods and seeds."""
+    def _held_out(self) -> dict:
         config = self.config.pretrain
         held_out = TfdsSource(config.data.path, config.data.probe_split)
-        return hooks.probe_pairs(config, next(crops(config, held_out, config.probe_images, seed=0)))
+        return next(crops(config, held_out, config.probe_images, seed=0))
+
+    @functools.cached_property
+    def _pair(self) -> compose.Pair:
+        """Held-out pairs, the same for all methods and seeds."""
+        return hooks.probe_pairs(self.config.pretrain, self._held_out)
+
+    @functools.cached_property
+    def _scattered(self) -> compose.Pair:
+        """The same images pasted by random blocks, which are as often at the border as in the middle."""
+        options = dataclasses.replace(compose.AugmentOptions.from_config(self.config.pretrain), mask="blocks")
+        return jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(0, "probe"), self._held_out, options)
 
     def probes(self, config: ConfigDict, variables: dict) -> dict[str, float]:
         """Return what the probes measure, by name.
+
+        `…_auc_anywhere` is the AUC on pairs that are pasted by random blocks. A rectangle of half an image or more covers
+        the middle, so that position alone tells much of its pixels from the others'; of blocks it tells nothing.
 
         Args:
           config: of the model's pretraining.
@@ -129,7 +144,16 @@ class Judge:
         config = config.copy_and_resolve_references()
         # The same weights at the output stride that finetuning has (parameters do not depend on it).
         config.model[config.model.backbone] = self.config.pretrain.model[config.model.backbone]
-        return probes.scalars(_probe(config.to_json())(variables, self._pair))
+        probe = _probe(config.to_json())
+        found = probes.scalars(probe(variables, self._pair))
+        scattered = probes.scalars(probe(variables, self._scattered))
+        return found | {f"{name}_anywhere": scattered[name] for name in scattered if name.endswith("_auc")}
+
+
+def arrays(found: examples.Examples) -> tuple[UInt8[np.ndarray, "count h w 3"], UInt8[np.ndarray, "count h w"]]:
+    """Return all images and labels of a split whose images are of one size."""
+    images, labels = zip(*(found.load(index) for index in range(len(found))), strict=True)
+    return np.stack(images), np.stack(labels)
 
 
 # Compiled functions by the config they are made from (JSON, for it can be hashed): once a process.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cp2_jax import pictures
 from cp2_jax.options import ConfigError, nearest
-from cp2_jax.reproduce import chain, estimates, study
+from cp2_jax.reproduce import chain, estimates, quick_tuning, study
 from cp2_jax.reproduce import collect as tables
 from cp2_jax.reproduce.paper import TABLES, Cell, cells
 from cp2_jax.reproduce.place import Place, changed, missing
@@ -132,8 +132,14 @@ def collect(folder: str | pathlib.Path, output: str | pathlib.Path) -> str:
     return markdown
 
 
+# What the methods of a study are compared by.
+SCORES = ("finetuned", "finetuned_more", "frozen")
+
+
 def _in_order(of_study: Sequence[Mapping]) -> list[Mapping]:
     order = list(study.METHODS)
+    if of_study and of_study[0]["table"] == "quick_tuning":
+        order = list(quick_tuning.ARMS)
     return sorted(of_study, key=lambda cell: (order.index(cell["method"]), cell["seed"]))
 
 
@@ -142,7 +148,7 @@ def study_report(of_study: Sequence[Mapping]) -> tuple[str, list[dict]]:
     table, records = tables.study_table(of_study)
     parts = [f"### Mean ± standard deviation (number of seeds)\n\n{table}\n"]
     others = list(dict.fromkeys(cell["method"] for cell in of_study))
-    for name in ("finetuned", "frozen"):
+    for name in SCORES:
         compared, found = tables.differences(of_study, "cp2", others, name)
         if found:
             parts.append(f"### {tables.STUDY_COLUMNS[name][0]}: paired differences\n\n{compared}\n")
@@ -163,6 +169,7 @@ def _figure(of_study: Sequence[Mapping]):
             title: [100 * cell["values"][name] for cell in of_study if cell["row"] == title]
             for title in dict.fromkeys(cell["row"] for cell in of_study)
         }
-        for name in ("finetuned", "frozen")
+        for name in SCORES
+        if all(name in cell["values"] for cell in of_study)
     }
     return pictures.seeds(points, unit="mean IoU of the validation images, %")

@@ -89,20 +89,7 @@ class Study:
         self.source = TfdsSource(config.pretrain.data.path, config.pretrain.data.split)
         self.judge = judging.Judge(config, mesh.make_mesh())
         self._kept: tuple[int | None, list[dict]] = (None, [])  # the crops of one seed
-        self._check_workdir()
-
-    def _check_workdir(self) -> None:
-        """Cells of another config must not be mixed with these; seeds and methods may be added."""
-        path = self.workdir / "study.json"
-        new = settings.as_plain(self.config)
-        new = {name: flatten(new[name]) for name in ("pretrain", "finetune")}
-        for values in new.values():
-            values.pop("data.path")
-        if path.exists() and (old := _upgraded(json.loads(path.read_text()))) != new:
-            changed = [f"{part}.{k}" for part in new for k in new[part] if old[part].get(k) != new[part][k]]
-            raise ConfigError(f"{self.workdir} holds a study with another {', '.join(changed)}; use another --workdir")
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(new, indent=1) + "\n")
+        claim(self.workdir, self.config)
 
     def pretrain_config(self, method: Method, seed: int) -> ConfigDict:
         """Return the pretraining config of a cell."""
@@ -154,11 +141,7 @@ class Study:
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
         }
-        path = self.cell_path(name, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(path)
+        write_cell(self.cell_path(name, seed), result)
         shown = " ".join(f"{key} {value:.4f}" for key, value in result["values"].items())
         print(f"{name} seed {seed}: {shown} ({result['seconds']} s)", flush=True)
         return result
@@ -207,15 +190,7 @@ class Study:
         return {"params": state.params, "batch_stats": state.batch_stats}, how
 
     def _flops(self, method: Method) -> float:
-        """Return the operations of one step, by XLA's count of the program before optimisation."""
-        config = self.pretrain_config(method, 0)
-        schedule = optim.schedule(config.optimizer, config.steps, 1)
-        optimizer = optim.make(config.optimizer, schedule)
-        state = jax.eval_shape(lambda: pretrain_step.init_state(config, optimizer))
-        lowered = jax.jit(pretrain_step.make_train(config, optimizer, schedule)).lower(
-            state, pretrain_step.abstract_batch(config), 0
-        )
-        return float(lowered.cost_analysis()["flops"])
+        return flops(self.pretrain_config(method, 0))
 
     def _crops(self, seed: int, steps: int) -> Iterator[dict]:
         """Yield batches; those of the usual length are drawn once for all methods of a seed."""
@@ -229,10 +204,56 @@ class Study:
             yield from (next(rest) for _ in range(steps - config.steps))
 
 
+def flops(config: ConfigDict) -> float:
+    """Return the operations of one pretraining step, by XLA's count of the program before optimisation."""
+    schedule = optim.schedule(config.optimizer, config.steps, 1)
+    optimizer = optim.make(config.optimizer, schedule)
+    state = jax.eval_shape(lambda: pretrain_step.init_state(config, optimizer))
+    lowered = jax.jit(pretrain_step.make_train(config, optimizer, schedule)).lower(
+        state, pretrain_step.abstract_batch(config), 0
+    )
+    return float(lowered.cost_analysis()["flops"])
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict, more: Mapping[str, Mapping] | None = None) -> None:
+    """Write `study.json`: cells of another config must not be mixed with these; seeds and methods may be added.
+
+    Args:
+      workdir: made if absent.
+      config: its parts `pretrain` and `finetune` are compared, but for where the data are.
+      more: other values that must agree.
+
+    Raises:
+      ConfigError: if the work directory holds another study.
+    """
+    path = workdir / "study.json"
+    new = settings.as_plain(config)
+    new = {name: flatten(new[name]) for name in ("pretrain", "finetune")}
+    for values in new.values():
+        values.pop("data.path")
+    new |= {part: dict(values) for part, values in (more or {}).items()}
+    if path.exists() and (old := _upgraded(json.loads(path.read_text()))) != new:
+        changed = [f"{part}.{k}" for part in new for k in new[part] if old.get(part, {}).get(k) != new[part][k]]
+        raise ConfigError(f"{workdir} holds a study with another {', '.join(changed)}; use another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(new, indent=1) + "\n")
+
+
+def write_cell(path: pathlib.Path, result: Mapping) -> None:
+    """Write a result, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(path)
+
+
 def _upgraded(saved: Mapping[str, Mapping]) -> dict[str, dict]:
     """Return the flat configs of a `study.json`, which an older version may have written, as this version has them."""
     nested = {part: traverse_util.unflatten_dict(dict(values), sep=".") for part, values in saved.items()}
-    return {part: flatten(settings.upgrade(values)) for part, values in nested.items()}
+    return {
+        part: flatten(settings.upgrade(values)) if part in ("pretrain", "finetune") else values
+        for part, values in nested.items()
+    }
 
 
 @functools.lru_cache(maxsize=4)

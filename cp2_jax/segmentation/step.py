@@ -135,12 +135,17 @@ def _loss(config: ConfigDict, tuning: TuningOptions, found: Sequence[Array], lab
     return loss, accuracy
 
 
-def init_variables(config: ConfigDict) -> dict:
-    """Return the variables {'params', 'batch_stats'} of `build_model`, initialised at random from `config.seed`."""
+def init_variables(config: ConfigDict, seed: int | Int[Array, ""] | None = None) -> dict:
+    """Return the variables {'params', 'batch_stats'} of `build_model`, initialised at random from `config.seed`.
+
+    `seed` (int, may be traced) is drawn from instead of `config.seed`.
+    """
     images = jnp.zeros((config.bn_groups, config.image_size, config.image_size, 3))
     model = build_model(config)
     method = model.with_auxiliary if config.auxiliary.weight else None
-    variables = jax.jit(lambda key: model.init(key, images, train=False, method=method))(rngs.key(config.seed, "init"))
+    variables = jax.jit(lambda key: model.init(key, images, train=False, method=method))(
+        rngs.key(config.seed if seed is None else seed, "init")
+    )
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -159,28 +164,35 @@ def _optimizer(config: ConfigDict, tuning: TuningOptions, schedule: optax.Schedu
     return optimizer if rates is None else optim.scaled(optimizer, rates)
 
 
-def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
-    """Return `(initial_state, step)`: the placed state and the jitted step that donates it.
+def make_train(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh | None = None):
+    """Return `(start, train)`: the state of given variables and one whole step, not yet jitted or placed.
 
     Args:
-      config: a validated finetuning config (see `configs/`).
-      total_steps, steps_per_epoch: the length of the run, for the schedule.
-      device_mesh: from `mesh.make_mesh`.
+      config, total_steps, steps_per_epoch: see `make_step`.
+      device_mesh: what the arrays are spread over, if they are.
 
     Returns:
-      initial_state: `(variables) -> State`, placed on the mesh.
-      step: `(state, batch) -> (state, FinetuneMetrics)`; batch is what `data.segmentation_stream` yields.
+      start: `(variables) -> State`.
+      train: `(state, batch, seed) -> (state, FinetuneMetrics)`. `seed` (int, may be traced) is what dropout draws from: one
+        compiled program serves many seeds.
     """
     tuning = TuningOptions.from_config(config)
     schedule = optim.schedule(config.optimizer, total_steps, steps_per_epoch)
     optimizer = _optimizer(config, tuning, schedule)
     model = build_model(config)
     forward = functools.partial(_logits, auxiliary=config.auxiliary.weight > 0, frozen=tuning.freeze_backbone)
-    everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
 
-    def step(state: State, batch: dict[str, Array]):
+    def start(variables) -> State:
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=optimizer.init(variables["params"]),
+        )
+
+    def train(state: State, batch: dict[str, Array], seed: int | Int[Array, ""]):
         images = normalize(batch["image"], batch["size"], config.model.mean, config.model.std)
-        dropout = {"dropout": rngs.key(config.seed, "dropout", state.step)}
+        dropout = {"dropout": rngs.key(seed, "dropout", state.step)}
 
         def loss_of(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -188,9 +200,12 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
             loss, accuracy = _loss(config, tuning, found, batch["label"])
             return loss, (accuracy, changed.get("batch_stats", {}))
 
-        params = mesh.constrain(state.params, everywhere) if config.shard_state else state.params
+        params = state.params
+        if device_mesh is not None and config.shard_state:
+            params = mesh.constrain(params, mesh.replicated(device_mesh))
         (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        gradients = mesh.constrain(gradients, shardings.params)
+        if device_mesh is not None:
+            gradients = mesh.constrain(gradients, state_sharding(device_mesh, state, config.shard_state).params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_state = State(
             step=state.step + 1,
@@ -205,16 +220,30 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
             learning_rate=schedule(state.step),
         )
 
-    def start(variables) -> State:
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            opt_state=optimizer.init(variables["params"]),
-        )
+    return start, train
 
+
+def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device_mesh: Mesh):
+    """Return `(initial_state, step)`: the placed state and the jitted step that donates it.
+
+    Args:
+      config: a validated finetuning config (see `configs/`).
+      total_steps, steps_per_epoch: the length of the run, for the schedule.
+      device_mesh: from `mesh.make_mesh`.
+
+    Returns:
+      initial_state: `(variables) -> State`, placed on the mesh.
+      step: `(state, batch) -> (state, FinetuneMetrics)`; batch is what `data.segmentation_stream` yields.
+    """
+    start, train = make_train(config, total_steps, steps_per_epoch, device_mesh)
+    everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)
     shapes = jax.eval_shape(lambda: start(init_variables(config)))
     shardings = state_sharding(device_mesh, shapes, config.shard_state)
     initial_state = jax.jit(start, out_shardings=shardings)
-    jitted = jax.jit(step, in_shardings=(shardings, data), out_shardings=(shardings, everywhere), donate_argnums=0)
+    jitted = jax.jit(
+        lambda state, batch: train(state, batch, config.seed),
+        in_shardings=(shardings, data),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
     return initial_state, jitted

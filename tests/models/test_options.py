@@ -60,6 +60,19 @@ def test_basic_blocks_dilate_both_convolutions_or_the_first():
         ResNetOptions.from_config({"basic_dilation": "second"})
 
 
+def test_output_stride_4_is_the_same_network_with_more_features():
+    """Every stage keeps the stem's resolution, and the same weights serve."""
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 48, 3)), jnp.float32)
+    coarse = ResNetOptions(depth=18, width=2, stem_width=2, stage_sizes=(1, 1, 1, 1), output_stride=8)
+    variables, maps = stage_of(coarse, image)
+    fine = dataclasses.replace(coarse, output_stride=4)
+    other = jax.jit(lambda v: ResNet(fine).apply(v, image, False))(variables)
+    assert [x.shape for x in other] == [(1, 8, 12, 2 * 2**stage) for stage in range(4)]
+    np.testing.assert_array_equal(other[0], maps[0])
+    assert maps[1].shape[1:3] == (4, 6)
+    assert Network.from_config({"backbone": "resnet", "resnet": dataclasses.asdict(fine)}).stride == 4
+
+
 @pytest.mark.parametrize("remainder", ["drop", "stretch"])
 def test_a_vit_drops_or_pads_what_is_no_whole_patch(remainder):
     options = ViTOptions(patch=8, width=12, depth=1, heads=3, mlp_ratio=2)

@@ -51,7 +51,7 @@ def test_dense_loss_is_equation_2(x64, axis, tau):
 @pytest.mark.parametrize("axis", ["key", "query"])
 @pytest.mark.parametrize("tau", [1.0, 0.2])
 def test_the_range_of_the_dense_loss_is_reached_and_not_left(x64, axis, tau):
-    """Equal features give one end, features that tell foreground from background alone the other; random ones lie between."""
+    """Equal features give one end, features that tell foreground from background alone the other."""
     rng = np.random.default_rng(5)
     mask_query, mask_key = (rng.random((6, n)) < 0.6 for n in (9, 12))
     mask_query, mask_key = mask_query.astype(float), mask_key.astype(float)

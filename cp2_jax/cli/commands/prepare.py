@@ -25,6 +25,7 @@ LAYOUT = ("images", "labels", "image_suffix", "label_suffix", "split", "eval_spl
 def _options(made):
     sets = made.add_subparsers(required=True, metavar="DATASET", dest="dataset", parser_class=command.parser)
     _demo_options(sets.add_parser("demo", help="textured objects on textured backgrounds, five classes, exact masks"))
+    _study_options(sets.add_parser("study", help="what `cp2 study --config study_cpu` needs, in less than 50 MB"))
     _images_options(sets.add_parser("imagenet", help="images for pretraining, from a folder or ILSVRC's tar files"))
     for name in (*EXPECTED, "folder"):
         _labelled_options(sets.add_parser(name, help=f"labelled images, see configs/finetune_{name}.py"), name)
@@ -39,6 +40,13 @@ def _demo_options(made):
     made.add_argument("--seed", type=int, default=0, help="another seed, other scenes (%(default)s)")
     made.add_argument("--sheet", metavar="PNG", type=command.path, help="also show validation scenes above their masks")
     made.set_defaults(prepare=_demo)
+
+
+def _study_options(made):
+    made.add_argument("--output", type=command.path, required=True, help="folder to write to; the value of config.data")
+    made.add_argument("--photographs", type=command.path, default="", help=".npz file with the arrays jpeg and offset")
+    made.add_argument("--camvid", type=command.path, default="", help="CamVid's folder")
+    made.set_defaults(prepare=_study)
 
 
 def _images_options(made):
@@ -78,6 +86,13 @@ def _demo(options):
     if options.sheet:
         demo.contact_sheet(options.sheet, size=options.size, seed=options.seed)
         print(f"some validation scenes above their masks: {options.sheet}")
+
+
+def _study(options):
+    from cp2_jax.data.prepare import studies
+
+    for name, path in studies.prepare(options.output, options.photographs, options.camvid).items():
+        print(f"{name}: {path}")
 
 
 def _images(options):
