@@ -4,8 +4,8 @@ Networks of a study's size leave an accelerator idle. `jax.vmap` over seeds, par
 seed computes what it would compute alone (`tests/reproduce/test_seeds.py`). On a CPU there is nothing to fill: there a
 group has one seed, and its step is the job's own without `vmap`.
 
-A group's arrays have one more axis in front, of its seeds. The steps are those of `pretraining` and `segmentation`, the loop
-is `runs.loop.fit`.
+A group's arrays have one more axis in front, of its seeds. The steps are those of `pretraining` and `segmentation`, the
+loop is `runs.loop.fit`.
 """
 
 import functools
