@@ -1,9 +1,11 @@
 """At which settings does the dense loss leave chance? Small pretrainings, one line each; docs/results.md shows the table.
 
     python benchmarks/dense_grid.py --photographs tiny_imagenet32.npz --workdir runs/dense_grid
+    python benchmarks/dense_grid.py --position
 
-Each cell is a run of `pretraining.run.train` with the demo's config and the changes in `CELLS`, on demo scenes and on
-photographs. What it measured is one JSON file; a cell that is there is not run again. `--cells NAME,NAME` takes some.
+Each cell is a run of `pretraining.run.train` with the demo's config and the changes in `BASE` and `CELLS`, on scenes and
+on photographs. What it measured is one JSON file; a cell that is there is not run again. `--cells NAME;NAME` takes some.
+`--position` trains nothing: it computes what the place of a pixel alone could give, whatever the image shows.
 """
 
 import argparse
@@ -14,10 +16,12 @@ import shutil
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cp2_jax import config_files
-from cp2_jax.augment import compose
+from cp2_jax.augment import compose, masks
 from cp2_jax.data import demo
 from cp2_jax.data.prepare import photographs
 from cp2_jax.pretraining import losses, run
@@ -136,6 +140,54 @@ def cell(name: str, data: str, folders: dict, workdir: pathlib.Path) -> dict:
     return found
 
 
+def position_alone(mask: str, side: int, stride: int, temperature: float, count: int = 2000) -> tuple[float, float]:
+    """Return (AUC, share of what is possible) of the best similarity that depends on nothing but the key pixel's place.
+
+    The AUC ranks a key's pixels by how often their place is foreground. The loss is convex in the similarities: L-BFGS
+    finds the best ones.
+    """
+    keys = jax.random.split(jax.random.key(0), count)
+    law = masks.MaskLaw()
+    drawn = jax.jit(jax.vmap(lambda key: masks.MASKS[mask](key, side, side, law)))(keys)
+    flat = np.asarray(compose.feature_mask(drawn, stride)).reshape(count, -1)
+    pixels = flat.shape[1]
+    flat = flat[(flat.sum(1) > 0) & (flat.sum(1) < pixels)]
+    often = flat.mean(axis=0)
+
+    def ranked(row):
+        inside, outside = often[row > 0, None], often[row == 0]
+        return np.mean((inside > outside) + 0.5 * (inside == outside))
+
+    areas = jnp.asarray(flat.sum(1))
+
+    def loss(free):
+        similarity = jnp.tanh(free) / temperature
+        return jnp.mean(jax.nn.logsumexp(similarity) - flat @ similarity / areas)
+
+    optimizer, value_and_grad = optax.lbfgs(), optax.value_and_grad_from_state(loss)
+
+    def step(carry, _):
+        free, state = carry
+        value, gradient = value_and_grad(free, state=state)
+        updates, state = optimizer.update(gradient, state, free, value=value, grad=gradient, value_fn=loss)
+        return (optax.apply_updates(free, updates), state), value
+
+    start = jnp.asarray(often - often.mean())
+    (free, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=100)
+    uniform, best = losses.dense_loss_range(areas, areas, (pixels, pixels), temperature)
+    return float(np.mean([ranked(row) for row in flat])), float((uniform[0] - loss(free)) / jnp.mean(uniform - best))
+
+
+def position_table() -> str:
+    """Return the table of `position_alone`, for the maps of the grid and for the paper's of 14 x 14."""
+    rows = []
+    for mask in ("rectangle", "polygon", "blocks"):
+        for side, stride in ((32, 8), (32, 4), (64, 4), (224, 16)):
+            found = [position_alone(mask, side, stride, temperature) for temperature in (1.0, 0.2)]
+            rows.append([mask, f"{side // stride}", f"{found[0][0]:.2f}", *(f"{share:.0%}" for _, share in found)])
+    return markdown(["mask", "map", "AUC", "of what is possible, τ 1", "τ 0.2"], rows)
+
+
 def table(results: list[dict]) -> str:
     """Return the Markdown table of docs/results.md."""
     header = ["", "data", "usable", "lowest / ln N", "loss / ln N", "learned", "accuracy", "AUC", "backbone", "retrieval"]
@@ -163,7 +215,11 @@ def main() -> None:
     parser.add_argument("--photographs", default="", help="an .npz of photographs (cp2_jax/data/prepare/photographs.py)")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/dense_grid"))
     parser.add_argument("--cells", default="", help="names with semicolons between them; all by default")
+    parser.add_argument("--position", action="store_true", help="what position alone could do, without training")
     options = parser.parse_args()
+    if options.position:
+        print(position_table())
+        return
     logging.disable(logging.INFO)
     options.workdir.mkdir(parents=True, exist_ok=True)
     folders = {"scenes": demo.prepare(options.workdir / "data", size=48)}
