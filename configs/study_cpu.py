@@ -16,7 +16,7 @@ from cp2_jax.reproduce.quick_tuning import ARMS
 
 
 def scenes(config: ConfigDict) -> None:
-    """Demo scenes of 64 pixels."""
+    """Demo scenes of 48 pixels."""
     config.folders = ("scenes", "scenes")
 
 
@@ -26,7 +26,6 @@ def _real(config: ConfigDict) -> None:
     data.num_classes, data.class_names = len(finetune_camvid.CLASSES), finetune_camvid.CLASSES
     data.label_map = ((11, 255),)
     data.split = "train"
-    data.crop_size = (48, 64)
     config.finetune.model.num_classes = data.num_classes
 
 
@@ -55,24 +54,22 @@ def get_config(variants: str = "") -> ConfigDict:
     config.seeds = tuple(range(100, 112))  # pilots have lower numbers
     config.seeds_at_once = 0  # seeds in one program; 0: one on a CPU, all on an accelerator
     config.methods = tuple(ARMS)
-    config.base_steps = 1200  # of the MoCo v2 checkpoint that all arms start from
+    config.base_steps = 1500  # of the MoCo v2 checkpoint that all arms start from
     config.labels = (20, 80)  # labelled images of the two finetunings
 
     config.pretrain = pretrain.get_config("demo")
-    config.pretrain.image_size = 64
-    config.pretrain.batch_size = 32
+    config.pretrain.batch_size = 16
     config.pretrain.steps = 200  # of each arm
     config.pretrain.augment.blur = 0.0
     config.pretrain.loss.queue_size = 512
-    config.pretrain.model.resnet.update(width=8, stem_width=8)
+    config.pretrain.model.resnet.update(width=8, stem_width=8, output_stride=4)  # maps of 8 x 8
     config.pretrain.model.aspp.update(channels=32, dilations=(1, 2))
     config.pretrain.optimizer.warmup_steps = 20
 
     config.finetune = finetune_demo.get_config()
-    config.finetune.steps = 120
+    config.finetune.steps = 300
     config.finetune.batch_size = 8
-    config.finetune.image_size = 64
-    config.finetune.data.crop_size = (64, 64)
+    config.finetune.data.crop_size = (32, 32)
     config.finetune.model = config.pretrain.model.copy_and_resolve_references()
     config.finetune.model.num_classes = config.finetune.data.num_classes
     config.finetune.model.dropout = 0.1

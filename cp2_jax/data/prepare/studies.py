@@ -26,7 +26,7 @@ def prepare(
     Args:
       packed: an .npz file of photographs, see `photographs.prepare`; "": none.
       camvid: CamVid's folder, with images/{train,val} and labels/{train,val}; "": none.
-      scenes, labelled: demo scenes of 64 pixels without and with labels; 200 judge.
+      scenes, labelled: demo scenes of 48 pixels without and with labels; 200 judge.
 
     Returns:
       name → the folder of the data set.
@@ -35,7 +35,7 @@ def prepare(
       SourceError: if an image has no label, or something cannot be read.
     """
     output = files.place(output)
-    made = {"scenes": demo.prepare(output / "scenes", size=64, train=scenes, labelled=labelled)}
+    made = {"scenes": demo.prepare(output / "scenes", size=48, train=scenes, labelled=labelled)}
     if packed:
         made["photographs"] = pathlib.Path(photographs.prepare(packed, output / "photographs"))
     if camvid:
