@@ -79,7 +79,7 @@ def test_a_trained_model(preview, images, workdir, tmp_path):
         (["--checkpoint", "{workdir}", "--point", "40,2"], 2, r"--point: point \(y, x\) = \(40, 2\) lies outside"),
         (["--checkpoint", "{workdir}", "--point", "middle"], 2, "--point=middle: give two whole numbers"),
         (["--checkpoint", "{workdir}", "--point", "1,2,3"], 2, "--point=1,2,3: give two whole numbers"),
-        (["--checkpoint", "{images}"], 1, "no checkpoint"),
+        (["--checkpoint", "{images}"], 1, "is a folder of images, where a run or a checkpoint is wanted"),
         (["--config.augment.mask", "circle"], 2, "augment.mask is 'circle'; it must be one of rectangle"),
         (["--config=finetune_voc"], 2, "this is a config of finetuning, where one of pretraining is needed"),
         (["--count=0"], 2, "argument --count: 0 is below 1"),

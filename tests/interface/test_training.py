@@ -105,7 +105,7 @@ def test_the_wrong_kind_of_path_is_told_which_it_is(pretrained, finetuned, data,
         cp2_jax.load_segmenter(pretrained)
     with pytest.raises(UnreadableImage, match="it is a folder of images; give a file, or a list"):
         cp2_jax.load_segmenter(finetuned).predict(data / "images/val")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="is a folder of labelled images, where a run or a checkpoint is wanted"):
         cp2_jax.finetune(data, tmp_path / "a", checkpoint=data)
     assert not (tmp_path / "a").exists()
 
