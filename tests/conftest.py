@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from absl import flags
 from helpers import watching
-from helpers.paths import DATA
+from helpers.paths import DATA, ROOT
+
+HERE = ROOT / "tests"
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
@@ -19,6 +21,34 @@ hypothesis.settings.load_profile("no_deadline")
 
 # Grain's workers read absl flags, which outside of app.run nobody has parsed.
 flags.FLAGS.mark_as_parsed()
+
+
+# The files that take longest, the longest first. Several processes take whole files: these must not be left for the end,
+# when one process works and the others wait.
+LONGEST = (
+    "pretraining/test_step.py",
+    "benchmarks/test_topology.py",
+    "segmentation/test_evaluation.py",
+    "models/test_models.py",
+    "runs/test_mesh.py",
+    "runs/test_distributed.py",
+    "runs/test_old_runs.py",
+    "planning/test_planning.py",
+    "segmentation/test_run.py",
+    "reproduce/test_study.py",
+    "augment/test_masks.py",
+    "interface/test_training.py",
+    "convert/test_warm_start.py",
+    "pretraining/test_moco.py",
+    "test_package.py",
+    "runs/test_checkpoints.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files; the rest stays in its order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path).removeprefix(f"{HERE}/"), len(places)))
 
 
 def pytest_sessionfinish(session):

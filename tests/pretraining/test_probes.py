@@ -152,7 +152,7 @@ def test_hook_writes_both_levels_when_due_and_warns_of_collapse(tiny):
     config, crops, model = tiny
     writer = Recorder()
     hook = hooks.pretrain_probes(config, crops, writer, mesh.make_mesh(), last=5)
-    variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
+    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
 
     class State:
         params, batch_stats = variables["params"], variables["batch_stats"]
@@ -182,7 +182,7 @@ def test_pictures_are_drawn_at_the_start_when_due_and_at_the_end(tiny):
     config.picture_every, drawn = 3, []
     writer = types.SimpleNamespace(image=lambda step, name, picture: drawn.append((step, name, picture.shape)))
     hook = hooks.pretrain_pictures(config, crops, writer, mesh.make_mesh(), 5)
-    variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
+    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
     state = types.SimpleNamespace(**variables)
     for step in range(1, 6):
         hook(step, state)
@@ -197,7 +197,7 @@ def test_pooled_models_are_probed_at_the_backbone_alone(tiny):
     from cp2_jax.pretraining import forward
 
     model = forward.build_models(config)[0]
-    variables = model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
+    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
     assert model.apply(variables, jnp.zeros((2, 32, 32, 3)), train=False).shape == (2, 1, 1, 128)
     found = hooks.make_probe(config)(variables, hooks.probe_pairs(config, crops))
     assert set(found) == {"backbone"} and 0 <= found["backbone"]["auc"] <= 1
