@@ -5,9 +5,10 @@
     python benchmarks/step.py --model vit_aspp --batch 256 --dtype bfloat16 --device cuda --peers best
 
 Both get the same shapes and warm-up steps, and the least of the timed ones is compared (other programs on the machine
-only ever add time). Share of peak: the dense count (multiplications with padding included), and off GPUs XLA's own of the
-compiled program (there it leaves out what libraries compute), over the rate of a large matrix product measured in the same
-run. `--peers` needs PyTorch; the variants are in torch_peer.py. Prints a table and a line of JSON.
+only ever add time); the CPU time of all threads beside it means more on a busy machine. Share of peak: the dense count
+(multiplications with padding included), and off GPUs XLA's own of the compiled program (there it leaves out what libraries
+compute), over the rate of a large matrix product measured in the same run. `--peers` needs PyTorch; the variants are in
+torch_peer.py. Prints a table and a line of JSON.
 """
 
 import os
@@ -68,11 +69,12 @@ def time_ours(config, args):
     """Return seconds of a step, shares of the peak, and what the compiled program says of itself."""
     rate = timing.matmul_rate(args.dtype, 256 if args.tiny else 0)
     step, program, compiling = compiled_update(config)
-    seconds = timing.timed(step, args.steps, args.warm_up)
+    seconds, cpu_seconds = timing.timed_both(step, args.steps, args.warm_up)
     cost, memory, batch = program.cost_analysis() or {}, program.memory_analysis(), config.batch_size
     dense = counting.step_flops(config)
     found = {
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "samples_per_second": batch / seconds,
         "compile_seconds": compiling,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,
@@ -92,7 +94,7 @@ def time_ours(config, args):
 
 
 def time_torch(variant, config, args):
-    """Return seconds of a peer's step, the seconds until it was compiled and warm, and the number of compiled graphs."""
+    """Return seconds and CPU seconds of a peer's step, seconds until it was compiled, and the number of compiled graphs."""
     import torch
     import torch_peer
 
@@ -107,8 +109,8 @@ def time_torch(variant, config, args):
         step = torch_peer.make_step(network, args.device, **options)
         step(*batch).item()
         warm = time.perf_counter() - begin
-        seconds = timing.timed(lambda: step(*batch).item(), args.steps, args.warm_up)
-        return seconds, warm, graphs()
+        seconds, cpu_seconds = timing.timed_both(lambda: step(*batch).item(), args.steps, args.warm_up)
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "first_step_seconds": warm, "graphs": graphs()}
 
 
 def main(arguments=None):
@@ -121,11 +123,11 @@ def main(arguments=None):
     for variant in filter(None, args.peers.split(",")):
         import torch
 
-        seconds, warm, graphs = time_torch(variant, config, args)
-        result |= {"torch": torch.__version__, f"torch_{variant}_seconds": seconds}
-        result |= {f"torch_{variant}_first_step_seconds": warm, f"torch_{variant}_graphs": graphs}
+        found = time_torch(variant, config, args)
+        result |= {"torch": torch.__version__} | {f"torch_{variant}_{name}": value for name, value in found.items()}
         if "seconds" in result:
-            result[f"times_as_fast_as_{variant}"] = seconds / result["seconds"]
+            result[f"times_as_fast_as_{variant}"] = found["seconds"] / result["seconds"]
+            result[f"share_of_the_cpu_time_of_{variant}"] = result["cpu_seconds"] / found["cpu_seconds"]
     timing.report(result, args.json)
     return result
 

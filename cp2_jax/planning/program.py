@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cp2_jax.planning import collectives, traffic
 from cp2_jax.planning.chips import Topology
 from cp2_jax.pretraining import step as pretrain_step
-from cp2_jax.runs import mesh, settings
+from cp2_jax.runs import mesh, profiling, settings
 from cp2_jax.segmentation import step as finetune_step
 
 
@@ -28,7 +28,7 @@ class Program:
       temporaries, code: of the program. peak: all of it together.
       memory: of the device; None where it is not known.
       flops, bytes_accessed: by XLA's count, which leaves out multiplications with padding, and counts a loop's body once
-        (None with `accumulate` above 1, whose microbatches are a loop).
+        (None with `accumulate` above 1, whose microbatches are a loop, and on GPUs, where it leaves out cuDNN's work).
       traffic: bytes by part, see `traffic.by_part`.
       collectives: the communication.
       compile_seconds: how long the compiler took.
@@ -115,7 +115,7 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
         memory=topology.chip.memory if topology.chip else None,
     )
     try:
-        compiled = lowered.compile()
+        compiled = profiling.compile_named(lowered, topology.devices[0].platform)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -126,6 +126,7 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     text = compiled.as_text()
     looped = config.get("accumulate", 1) > 1
+    counted = not looped and topology.devices[0].platform not in profiling.GPUS
     resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     ahead = known["batch"] * config.data.prefetch // (1 + config.data.prefetch)
     return Program(
@@ -133,8 +134,8 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         peak=resident + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + ahead,
-        flops=None if looped else cost.get("flops"),
-        bytes_accessed=None if looped else cost.get("bytes accessed"),
+        flops=cost.get("flops") if counted else None,
+        bytes_accessed=cost.get("bytes accessed") if counted else None,
         traffic=None if looped else traffic.by_part(text),
         collectives=collectives.find(text, len(topology.devices)),
         compile_seconds=seconds,

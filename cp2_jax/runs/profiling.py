@@ -17,6 +17,9 @@ from jax.profiler import ProfileData
 from cp2_jax.runs import timelines
 
 _OTHER = "momentum, queue, metrics, the rest"
+# What JAX calls GPUs, as a platform or a device's.
+GPUS = ("gpu", "cuda", "rocm")
+
 _UNNAMED = "copies, other programs"
 PARTS = ("augment", "key forward", "query forward", "losses", "backward", "optimizer", _OTHER)
 
@@ -87,13 +90,13 @@ def device_times(trace: pathlib.Path, module: str) -> tuple[dict[str, float], fl
 
 
 def compile_named(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
-    """Compile a program so that a trace names its operations.
+    """Compile a program so that a trace, and its own text, name its operations on any platform.
 
     XLA on GPUs replays most operations as one CUDA graph, whose kernels a trace shows without names. Without graphs the
     step took as long (99.5 against 99.4 ms on an H200).
     """
     graphs_off = {"xla_gpu_enable_command_buffer": "", "xla_gpu_graph_min_graph_size": 2**31 - 1}
-    return lowered.compile(compiler_options=graphs_off if platform in ("gpu", "cuda", "rocm") else None)
+    return lowered.compile(compiler_options=graphs_off if platform in GPUS else None)
 
 
 def profile(
