@@ -26,7 +26,7 @@ if [ -n "$rehearse" ]; then
   # A rehearsal asks whether rows run, not how fast: compiled quickly, with time to do it.
   export XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
   size="--tiny --batch 8 --steps 2"; few="--tiny --batch 8"; small="--tiny --batch 4 --size 64 --steps 2"; device=cpu
-  convs="--tiny --batch 2 --repeats 1"
+  convs="--tiny --batch 4 --repeats 1"
 else
   size="--batch 256 --steps 20"; few="--batch 256"; small="--batch 16 --size 512 --steps 20"; device=cuda
   convs="--batch 256 --repeats 3"
@@ -54,7 +54,7 @@ row() {
   case $status in
     0) rm -f "$out/$name.status" ;;
     124|137) echo "cut short after $limit s" > "$out/$name.status" ;;
-    *) echo "failed: $(grep -v '^ ' "$out/$name.log" | tail -1 | cut -c1-200)" > "$out/$name.status" ;;
+    *) echo "failed: $(grep -E "^[A-Za-z_.]+: " "$out/$name.log" | tail -1 | cut -c1-200)" > "$out/$name.status" ;;
   esac
   echo " $((SECONDS - start)) s $(cat "$out/$name.status" 2>/dev/null)"
 }
