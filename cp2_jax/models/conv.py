@@ -71,21 +71,31 @@ def _chosen(x, kernel, stride, dilation, forms):
         return _computed(x, kernel, stride, dilation, forms["default"])
     # A platform whose forms are the default's is left to it: one branch less to trace.
     ways = tuple((p, f) for p, f in forms.items() if p == "default" or f != forms["default"])
+    if all(_is_one(f) for _, f in ways):
+        return _branched(x, kernel, stride, dilation, ways)
     return _by_platform(x, kernel, stride, dilation, ways)
 
 
 def _computed(x, kernel, stride, dilation, forms):
-    if forms.forward == forms.inputs == forms.weights and forms.forward not in conv_forms.GRADIENTS:
-        return FORMS[forms.forward](x, kernel, stride, dilation)  # JAX differentiates it
+    if _is_one(forms):
+        return FORMS[forms.forward](x, kernel, stride, dilation)
     return _by_platform(x, kernel, stride, dilation, (("default", forms),))
 
 
-# With a derivative of its own, so that each pass has its form, and so that JAX need not differentiate a choice: that keeps
-# what every branch would need for its gradient.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _by_platform(x, kernel, stride, dilation, ways):
+def _is_one(forms):
+    """Whether all passes have one form, which is left to JAX to differentiate."""
+    return forms.forward == forms.inputs == forms.weights and forms.forward not in conv_forms.GRADIENTS
+
+
+def _branched(x, kernel, stride, dilation, ways):
     branches = {p: functools.partial(FORMS[f.forward], stride=stride, dilation=dilation) for p, f in ways}
     return jax.lax.platform_dependent(x, kernel, **branches)
+
+
+# With a derivative of its own, so that each pass has its form.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _by_platform(x, kernel, stride, dilation, ways):
+    return _branched(x, kernel, stride, dilation, ways)
 
 
 def _by_platform_forward(x, kernel, stride, dilation, ways):
