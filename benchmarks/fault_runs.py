@@ -20,8 +20,8 @@ import numpy as np
 from fault_kinds import DISK_SIZE, Fault, Story, mount
 from PIL import Image
 
-STEPS, SAVE_EVERY = 120, 3
-LIMIT = 180  # seconds after which a run counts as hung
+STEPS, SAVE_EVERY = 60, 3
+LIMIT = 300  # seconds after which a run counts as hung
 
 
 @dataclasses.dataclass

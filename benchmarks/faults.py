@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def run_all(arguments: argparse.Namespace, log: pathlib.Path) -> None:
-    """Tell the stories that are not told yet, those with the fewest faults so far first."""
+    """Tell the stories that are not told yet, those of one process first, of these the kind with the fewest faults."""
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     chosen = {name: fault for name, fault in FAULTS.items() if arguments.only in name and (root or not fault.disk)}
     shares = sum(fault.share for fault in chosen.values())
@@ -60,7 +60,7 @@ def run_all(arguments: argparse.Namespace, log: pathlib.Path) -> None:
         missing = {name: count - done.get(name, 0) for name, count in wanted.items() if count > done.get(name, 0)}
         if not missing:
             return
-        name = min(missing, key=lambda name: done.get(name, 0) / wanted[name])
+        name = min(missing, key=lambda name: (chosen[name].processes, done.get(name, 0) / wanted[name]))
         number = 1 + max((entry["story"] for entry in read(log)), default=0)
         reference = unbroken(log.parent, chosen[name].processes)
         tell(log, name, chosen[name], number, min(PER_STORY, missing[name]), arguments.seed, reference)
@@ -90,7 +90,7 @@ def told(entries: list[dict]) -> dict[str, int]:
 
 def unbroken(folder: pathlib.Path, processes: int) -> pathlib.Path:
     """Make a run to which nothing happens, unless it is there; return its work directory."""
-    place = folder / f"unbroken_{processes}"
+    place = folder / f"unbroken_{processes}_{STEPS}"
     if not (place / "done").exists():
         shutil.rmtree(place, ignore_errors=True)
         story = fault_runs.prepared(place, Fault(killed, processes=processes))

@@ -156,8 +156,8 @@ class Watchdog:
     """A hook of `loop.fit` that stops this process when no step ends for a set time, because some process hangs.
 
     A process that died is noticed by the heartbeats (see `initialize`); one whose heart beats while it hangs, in a dead
-    file system for instance, is not, and all others would wait for it for ever. The first step, which compiles, is not
-    timed.
+    file system for instance, is not, and all others would wait for it for ever. The first step, which compiles, here
+    or in another process, is not timed.
 
     Args:
       seconds: longer than any evaluation or saving between two steps; 0: never.
@@ -165,11 +165,11 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, status: int):
-        self._seconds, self._status, self._last = seconds, status, None
+        self._seconds, self._status, self._last, self._steps = seconds, status, None, 0
 
     def __call__(self, number: int, state: Any) -> None:
-        started, self._last = self._last, (number, time.monotonic())
-        if started is None and self._seconds > 0:
+        self._last, self._steps = (number, time.monotonic()), self._steps + 1
+        if self._steps == 2 and self._seconds > 0:  # the first step is seen to be complete before the second call
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _watch(self) -> None:
