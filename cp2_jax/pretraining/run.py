@@ -13,6 +13,7 @@ from cp2_jax.convert import warm_start
 from cp2_jax.data.images.sizes import warnings
 from cp2_jax.data.images.sources import open_held_out, open_source
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
+from cp2_jax.options import require
 from cp2_jax.paths import AnyPath
 from cp2_jax.pretraining import attention_maps, hooks, options, sizes, step
 from cp2_jax.runs import distributed, files, mesh, session
@@ -50,6 +51,7 @@ def train(
     distributed.agree(distributed.facts(config, {"--workdir": workdir}))
     source, device_mesh = open_source(config.data), mesh.make_mesh()
     _settle(config, len(source), workdir)
+    _check_queue(config, open_sizes.this_machine())
     multiple = math.lcm(config.bn_groups, device_mesh.size)
     for line in warnings(len(source), config.batch_size, config.loss.queue_size, multiple):
         logging.warning(line)
@@ -76,6 +78,14 @@ def _settle(config: ConfigDict, num_images: int, workdir: str | AnyPath) -> None
     if reasons := sizes.settle(config, num_images, open_sizes.this_machine(), workdir):
         open_sizes.say(sizes.summary(config), reasons, workdir)
         options.check(config, jax.device_count())
+
+
+def _check_queue(config: ConfigDict, machine: open_sizes.Machine) -> None:
+    """Refuse a queue that the devices cannot hold: a CPU's would fill the machine's memory before anything fails."""
+    rows, room = config.loss.queue_size, machine.memory * machine.devices
+    size, most = 4 * rows * config.model.projection_dim, int(room / (4 * config.model.projection_dim))
+    fix = f"takes {size / 2**30:.0f} GiB, all devices together have {room / 2**30:.0f}; it must be far below {most:,d}"
+    require(size <= room, "loss.queue_size", rows, fix)
 
 
 def _reader(config: ConfigDict) -> Callable:

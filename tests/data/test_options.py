@@ -116,3 +116,11 @@ def test_open_source_takes_options_and_sections(tmp_path):
     section = ml_collections.ConfigDict({"source": "folder", "path": str(tmp_path)})
     for data in (section, ImageOptions(str(tmp_path))):
         assert sources.open_source(data)[0] == b"a"
+
+
+@pytest.mark.parametrize("make", [pretraining, finetuning])
+def test_a_hundred_thousand_processes_are_not_started(make):
+    options = ImageOptions if make is pretraining else LabelledOptions
+    options.from_config(make(workers=512))
+    with pytest.raises(ConfigError, match="data.workers=100000: each is a process, at most 512 of them"):
+        options.from_config(make(workers=100_000))

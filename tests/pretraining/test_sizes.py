@@ -172,3 +172,12 @@ def test_training_settles_its_config(tmp_path, monkeypatch):
     config.data.path = str(tmp_path / "nowhere")
     with pytest.raises(SourceError):
         run.train(config, tmp_path / "other")
+
+
+def test_a_queue_beyond_all_memory_is_refused_before_it_is_made():
+    config = config_files.load("pretrain")
+    machine = Machine(devices=2, memory=8 * 2**30, cores=4, accelerator=False)
+    run._check_queue(config, machine)
+    config.loss.queue_size = 100_000_000
+    with pytest.raises(ConfigError, match="takes 48 GiB, all devices together have 16; .* 33,554,432"):
+        run._check_queue(config, machine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from cp2_jax.data.images.sources import SOURCES
@@ -71,9 +72,14 @@ def check_value_range(value_range: tuple[float, ...]) -> None:
     require(good, "data.value_range", value_range, fix)
 
 
+_MOST_WORKERS = 512
+
+
 def check_reading(workers: int, prefetch: int) -> None:
     """Require a number of processes and of batches read ahead; raises `ConfigError`."""
     whole("data.workers", workers)
     whole("data.prefetch", prefetch)
     at_least_0("data.workers", workers)
+    fix = f"each is a process, at most {_MOST_WORKERS} of them make sense; this machine has {os.cpu_count()} cores"
+    require(workers <= _MOST_WORKERS, "data.workers", workers, fix)
     positive("data.prefetch", prefetch)
