@@ -84,7 +84,7 @@ def pretrain(
     """
     settings = pretraining_config(images, out, checkpoint, model, config)
     _change(settings, out, model, dict(changes or {}) | keys)
-    return run_pretraining(settings, out)
+    return run_pretraining(settings, out, python=True)
 
 
 def finetune(
@@ -118,7 +118,7 @@ def finetune(
     """
     settings = finetuning_config(data, out, checkpoint, model, config)
     _change(settings, out, model, dict(changes or {}) | keys)
-    return run_finetuning(settings, out)
+    return run_finetuning(settings, out, python=True)
 
 
 def pretraining_config(images, out, checkpoint=None, model=None, config=None) -> ConfigDict:
@@ -145,19 +145,27 @@ def finetuning_config(data, out, checkpoint=None, model=None, config=None) -> Co
     return _placed(settings, data, out, checkpoint, model)
 
 
-def run_pretraining(config: ConfigDict, out: str | os.PathLike, **options) -> Run:
-    """Run a pretraining config, say what to do next, and return the run; `options` are of `pretraining.run.train`."""
+def run_pretraining(config: ConfigDict, out: str | os.PathLike, python: bool = False, **options) -> Run:
+    """Run a pretraining config, say what to do next, and return the run.
+
+    Args:
+      config, options: of `pretraining.run.train`.
+      out: work directory.
+      python: say it as a line of Python instead of one of the command line.
+    """
     from cp2_jax.pretraining import run
 
     kinds.refuse_inside(config.data.path, out)
     with processes.ready():
         result = run.train(config, at(out), **options)
     if not options.get("profile"):
-        _finished(result, f"next: cp2 finetune DATA WORKDIR --checkpoint {processes.relative(result.workdir)}")
+        run_at = processes.relative(result.workdir)
+        typed = f"cp2 finetune DATA WORKDIR --checkpoint {run_at}"
+        _finished(result, f'cp2_jax.finetune(DATA, OUT, checkpoint="{run_at}")' if python else typed)
     return Run(result.workdir, result.steps, result.metrics)
 
 
-def run_finetuning(config: ConfigDict, out: str | os.PathLike, **options) -> Run:
+def run_finetuning(config: ConfigDict, out: str | os.PathLike, python: bool = False, **options) -> Run:
     """Run a finetuning config, say what to do next, and return the run; `options` are of `segmentation.run.train`."""
     from cp2_jax.segmentation import run
 
@@ -165,14 +173,16 @@ def run_finetuning(config: ConfigDict, out: str | os.PathLike, **options) -> Run
     with processes.ready():
         result = run.train(config, at(out), **options)
     if not options.get("profile"):
-        _finished(result, f"next: cp2 predict {processes.relative(result.workdir)} IMAGES OUTPUT")
+        run_at = processes.relative(result.workdir)
+        typed = f"cp2 predict {run_at} IMAGES OUTPUT"
+        _finished(result, f'cp2_jax.load_segmenter("{run_at}").predict(IMAGE).show()' if python else typed)
     return Run(result.workdir, result.steps, result.metrics)
 
 
 def _finished(result, next_line: str) -> None:
     score = f", mIoU {100 * result.metrics['miou']:.1f}%" if "miou" in result.metrics else ""
     pictures = processes.relative(result.workdir / "pictures")
-    print(f"finished: {result.steps} steps{score}; pictures in {pictures}\n{next_line}", flush=True)
+    print(f"finished: {result.steps} steps{score}; pictures in {pictures}\nnext: {next_line}", flush=True)
 
 
 def _change(config: ConfigDict, out: str | os.PathLike, model: str | Mapping | None, changes: Mapping) -> None:

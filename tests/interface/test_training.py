@@ -47,7 +47,7 @@ def test_run_again_it_is_finished_and_says_what_to_type_next(pretrained, data, c
     keys = PRETRAIN | dict(data={"workers": 0}, changes={"loss.queue_size": 8})
     again = cp2_jax.pretrain(data / "images", pretrained.path, **keys)
     out = capsys.readouterr().out
-    assert again.steps == 2 and re.search("finished: 2 steps.*\nnext: cp2 finetune DATA WORKDIR --checkpoint /", out)
+    assert again.steps == 2 and re.search('finished: 2 steps.*\nnext: cp2_jax.finetune.DATA, OUT, checkpoint="/', out)
     with pytest.raises(ConfigError, match="holds a run with another config:\n  seed: was 0, now 3"):
         cp2_jax.pretrain(data / "images", pretrained.path, seed=3, **keys)
 
