@@ -85,7 +85,7 @@ def test_the_notebooks_lines_in_a_plain_script(installed, elsewhere):
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith(str(installed.parent))
-    assert re.search(r"finished: 2 steps.*\nnext: cp2 finetune DATA WORKDIR --checkpoint runs/photos\n", done.stdout)
+    assert re.search(r"finished: 2 steps.*\nnext: cp2_jax.finetune\(DATA, OUT, checkpoint=.runs/photos.\)\n", done.stdout)
     with np.load(elsewhere / "features.npz") as table:
         assert list(table["names"]) == [f"{n}.png" for n in range(6)] and table["features"].shape == (6, 8)
     assert (elsewhere / ".cache/cp2_jax").is_dir()
