@@ -187,7 +187,7 @@ def _restored(folder: pathlib.Path, target: Any, path: BucketPath) -> tuple[Any,
 
 def _placed(value: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
     value = np.asarray(value).astype(like.dtype, copy=False)
-    if like.sharding is None:
+    if getattr(like, "sharding", None) is None:
         return jax.numpy.asarray(value)
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])
 

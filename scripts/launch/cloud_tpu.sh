@@ -7,8 +7,8 @@
 #     scripts/launch/cloud_tpu.sh keep scripts/pretrain.py …        # create, run, and again after preemptions, to the end
 #
 # Settings by environment: TPU_NAME, TPU_TYPE (v4-32), ZONE, PROJECT, RUNTIME (tpu-ubuntu2204-base), SPOT=1,
-# MAX_RESTARTS (20). DRY_RUN=1 prints the gcloud commands instead. --workdir must lie on a file system that all workers
-# share and that outlives the slice. See docs/launch_cloud_tpu.md.
+# MAX_RESTARTS (20). DRY_RUN=1 prints the gcloud commands instead. --workdir must outlive the slice: gs://BUCKET/…, or a file
+# system that all workers share. See docs/launch_cloud_tpu.md.
 set -euo pipefail
 
 name=${TPU_NAME:-cp2-jax} type=${TPU_TYPE:-v4-32} zone=${ZONE:-us-central2-b} runtime=${RUNTIME:-tpu-ubuntu2204-base}
@@ -80,8 +80,21 @@ follow() {
   done
 }
 
+# A disk of the slice goes with it: what `keep` would go on from must be elsewhere.
+outlives() {
+  local argument before=
+  for argument in "$@"; do
+    case "$before$argument" in
+      --workdir=gs://* | --workdir=s3://* | --workdir=/mnt/* | --workdir=/shared/* | --workdir=/nfs/*) return 0 ;;
+    esac
+    if [ "$argument" = --workdir ]; then before=--workdir=; else before=; fi
+  done
+  echo "mind: --workdir is in no bucket; if it is on a disk of the slice, it goes with it, and nothing can be resumed" >&2
+}
+
 keep() {
   local restarts=0 code
+  outlives "$@"
   while true; do
     if [ "$(state 2>/dev/null || echo GONE)" != READY ]; then
       delete 2>/dev/null || true

@@ -145,6 +145,7 @@ class Proxy:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # clients leave as they like
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -166,6 +167,9 @@ class Proxy:
         self.requests += 1
         act = self.fault(request.command, request.path)
         self._ended.wait(self.latency + {"slow": 0.5, "silent": 120.0}.get(act, 0.0))
+        if self._ended.is_set():
+            request.close_connection = True
+            return None
         if act.isdecimal():
             return self._answer(request, int(act), {}, b"no")
         status, headers, data = self._ask(request, body)
