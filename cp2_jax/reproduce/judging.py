@@ -95,7 +95,7 @@ class Judge:
         classes = len(self.evaluator.names)
         # The architecture that finetuning has, so that a classifier's output stride is no handicap.
         features = _backbone_features(self.config.pretrain.to_json())
-        parts = {kind: {"backbone": parts["backbone"]} for kind, parts in variables.items()}
+        parts = {kind: {"backbone": held["backbone"]} for kind, held in variables.items() if "backbone" in held}
         train_maps, train_labels = self._maps(self._labelled(seed), features, parts)
         test_maps, test_labels = self._maps(self.evaluator.examples, features, parts)
         stride = train_labels.shape[1] // train_maps.shape[1]

@@ -175,7 +175,8 @@ class _Unsaved:
     def wait(self) -> None:
         """There is nothing to wait for."""
 
-    settle = wait
+    def settle(self, error: BaseException) -> None:
+        """No save has begun."""
 
     def latest_step(self) -> None:
         """There is none."""
@@ -235,7 +236,7 @@ def frozen_scores(
       test: images and labels that judge, the same for all.
       classes: of the labels.
     """
-    parts = {kind: {"backbone": parts["backbone"]} for kind, parts in variables.items()}
+    parts = {kind: {"backbone": held["backbone"]} for kind, held in variables.items() if "backbone" in held}
     count = len(train[0])
     matrices: Int[Array, "seeds classes classes"] = _frozen(config.to_json(), classes, count)(parts, *train, *test)
     return np.array([confusion.scores(np.asarray(matrix, np.int64)).mean_iou for matrix in matrices])

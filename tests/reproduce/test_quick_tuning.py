@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import tiny
 
 from configs import study_gpu
 from cp2_jax.data import demo
@@ -11,15 +12,18 @@ from cp2_jax.options import ConfigError
 from cp2_jax.reproduce import listing, quick_tuning, seeds
 
 
-def tiny(data, **changes):
+def small(data, monkeypatch, **changes):
     config = study_gpu.get_config()
+    toy = tiny.toy_pretrain_config(monkeypatch).model
     config.update(seeds=(0, 1), seeds_at_once=2, base_steps=2, labels=(2, 4))
     config.methods = ("scratch", "nothing", "continued_compute", "cp2", "cp2_random_head")
     for part in (config.pretrain, config.finetune):
         part.image_size, part.batch_size, part.steps = 32, 4, 2
         part.data.path = str(data)
-        part.model.resnet.update(width=2, stem_width=2)
-        part.model.aspp.update(channels=4, dilations=(1, 2))
+        with part.unlocked():  # a ResNet takes ten times as long to compile
+            part.model.toy = toy.toy
+        part.model.update(backbone="toy", head="fcn")
+        part.model.fcn.channels = 8
     config.pretrain.loss.queue_size, config.pretrain.probe_images = 8, 4
     config.finetune.data.crop_size = (32, 32)
     config.finetune.evaluation.batch_size = 4
@@ -39,12 +43,12 @@ def test_the_study_in_miniature(data, tmp_path, monkeypatch):
     with monkeypatch.context() as stopped:
         stopped.setattr(quick_tuning.QuickTuning, "_finetuned", broken)
         with pytest.raises(KeyboardInterrupt):
-            quick_tuning.QuickTuning(tiny(data, methods=("nothing", "cp2")), tmp_path).run()
+            quick_tuning.QuickTuning(small(data, monkeypatch, methods=("nothing", "cp2")), tmp_path).run()
     assert (tmp_path / "models" / "base_1").is_dir() and not (tmp_path / "cells").exists()
     trained = []
     original = seeds.pretrain
     monkeypatch.setattr(seeds, "pretrain", lambda *a: trained.append(a[-1].name) or original(*a))
-    quick_tuning.QuickTuning(tiny(data), tmp_path).run()
+    quick_tuning.QuickTuning(small(data, monkeypatch), tmp_path).run()
     assert trained == ["continued_compute_0_1", "cp2_0_1"]  # the checkpoint was there, and shared arms train once
     cells = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "cells").glob("*.json")}
     assert len(cells) == 10
@@ -56,18 +60,18 @@ def test_the_study_in_miniature(data, tmp_path, monkeypatch):
     assert shared[0] == shared[1]
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").glob("*.json")}
-    quick_tuning.QuickTuning(tiny(data, seeds_at_once=1), tmp_path).run()
+    quick_tuning.QuickTuning(small(data, monkeypatch, seeds_at_once=1), tmp_path).run()
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").glob("*.json")}
     with pytest.raises(ConfigError, match="another study.base_steps; use another --workdir"):
-        quick_tuning.QuickTuning(tiny(data, base_steps=3), tmp_path)
+        quick_tuning.QuickTuning(small(data, monkeypatch, base_steps=3), tmp_path)
 
     text = listing.collect(tmp_path, tmp_path / "out")
     assert "entire CP² minus" in text and "MoCo v2 continued, equal compute" in text and "more labels" in text
     assert (tmp_path / "out" / "study.png").is_file()
 
 
-def test_bad_values_are_named(data, tmp_path):
+def test_bad_values_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="methods=cp3: must be one of scratch, nothing"):
-        quick_tuning.QuickTuning(tiny(data, methods=("cp3",)), tmp_path)
+        quick_tuning.QuickTuning(small(data, monkeypatch, methods=("cp3",)), tmp_path)
     with pytest.raises(ConfigError, match="give two numbers of labelled images"):
-        quick_tuning.QuickTuning(tiny(data, labels=(4,)), tmp_path)
+        quick_tuning.QuickTuning(small(data, monkeypatch, labels=(4,)), tmp_path)

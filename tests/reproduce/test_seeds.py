@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny
 
 from configs import study_demo
 from cp2_jax.pretraining import step as pretrain_step
@@ -14,17 +15,23 @@ from cp2_jax.segmentation import step as finetune_step
 SEEDS = (3, 5, 11)
 
 
-def tiny(dtype):
-    """A pretraining and a finetuning config of a network two channels wide, in the precision of the test."""
-    study = study_demo.get_config()
-    for part in (study.pretrain, study.finetune):
-        part.image_size, part.batch_size, part.steps = 32, 4, 3
-        part.model.resnet.update(width=2, stem_width=2)
-        part.model.aspp.update(channels=4, dilations=(1, 2))
-        part.model.update(dtype=dtype, projection_dim=8)
-    study.pretrain.loss.queue_size = 8
-    study.finetune.model.num_classes = study.finetune.data.num_classes = 3
-    return study.pretrain, study.finetune
+@pytest.fixture
+def small(monkeypatch):
+    """Return (precision) -> a pretraining and a finetuning config of a network that compiles quickly."""
+
+    def configs(dtype):
+        pretrain, finetune = tiny.toy_pretrain_config(monkeypatch), study_demo.get_config().finetune
+        pretrain.update(batch_size=4, steps=3)
+        pretrain.augment.blur, pretrain.data.backgrounds, pretrain.loss.queue_size = 0.0, "in_batch", 8
+        pretrain.optimizer.update(name="adamw", learning_rate=2e-3)
+        pretrain.model.update(dtype=dtype, projection_dim=8)
+        finetune.update(batch_size=4, steps=3)
+        finetune.model = pretrain.model.copy_and_resolve_references()
+        finetune.model.num_classes = finetune.data.num_classes = 3
+        finetune.model.dropout = 0.1
+        return pretrain, finetune
+
+    return configs
 
 
 def wide(tree):
@@ -41,9 +48,9 @@ def crops(rng, count=3):
     return [{"foreground": rng.integers(0, 256, (4, 2, 32, 32, 3), np.uint8)} for _ in range(count)]
 
 
-def test_pretraining_many_is_pretraining_each(x64, tmp_path):
+def test_pretraining_many_is_pretraining_each(x64, small, tmp_path):
     """In float64, over three whole steps, from augmentation to memory bank. Alone: the job's own step."""
-    config, _ = tiny("float64")
+    config, _ = small("float64")
     data = [crops(np.random.default_rng(seed)) for seed in SEEDS]
     start = wide(seeds.initial_variables(config, SEEDS))
     together, last = seeds.pretrain(config, SEEDS, start, map(seeds.stack, zip(*data, strict=True)), 1, tmp_path)
@@ -68,8 +75,8 @@ def labelled(rng):
     return batch | {"size": np.full((4, 2), 32, np.int32)}
 
 
-def test_finetuning_many_is_finetuning_each(x64, tmp_path):
-    _, config = tiny("float64")
+def test_finetuning_many_is_finetuning_each(x64, small, tmp_path):
+    _, config = small("float64")
     data = [[labelled(np.random.default_rng([seed, step])) for step in range(3)] for seed in SEEDS]
     start = wide(seeds.initial_segmenters(config, SEEDS))
     together, _ = seeds.finetune(config, SEEDS, start, map(seeds.stack, zip(*data, strict=True)), tmp_path)
@@ -85,8 +92,8 @@ def test_finetuning_many_is_finetuning_each(x64, tmp_path):
     close(seeds.of_seed(alone, 0), {"params": state.params, "batch_stats": state.batch_stats}, 1e-12)
 
 
-def test_frozen_evaluation_of_many_is_that_of_each():
-    config, _ = tiny("float32")
+def test_frozen_evaluation_of_many_is_that_of_each(small):
+    config, _ = small("float32")
     rng = np.random.default_rng(0)
     variables = seeds.initial_variables(config, SEEDS)
     train = rng.integers(0, 256, (3, 4, 32, 32, 3), np.uint8), rng.integers(0, 3, (3, 4, 32, 32)).astype(np.uint8)
@@ -103,8 +110,8 @@ def test_groups():
     assert seeds.groups((0, 1)) == ([(0,), (1,)] if jax.default_backend() == "cpu" else [(0, 1)])
 
 
-def test_a_seed_that_fails_stops_its_group(tmp_path):
-    config, _ = tiny("float32")
+def test_a_seed_that_fails_stops_its_group(small, tmp_path):
+    config, _ = small("float32")
     start = jax.tree.map(np.asarray, seeds.initial_variables(config, SEEDS[:2]))
     bad = jax.tree.map(lambda x: np.concatenate([x[:1], x[1:] * np.nan]), start)
     data = map(seeds.stack, zip(*(crops(np.random.default_rng(s)) for s in SEEDS[:2]), strict=True))
