@@ -18,7 +18,7 @@ scratch=$!
 trap 'kill -TERM $scratch 2>/dev/null || true' EXIT  # stopped, it saves its state, and goes on from there next time
 "$python" scripts/finetune.py --config configs/finetune_demo.py --workdir "$runs/finetune" \
   --config.init.checkpoint="$runs/pretrain"
-wait $scratch || { tail -n 5 "$runs/scratch.log" >&2; exit 1; }
+wait $scratch || { status=$?; tail -n 5 "$runs/scratch.log" >&2; exit $status; }
 trap - EXIT
 tail -n 2 "$runs/scratch.log"
 echo
