@@ -2,6 +2,7 @@
 imported, which saves most of a short run's seconds."""
 
 import atexit
+import contextlib
 import dataclasses
 import faulthandler
 import importlib
@@ -76,7 +77,12 @@ def forked(call: Callable[[], int], out: pathlib.Path, err: pathlib.Path) -> Pro
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
     faulthandler.register(signal.SIGUSR1)
+    from cp2_jax.cli import errors
+
     status = call()
+    if status:
+        with contextlib.suppress(SystemExit):
+            errors.leave(status)
     threading._shutdown()  # as at the end of a program, but not through the `finally` of the calls that forked this one
     atexit._run_exitfuncs()
     sys.stdout.flush()

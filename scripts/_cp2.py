@@ -7,7 +7,7 @@ import sys
 def run(command: str) -> None:
     """Run one command of `cp2` with this program's arguments, and leave with its status."""
     try:
-        from cp2_jax.cli import main
+        from cp2_jax.cli import errors, main
     except ModuleNotFoundError as error:
         print(
             f"error: {sys.executable} has no module {error.name}: use .venv/bin/python, which "
@@ -15,4 +15,4 @@ def run(command: str) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    sys.exit(main.run(command, sys.argv[1:], pathlib.Path(sys.argv[0]).name))
+    errors.leave(main.run(command, sys.argv[1:], pathlib.Path(sys.argv[0]).name))

@@ -32,7 +32,7 @@ COMMANDS = {
 def main() -> None:
     """Run `cp2 COMMAND …` and leave with its status; the console script of the package."""
     name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    sys.exit(run(name, arguments, f"cp2 {name}"))
+    errors.leave(run(name, arguments, f"cp2 {name}"))
 
 
 def run(name: str, arguments: Sequence[str], program: str) -> int:

@@ -1,6 +1,7 @@
 """Exceptions become a line and a status in one place."""
 
 import errno
+import threading
 
 import jax
 import pytest
@@ -66,3 +67,19 @@ def test_a_missing_library_is_one_line(capsys):
 
 def test_what_goes_well_is_0():
     assert errors.guarded(lambda: None) == 0
+
+
+def test_after_an_error_no_thread_is_waited_for(monkeypatch):
+    """As those of Orbax are after a save that failed: they would wait ten minutes."""
+    left, done = [], threading.Event()
+    monkeypatch.setattr(errors.os, "_exit", left.append)
+    thread = threading.Thread(target=done.wait, daemon=False)
+    thread.start()
+    try:
+        for status in (errors.ERROR, 0, errors.PREEMPTED, errors.INTERRUPTED):
+            with pytest.raises(SystemExit, match=str(status)):
+                errors.leave(status)
+    finally:
+        done.set()
+        thread.join()
+    assert left == [errors.ERROR, errors.INTERRUPTED]
