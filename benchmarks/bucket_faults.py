@@ -87,8 +87,9 @@ class Story:
             try:
                 self.bounded(self.save)
                 self.good.append(self.step)
-            except (BucketError, CheckpointError):
+            except (BucketError, CheckpointError) as error:
                 if kind in PASSING:
+                    print(f"{kind}: {error}", flush=True)
                     return False
             finally:
                 self.proxy.fault = servers.nothing
@@ -122,7 +123,10 @@ class Story:
         newest = max(self.good)
         late = found < newest or (kind in PASSING and found != self.step)
         self.step = max(self.step, newest)
-        return same and not late and found in steps
+        if not (same and not late and found in steps):
+            print(f"{kind}: {found=} {same=} {late=} {steps=} {self.good=} {self.step=}", flush=True)
+            return False
+        return True
 
 
 def main():

@@ -167,13 +167,13 @@ class Proxy:
         self.requests += 1
         act = self.fault(request.command, request.path)
         self._ended.wait(self.latency + {"slow": 0.5, "silent": 120.0}.get(act, 0.0))
-        if self._ended.is_set():
+        if self._ended.is_set() or act == "silent":  # who asked has long gone away
             request.close_connection = True
             return None
         if act.isdecimal():
             return self._answer(request, int(act), {}, b"no")
         status, headers, data = self._ask(request, body)
-        if act == "lost" or act == "silent":
+        if act == "lost":
             request.close_connection = True
         elif act == "cut":
             self._answer(request, status, headers, data, len(data) // 2)
