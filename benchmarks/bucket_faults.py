@@ -57,7 +57,10 @@ class Story:
         self.begin()
 
     def begin(self):
-        """Start, or start anew."""
+        """Start, or start anew; a process that was killed writes nothing more."""
+        if self.saver is not None:
+            self.writer._spool._ended.set()
+            self.writer._spool._thread.join()
         self.saver = self.bounded(lambda: BucketCheckpoints(self.bucket / "checkpoints", keep=3))
         self.writer = self.bounded(lambda: Writer(self.bucket, 10**6, self.saver.latest_step() or 0))
 
