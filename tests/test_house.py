@@ -165,6 +165,12 @@ def test_few_comments_silence_a_tool():
     assert sum(found.values()) <= SILENCERS, found
 
 
+def test_pages_have_one_line_for_each_paragraph():
+    pages = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
+    assert len(pages) > 10
+    assert {path.name: lines[0] for path in pages if (lines := house.hard_wraps(path.read_text()))} == {}
+
+
 # That the readers above can find something.
 
 TOY = {
@@ -224,6 +230,11 @@ def none(x: int): ...
 def test_a_silencing_comment_is_found():
     lines = ["import os  # no" + "qa: F401", "x = 1  # fmt: " + "skip", "y = 'no" + "qa'", "#: type: " + "ignore", "z = 0"]
     assert house.silencers("\n".join(lines)) == 3
+
+
+def test_a_hard_wrap_is_found():
+    page = "# Title\nA line\nthat goes on.\n\n- an item\n  of two lines\n- another\n\n| a |\n|---|\n```\none\ntwo\n```\n"
+    assert house.hard_wraps(page) == ["that goes on.", "  of two lines"]
 
 
 def test_length_counts_from_def_to_the_end():

@@ -221,6 +221,20 @@ def shapeless(module: Module) -> tuple[list[str], int]:
     return missing, count
 
 
+def hard_wraps(text: str) -> list[str]:
+    """Lines of Markdown that go on with the paragraph or list item of the line before. Code, tables and comments may."""
+    found, code, before = [], False, ""
+    other = re.compile(r"#|\||    |<|```|\s*[-*>] |\s*\d+\. |!\[")
+    for line in text.splitlines():
+        if line.startswith("```"):
+            code = not code
+        prose = before.strip() and not re.match(r"#|\||    |<|```|!\[", before)
+        if not code and prose and line.strip() and not other.match(line):
+            found.append(line)
+        before = line
+    return found
+
+
 def silencers(text: str) -> int:
     """Number of lines with a comment that silences a tool."""
     comment = re.compile(r"#.*\b(no[q]a|fmt: (ski[p]|of[f])|type: i[g]nore|prag[m]a)")  # brackets: not such a line itself
