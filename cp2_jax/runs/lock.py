@@ -86,14 +86,17 @@ class _Lock:
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def _take(self, patience: float) -> None:
+        locked = True
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(_message(self._path.parent, _read(self._file))) from None
         except OSError:
-            pass  # a file system without locks: the signs of life alone have to do
+            locked = False  # a file system without locks: the signs of life alone have to do
         holder = _read(self._file)
-        if holder and holder.get("host") != socket.gethostname() and _alive(self._file, patience):
+        here = holder.get("host") == socket.gethostname()
+        gone = here and (locked or not _runs(holder.get("process")))
+        if holder and not gone and _alive(self._file, patience):
             raise Busy(_message(self._path.parent, holder))
         mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(self._file, 0)
@@ -121,8 +124,19 @@ def _read(file: int) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def _runs(process: object) -> bool:
+    """Say whether there is a process of this number on this host."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def _alive(file: int, patience: float) -> bool:
-    """Say whether a process of another host touches the file; clocks of hosts may differ, so only changes count."""
+    """Say whether the process that holds it touches the file; clocks of hosts may differ, so only changes count."""
     first = os.fstat(file).st_mtime
     if time.time() - first > 10 * max(patience, _BEAT):
         return False

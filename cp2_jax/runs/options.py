@@ -61,6 +61,7 @@ class RunOptions:
             positive(key, getattr(self, key))
         for key in ("seed", "steps", "epochs"):
             at_least_0(key, getattr(self, key))
+        require(self.seed < 2**63, "seed", self.seed, "must lie below 2**63, the end of 64-bit numbers")
         require(self.steps > 0 or self.epochs > 0, "steps", self.steps, "give a length: steps or epochs above 0")
         true_or_false("remat", self.remat)
         true_or_false("shard_state", self.shard_state)

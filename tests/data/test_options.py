@@ -10,9 +10,11 @@ from configs import finetune_voc, pretrain
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import sources
 from cp2_jax.data.images.options import ImageOptions
+from cp2_jax.data.labelled import examples
 from cp2_jax.data.labelled.options import LabelledOptions, limited
 from cp2_jax.options import ConfigError
 from cp2_jax.runs import settings
+from cp2_jax.runs.options import RunOptions
 
 
 def pretraining(**changes):
@@ -124,3 +126,14 @@ def test_a_hundred_thousand_processes_are_not_started(make):
     options.from_config(make(workers=512))
     with pytest.raises(ConfigError, match="data.workers=100000: each is a process, at most 512 of them"):
         options.from_config(make(workers=100_000))
+
+
+@pytest.mark.parametrize("label_map", [5, (255, 1), ((255,),), (("255", "1"),), ((0.5, 1),)])
+def test_a_label_map_that_is_no_pairs_is_told_what_one_looks_like(label_map):
+    with pytest.raises(SegmentationError, match=r"data.label_map.* pairs .*such as \(\(255, 1\),\)"):
+        examples.label_table(3, label_map, 255)
+
+
+def test_a_seed_of_more_than_64_bits_is_refused():
+    with pytest.raises(ConfigError, match="seed=99999999999999999999: must lie below"):
+        RunOptions.from_config(pretrain.get_config().to_dict() | {"seed": 99999999999999999999})

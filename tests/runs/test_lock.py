@@ -1,5 +1,6 @@
 """One run at a time in a work directory."""
 
+import errno
 import json
 import os
 import signal
@@ -91,3 +92,28 @@ def test_a_broken_lock_file_is_nobodys(tmp_path, text):
     (tmp_path / lock.NAME).write_text(text)
     with lock.held(tmp_path):
         assert json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getpid()
+
+
+def no_locks(file, operation):
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+
+def test_without_file_locks_a_process_of_this_host_holds_as_long_as_it_lives(tmp_path, monkeypatch):
+    """Some network file systems and container volumes have none; both would train in the same folder."""
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(lock, "_BEAT", 0.05)
+    with lock.held(tmp_path):
+        with pytest.raises(lock.Busy, match=f"process {os.getpid()} on .* is at work in {tmp_path}"):
+            with lock.held(tmp_path, 2.0):
+                pass
+    with lock.held(tmp_path):  # given back
+        pass
+
+
+def test_without_file_locks_a_dead_process_of_this_host_holds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (tmp_path / lock.NAME).write_text(json.dumps({"host": socket.gethostname(), "process": process.pid}))
+    with lock.held(tmp_path, 60.0):  # at once
+        pass

@@ -50,7 +50,12 @@ def label_table(
     table = np.full(256, -1, np.int16)
     table[:num_classes] = np.arange(num_classes)
     table[ignore_label] = ignore_label
-    for value, label in label_map:
+    for pair in label_map if isinstance(label_map, Sequence) else (label_map,):
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, int) for number in pair)):
+            raise SegmentationError(
+                f"data.label_map has {pair}: give pairs (value in the mask, label), such as ((255, 1),)"
+            )
+        value, label = pair
         if not (0 <= value <= 255 and (0 <= label < num_classes or label == ignore_label)):
             raise SegmentationError(
                 f"data.label_map has ({value}, {label}): needs a mask value in 0-255 and a label "
