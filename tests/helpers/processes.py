@@ -4,7 +4,6 @@ python tests/helpers/processes.py --workdir DIR --config FILE --coordinator … 
 """
 
 import os
-import pathlib
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ import toy
 
 from cp2_jax.cli import command, errors, main, processes
 from cp2_jax.runs import distributed, loop, mesh, session
-from cp2_jax.runs.checkpoints import Checkpoints
+from cp2_jax.runs.bucket_checkpoints import open_checkpoints
 from cp2_jax.runs.writers import Writer
 
 
@@ -39,7 +38,7 @@ def run(flags):
 
     state = toy.State(step=jnp.int32(0), total=jnp.float32(0))
     state = jax.device_put(state, mesh.replicated(device_mesh))
-    saver = Checkpoints(pathlib.Path(flags.workdir) / "checkpoints", 3)
+    saver = open_checkpoints(f"{flags.workdir}/checkpoints", 3)
     if restored := saver.restore(state):
         state, _ = restored
     start = int(state.step)

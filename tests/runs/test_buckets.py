@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import bucket_run, packing, servers
+from helpers.paths import ROOT
 
 from cp2_jax import paths
 from cp2_jax.options import ConfigError
@@ -255,6 +260,42 @@ def test_a_bucket_that_goes_away_ends_the_run_with_one_line(bucket, proxy, image
     proxy.fault = servers.nothing
     assert "4" in bucket_steps.complete(bucket / "run" / "checkpoints")
     same(bucket_run.train("tar", root / "x.tar", bucket / "run"), unbroken)
+
+
+def two_processes(workdir, act):
+    """Run the toy of tests/helpers/processes.py in two processes with two devices each; return texts and statuses."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "tests/helpers/processes.py", "--config=configs/pretrain_demo.py", f"--workdir={workdir}"]
+    command += [
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        "--steps=10",
+        f"--act={act}",
+        "--heartbeat_timeout=10",
+    ]
+    options = {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen([*command, f"--process_id={index}"], **options) for index in range(2)]
+    try:
+        return [(process.communicate(timeout=240), process.returncode) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+
+
+def test_two_processes_share_a_bucket_and_no_disk(bucket, proxy):
+    """One is killed; restarted, both end where an unbroken run ends, though only the first one writes."""
+    if proxy.scheme == "s3":
+        pytest.skip("takes long, and does what it does with the other kind")
+    (_, (_, killed)) = two_processes(bucket / "run", "kill")
+    assert killed == -signal.SIGKILL
+    assert bucket_steps.complete(bucket / "run" / "checkpoints")
+    results = two_processes(bucket / "run", "kill")
+    assert [status for _, status in results] == [0, 0], results
+    begun = int(re.search(r"starting at (\d+) with 2 processes, 4 devices", results[0][0][0])[1])
+    assert 2 <= begun <= 5 and f"ended at 10 with {float(sum(28 + 8 * n for n in range(10)))}" in results[0][0][0]
 
 
 def test_no_secret_goes_into_a_config(tmp_path):
