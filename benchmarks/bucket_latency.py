@@ -3,7 +3,7 @@
     PYTHONPATH=tests python benchmarks/bucket_latency.py --images DIR [--latency 0.03] [--rounds 5] [--samples 300]
 
 At most 400 of the images are packed as one tar file, which is read from the disk, and from fake-gcs-server
-(tests/servers.txt) on 127.0.0.1 directly and through a line that delays every request. Server and line have a core of their
+(tests/servers.txt) on 127.0.0.1 through a line that delays every request, or none. Server and line have a core of their
 own, and so has what is measured: the stream of pretraining with 16 threads, as a run without workers has it. In each
 round every way is timed once, in turn; the figure is the median of the rounds' ratios. All give the same pixels, which is
 asserted.
@@ -32,7 +32,7 @@ from cp2_jax.data.images.stream import pretrain_dataset
 
 
 def line(upstream, delay, ready):
-    """Pass bytes on to a port, each piece of a request after a delay; send the port of its own."""
+    """Pass bytes on to a port, each piece of a request after `delay.value` seconds; send the port of its own."""
     os.sched_setaffinity(0, {0})
 
     async def accept(reader, writer):
@@ -41,7 +41,7 @@ def line(upstream, delay, ready):
 
         async def requests():
             while data := await reader.read(1 << 16):
-                loop.call_later(delay, up_writer.write, data)
+                loop.call_later(delay.value, up_writer.write, data)
 
         async def answers():
             while data := await up_reader.read(1 << 18):
@@ -60,14 +60,14 @@ def line(upstream, delay, ready):
 
 
 @contextlib.contextmanager
-def through_a_line(port, delay):
-    """Run the line in a process of its own; give its port."""
+def through_a_line(port):
+    """Run the line in a process of its own; give its port and the delay, whose value may be changed."""
     context = multiprocessing.get_context("spawn")
-    ready = context.Queue()
+    ready, delay = context.Queue(), context.Value("d", 0.0)
     process = context.Process(target=line, args=(port, delay, ready), daemon=True)
     process.start()
     try:
-        yield ready.get(timeout=60)
+        yield ready.get(timeout=60), delay
     finally:
         process.kill()
 
@@ -107,23 +107,22 @@ def main():
     with tempfile.TemporaryDirectory() as work, contextlib.ExitStack() as running:
         os.sched_setaffinity(0, {0})  # what is started from here on stays there
         port = running.enter_context(servers.server("gs"))
-        slow = running.enter_context(through_a_line(port, args.latency))
+        line_port, delay = running.enter_context(through_a_line(port))
         os.sched_setaffinity(0, own)
         local = pathlib.Path(work) / "images.tar"
         pack(ImageFolder(args.images), local)
-        sources = {"disk": TarSource(local)}
-        for name, bucket, at in (("bucket", "direct", port), ("bucket, delayed", "delayed", slow)):
-            os.environ |= servers.environment("gs", at)  # a client keeps the address that it was made with
-            servers.make_bucket("gs", port, bucket)
-            upload = f"http://127.0.0.1:{port}/upload/storage/v1/b/{bucket}/o?uploadType=media&name=images.tar"
-            urllib.request.urlopen(urllib.request.Request(upload, local.read_bytes()), timeout=60).read()
-            sources[name] = TarSource(f"gs://{bucket}/images.tar")
-        expected = next(stream(sources["disk"]))
-        for source in sources.values():
+        os.environ |= servers.environment("gs", line_port)
+        servers.make_bucket("gs", port, "images")
+        upload = f"http://127.0.0.1:{port}/upload/storage/v1/b/images/o?uploadType=media&name=images.tar"
+        urllib.request.urlopen(urllib.request.Request(upload, local.read_bytes()), timeout=60).read()
+        far = TarSource("gs://images/images.tar")
+        sources = {"disk": (TarSource(local), 0.0), "bucket": (far, 0.0), "bucket, delayed": (far, args.latency)}
+        expected = next(stream(sources["disk"][0]))
+        for source, delay.value in sources.values():
             assert all(np.array_equal(value, expected[key]) for key, value in next(stream(source)).items())
         rates = {name: [] for name in sources}
         for number in range(args.rounds + 1):
-            for name, source in sources.items():
+            for name, (source, delay.value) in sources.items():
                 found = rate(source, args.samples)
                 if number:  # the first round warms up
                     rates[name].append(found)

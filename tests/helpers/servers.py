@@ -4,7 +4,9 @@ Google Cloud Storage is fake-gcs-server, S3 is moto's server; `scripts/test.sh` 
 folder, CP2_TEST_SERVERS). Both keep everything in memory and are gone with the process that started them.
 """
 
+import atexit
 import contextlib
+import functools
 import http.client
 import http.server
 import itertools
@@ -53,12 +55,14 @@ def server(scheme: str) -> Iterator[int]:
         port = probe.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(FOLDER)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(list(map(str, _COMMANDS[scheme](port))), env=environment, **quiet)
+    # The shell waits for its input to end, as it does however this process ends, and ends the server.
+    command = ["sh", "-c", '"$@" & read line; kill -9 $!', "sh", *map(str, _COMMANDS[scheme](port))]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **quiet)
     try:
         _wait_for(port, process)
         yield port
     finally:
-        process.kill()
+        process.stdin.close()
         process.wait()
 
 
@@ -106,13 +110,25 @@ def nothing(method: str, path: str) -> str:
 
 
 @contextlib.contextmanager
-def proxied(scheme: str, latency: float = 0.0) -> Iterator["Proxy"]:
-    """Run a server behind a proxy, and let this process's environment lead to it; skip the test where there is none."""
+def proxied(scheme: str) -> Iterator["Proxy"]:
+    """Give a server behind a proxy, and let the environment lead to it; skip the test where there is none.
+
+    There is one for each process: TensorStore reads the address of gs:// once.
+    """
     need(scheme)
-    with server(scheme) as port, Proxy(port, scheme, latency) as proxy, pytest.MonkeyPatch.context() as patch:
+    proxy = _running(scheme)
+    with pytest.MonkeyPatch.context() as patch:
         for key, value in environment(scheme, proxy.port).items():
             patch.setenv(key, value)
         yield proxy
+    proxy.fault = nothing
+
+
+@functools.cache
+def _running(scheme: str) -> "Proxy":
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(Proxy(stack.enter_context(server(scheme)), scheme))
 
 
 class Proxy:
