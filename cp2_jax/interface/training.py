@@ -89,6 +89,7 @@ def pretrain(
 
 def finetune(
     data: str | os.PathLike,
+    /,  # so that `data={"crop_size": …}` can change the config's section
     out: str | os.PathLike,
     *,
     checkpoint: str | os.PathLike | None = None,
