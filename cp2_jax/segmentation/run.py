@@ -4,10 +4,12 @@ import dataclasses
 import functools
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax.convert import warm_start
+from cp2_jax.data.images.sizes import warnings
 from cp2_jax.data.images.stream import Batches
 from cp2_jax.data.labelled import check, classes
 from cp2_jax.data.labelled.examples import Examples, open_examples
@@ -55,6 +57,8 @@ def train(
         text = f"sizes    batch {config.batch_size}, {config.steps} steps, {config.data.workers} workers (sizes.txt: why)"
         open_sizes.say(text, reasons, workdir)
         options.check(config, jax.device_count())
+    for line in warnings(len(examples), config.batch_size):
+        logging.warning(line)
     evaluator = Evaluator(config, mesh.make_mesh())
     distributed.agree({"number of images to evaluate": str(len(evaluator.examples))})
     device_mesh = evaluator.device_mesh

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cp2_jax.data.images import sizes
+from cp2_jax.options import ConfigError
 
 
 def test_sizes_that_fit_say_nothing():
@@ -40,3 +41,10 @@ def test_what_is_advised_is_possible_and_no_longer_warned_of(images, groups_of_b
         assert size % multiple == 0 and queue % size == 0
         if images >= 2 * multiple:
             assert sizes.warnings(images, size, queue, multiple) == []
+
+
+def test_a_batch_that_would_be_decoded_for_minutes_is_refused():
+    """60 photos and a batch of 100,000 hung for 305 s."""
+    with pytest.raises(ConfigError, match="batch_size=100000: each of the 60 images .* 1667 times; use 60 or less"):
+        sizes.warnings(60, 100_000)
+    assert len(sizes.warnings(60, 6_000)) == 1

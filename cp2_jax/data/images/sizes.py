@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from cp2_jax.options import require
+
+_ABSURD = 100
+
 
 def warnings(images: int, batch_size: int, queue_size: int = 0, multiple: int = 1) -> list[str]:
     """Return a line for each size that is larger than the data set, with the largest one that would fit.
@@ -14,9 +18,14 @@ def warnings(images: int, batch_size: int, queue_size: int = 0, multiple: int = 
       batch_size: global number of images in a step.
       queue_size: keys in the queue; 0: there is no queue.
       multiple: what a batch size has to be divisible by (batch-norm groups, devices).
+
+    Raises:
+      ConfigError: for a batch of more than 100 times the images: it would be decoded for minutes, or fill the memory.
     """
     lines = []
     batch = min(batch_size, max(multiple, images // multiple * multiple))
+    fix = f"each of the {images} images would be in a batch {_times(batch_size, images)}; use {batch} or less"
+    require(batch_size <= _ABSURD * images, "batch_size", batch_size, fix)
     if batch_size > images:
         lines.append(
             f"batch_size={batch_size} is more than the {images} images there are: each would be in a batch "
