@@ -64,7 +64,7 @@ def export_program(
       The path of the file.
 
     Raises:
-      ConfigError: no such layout or size.
+      ConfigError: no such layout or size; or "onnx", and jax2onnx does not work with this JAX.
       CheckpointError: the checkpoint cannot be read, or has no such features.
       ModuleNotFoundError: "onnx" without jax2onnx.
     """
@@ -121,7 +121,14 @@ def _onnx(program: Program, size: tuple[int, int], names: tuple[str, ...]) -> by
             return program(images)
 
     images = jax.ShapeDtypeStruct(("batch", *size, 3), jnp.uint8)
-    model = jax2onnx.to_onnx(translated, [images], model_name="cp2_jax", input_names=["images"], output_names=list(names))
+    options = {"model_name": "cp2_jax", "input_names": ["images"], "output_names": list(names)}
+    try:
+        model = jax2onnx.to_onnx(translated, [images], **options)
+    except (AttributeError, ImportError) as error:  # it reads JAX's inner parts, which change
+        raise ConfigError(
+            f"this jax2onnx does not work with jax {jax.__version__} ({error}): export from an environment of its own, made "
+            'by pip install "cp2_jax[onnx]"'
+        ) from error
     return model.SerializeToString()
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from helpers.command_line import cp2
 from helpers.tiny import tiny_config
 
 import cp2_jax
+from cp2_jax.interface import exporting
 from cp2_jax.models import segmenter
 from cp2_jax.options import ConfigError
 from cp2_jax.runs import settings
@@ -92,6 +94,15 @@ def test_onnx_computes_the_same(tmp_path, model):
         labels, probabilities = session.run(["labels", "probabilities"], {"images": images()[: len(some)]})
         np.testing.assert_allclose(probabilities, [one.probabilities for one in some], atol=1e-4)
         assert (labels == [one.labels for one in some]).mean() > 0.999 and labels.dtype == np.uint8
+
+
+def test_a_jax_that_jax2onnx_does_not_know_is_one_line(monkeypatch):
+    def to_onnx(*_, **__):
+        raise AttributeError("module 'jax._src.core' has no attribute 'ClosedJaxpr'")
+
+    monkeypatch.setitem(sys.modules, "jax2onnx", types.SimpleNamespace(to_onnx=to_onnx))
+    with pytest.raises(ConfigError, match=r'does not work with jax .*ClosedJaxpr.*pip install "cp2_jax\[onnx\]"'):
+        exporting._onnx(lambda images: (images,), SIZE, ("labels",))
 
 
 def test_what_cannot_be(tmp_path, capsys):
