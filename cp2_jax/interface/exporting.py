@@ -126,7 +126,7 @@ def _onnx(program: Program, size: tuple[int, int], names: tuple[str, ...]) -> by
         model = jax2onnx.to_onnx(translated, [images], **options)
     except (AttributeError, ImportError) as error:  # it reads JAX's inner parts, which change
         raise ConfigError(
-            f"this jax2onnx does not work with jax {jax.__version__} ({error}): export from an environment of its own, made "
+            f"this jax2onnx does not work with jax {jax.__version__} ({error}): export in an environment made "
             'by pip install "cp2_jax[onnx]"'
         ) from error
     return model.SerializeToString()
