@@ -332,9 +332,11 @@ def test_kill_in_the_middle_of_saves(tmp_path):
         first = process.stdout.readline()
         assert first.startswith("restored"), process.communicate()[1]
         assert int(first.split()[1]) >= finished
-        time.sleep(rng.uniform(0.0, 0.6) if attempt else 1.0)
+        # Moments are counted in saves, not in seconds: a busy machine is not a failure.
+        lines = [first, *(process.stdout.readline() for _ in range(rng.randrange(3) if attempt else 4))]
+        time.sleep(rng.uniform(0.0, 0.1))
         process.send_signal(signal.SIGKILL)
-        lines = [first, *process.communicate()[0].splitlines()]
+        lines += process.communicate()[0].splitlines()
         finished = max([finished, *(int(line.split()[1]) for line in lines if line.startswith("finished"))])
         names = [p.name for p in tmp_path.iterdir()]
         killed_in_save += any("tmp" in name for name in names)
