@@ -3,8 +3,8 @@
     python scripts/prepare_data.py study --output data/study --photographs tiny_imagenet32.npz --camvid camvid
     python scripts/study.py --config configs/study_gpu.py --workdir runs/study_gpu --config.data=data/study
 
-Expected: nothing yet. It was rehearsed in miniature (tests/reproduce/test_quick_tuning.py); no accelerator was at hand. It
-may be broken off and started again, for finished arms are kept. 16 seeds need 16 x 64 x 2 crops a step from the host.
+Expected: no figure yet. It was rehearsed in miniature (tests/reproduce/test_quick_tuning.py); no accelerator was at hand.
+It may be broken off and started again, for finished arms are kept. 16 seeds need 16 x 64 x 2 crops a step from the host.
 """
 
 from cp2_jax.configs import study_cpu

@@ -18,7 +18,7 @@ from cp2_jax import config_files
 from cp2_jax.configs import finetune_voc, pretrain
 from cp2_jax.options import ConfigError, flatten
 
-TRAINING = [name for name in config_files.names() if name != "study_demo"]
+TRAINING = [name for name in config_files.names() if not name.startswith("study_")]
 
 
 def plain(name):
@@ -27,7 +27,8 @@ def plain(name):
 
 def test_the_configs_that_there_are():
     data_sets = ("ade20k", "camvid", "cityscapes", "demo", "folder", "voc")
-    assert config_files.names() == [*(f"finetune_{name}" for name in data_sets), "pretrain", "quick_tune", "study_demo"]
+    studies = ("study_cpu", "study_demo", "study_gpu")
+    assert config_files.names() == [*(f"finetune_{name}" for name in data_sets), "pretrain", "quick_tune", *studies]
 
 
 @pytest.mark.parametrize("name", config_files.names())

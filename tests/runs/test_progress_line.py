@@ -13,7 +13,7 @@ from cp2_jax.pretraining.metrics import PretrainMetrics
 from cp2_jax.runs import progress_line, settings
 from cp2_jax.segmentation.step import FinetuneMetrics
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py") if path.stem != "study_demo")
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py") if not path.stem.startswith("study_"))
 METRICS = {"pretrain": PretrainMetrics, "finetune": FinetuneMetrics}
 PROBES = [f"probe/{level}_{name}" for level in ("output", "backbone") for name in ("auc", "retrieval", "effective_rank")]
 OTHERS = ["miou", "mean_accuracy", "evaluation_pixel_accuracy", "time/images_per_second", "time/input_wait_share"]
