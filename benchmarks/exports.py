@@ -49,9 +49,13 @@ def write_model(folder: pathlib.Path, name: str) -> None:
     config.model.dtype, config.evaluation.resize = "float32", ()
     module = segmenter.build(config.model, top="classifier", image_size=config.image_size)
     variables = dict(jax.jit(lambda key: module.init(key, jnp.zeros((1, 224, 224, 3)), train=False))(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(variables.get("batch_stats", {}))
     rng = np.random.default_rng(1)
-    variables["batch_stats"] = tree.unflatten([leaf + rng.uniform(0, 0.3, leaf.shape).astype("f4") for leaf in leaves])
+
+    def disturb(leaf):
+        return leaf + rng.uniform(0, 0.3, leaf.shape).astype("f4") if leaf.ndim == 1 else leaf
+
+    # Fresh from initialisation all shifts are zero, and so may be all that comes out.
+    variables = {part: jax.tree.map(disturb, tree) for part, tree in variables.items()}
     write_variables(folder, variables, {"kind": "finetune", "config": settings.as_plain(config)})
 
 
@@ -71,6 +75,10 @@ def main():
         if not model.exists():
             write_model(model, MODELS[name])
         found = cp2_jax.load_segmenter(model).predict(list(images))
+        spread = max(float(np.std(one.probabilities, axis=(0, 1)).max()) for one in found)
+        print(f"{name}: the probabilities of a class spread by {spread:.3f} over an image", flush=True)
+        if spread < 1e-3:
+            raise SystemExit(f"{name} says the same of all pixels: nothing could be seen by comparing it")
         known = options.workdir / f"{name}.npz"
         np.savez(known, labels=[one.labels for one in found], probabilities=[one.probabilities for one in found])
         for layout, (python, code) in ways.items():
