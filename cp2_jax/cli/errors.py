@@ -74,6 +74,11 @@ def explain(error: Exception) -> tuple[str | None, int]:
 
     if name in ("Preempted", "Unreachable"):
         return str(error), PREEMPTED
+    if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
+        from cp2_jax.runs import distributed
+
+        if distributed.several():  # Orbax waited for the part that another process was to write of a checkpoint
+            return _gone(error)
     if isinstance(error, ConfigError | UsageError):
         return f"error: {error}", USAGE
     if type(error).__module__.partition(".")[0] == "cp2_jax":
@@ -98,15 +103,22 @@ def _of_the_runtime(error: Exception) -> tuple[str | None, int]:
     """Explain an error of JAX's runtime or compiler, if it is one that a user can do something about."""
     from cp2_jax.runs import distributed, out_of_memory
 
-    first = str(error).splitlines()[0][:200] if str(error) else ""
     if out_of_memory.is_out_of_memory(error):
         config = getattr(error, "config", None)
-        advice = f"memory is too small ({first}); {out_of_memory.REMEDIES}"
+        advice = f"memory is too small ({_first_line(error)}); {out_of_memory.REMEDIES}"
         return f"error: {out_of_memory.advice(config, error) if config else advice}", ERROR
     if distributed.several():
-        again = "run again to go on from the last checkpoint"
-        return f"error: another process of this run is gone ({first}); {again}", PREEMPTED
+        return _gone(error)
     return None, ERROR
+
+
+def _gone(error: Exception) -> tuple[str, int]:
+    again = "run again to go on from the last checkpoint"
+    return f"error: another process of this run is gone ({_first_line(error)}); {again}", PREEMPTED
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
 
 
 def _end(message: str, status: int) -> int:

@@ -83,3 +83,16 @@ def test_after_an_error_no_thread_is_waited_for(monkeypatch):
         done.set()
         thread.join()
     assert left == [errors.ERROR, errors.INTERRUPTED]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_barrier_that_another_process_does_not_reach_asks_to_run_again(monkeypatch, wrapped):
+    """Found by faults: one of two processes killed while both were saving left the other with status 1."""
+    error = TimeoutError("Timed out while waiting for async_write_complete barrier.")
+    if wrapped:
+        error, error.__cause__ = CheckpointError("saving step 3 failed"), error
+    assert errors.explain(error)[1] == errors.ERROR  # of one process it is an error like others
+    monkeypatch.setattr("cp2_jax.runs.distributed.several", lambda: True)
+    message, status = errors.explain(error)
+    assert status == errors.PREEMPTED
+    assert "another process of this run is gone" in message and "run again" in message
