@@ -74,10 +74,10 @@ def explain(error: Exception) -> tuple[str | None, int]:
 
     if name in ("Preempted", "Unreachable"):
         return str(error), PREEMPTED
-    if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
+    if any(map(_may_be_of_another_process, (error, error.__cause__))):
         from cp2_jax.runs import distributed
 
-        if distributed.several():  # Orbax waited for the part that another process was to write of a checkpoint
+        if distributed.several():
             return _gone(error)
     if isinstance(error, ConfigError | UsageError):
         return f"error: {error}", USAGE
@@ -110,6 +110,16 @@ def _of_the_runtime(error: Exception) -> tuple[str | None, int]:
     if distributed.several():
         return _gone(error)
     return None, ERROR
+
+
+def _may_be_of_another_process(error: BaseException | None) -> bool:
+    """Say whether an error is one that a run of several processes has when one of them is gone.
+
+    Orbax waits in vain for the part that it was to write of a checkpoint. A collective operation that is dispatched then
+    fails with a ValueError, of all kinds, that bears the words of the library which carries it.
+    """
+    words = ("Gloo ", "NCCL", "UNAVAILABLE:", "DEADLINE_EXCEEDED:")
+    return isinstance(error, TimeoutError) or (isinstance(error, ValueError) and any(word in str(error) for word in words))
 
 
 def _gone(error: Exception) -> tuple[str, int]:

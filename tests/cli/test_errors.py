@@ -86,11 +86,18 @@ def test_after_an_error_no_thread_is_waited_for(monkeypatch):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_barrier_that_another_process_does_not_reach_asks_to_run_again(monkeypatch, wrapped):
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError("Timed out while waiting for async_write_complete barrier."),
+        ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:10468: Connection reset by peer"),
+    ],
+)
+def test_what_is_seen_when_another_process_is_killed_asks_to_run_again(monkeypatch, error, wrapped):
     """Found by faults: one of two processes killed while both were saving left the other with status 1."""
-    error = TimeoutError("Timed out while waiting for async_write_complete barrier.")
     if wrapped:
-        error, error.__cause__ = CheckpointError("saving step 3 failed"), error
+        cause, error = error, CheckpointError("saving step 3 failed")
+        error.__cause__ = cause
     assert errors.explain(error)[1] == errors.ERROR  # of one process it is an error like others
     monkeypatch.setattr("cp2_jax.runs.distributed.several", lambda: True)
     message, status = errors.explain(error)
