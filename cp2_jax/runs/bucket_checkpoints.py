@@ -127,12 +127,7 @@ class BucketCheckpoints:
 
     def latest_meta(self) -> dict:
         """Return what was saved beside the newest state of which it can be read; {} if there is none."""
-        for path in reversed(bucket_steps.complete(self.directory).values()):
-            with contextlib.suppress(OSError, ValueError):
-                found = json.loads((path / "meta" / "metadata").read_text())
-                if isinstance(found, dict):
-                    return found
-        return {}
+        return checkpoints.newest_meta(bucket_steps.complete(self.directory).values())
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, meta) of the newest good checkpoint, or None if there is none at all; see `Checkpoints.restore`.

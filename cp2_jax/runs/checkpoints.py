@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Reversible
 from typing import Any
 
 import jax
@@ -142,12 +143,7 @@ class Checkpoints:
 
     def latest_meta(self) -> dict:
         """Return what was saved beside the newest state of which it can be read; {} if there is none."""
-        for path in reversed(_step_directories(self.directory).values()):
-            with contextlib.suppress(OSError, ValueError):
-                found = json.loads((path / "meta" / "metadata").read_text())
-                if isinstance(found, dict):
-                    return found
-        return {}
+        return newest_meta(_step_directories(self.directory).values())
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, meta) of the newest good checkpoint, or None if there is none at all.
@@ -206,6 +202,16 @@ class Checkpoints:
         """Write the checksums into the step that is about to be renamed (Orbax calls this just before)."""
         for path in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
             checksums.write(path)
+
+
+def newest_meta(steps: Reversible[AnyPath]) -> dict:
+    """Return what was saved beside the newest of some steps (oldest first) of which it can be read; {} if there is none."""
+    for path in reversed(steps):
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((path / "meta" / "metadata").read_text())
+            if isinstance(found, dict):
+                return found
+    return {}
 
 
 def read(path: str | AnyPath) -> tuple[dict, dict]:
