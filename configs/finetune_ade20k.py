@@ -1,6 +1,6 @@
 """ADE20K (20,210 / 2,000 images, 150 classes) from a CP2 model: crops of 512, batch 16, 80,000 steps (paper, section 4.1).
 
-    python scripts/finetune.py --config configs/finetune_ade20k.py --workdir runs/ade20k \
+    cp2 finetune --config finetune_ade20k --workdir runs/ade20k \
         --config.data.path=/data/ADEChallengeData2016 --config.init.checkpoint=runs/cp2_r50_aspp
 
 Expected: 40.5 mIoU on the validation set after 200 epochs of pretraining (Table 1, row CP2, ResNet-50). Reads images and

@@ -1,6 +1,6 @@
 """CamVid (SegNet's 11 classes, 367 / 101 images of 360x480) from a CP2 model; otherwise as finetune_voc.py.
 
-    python scripts/finetune.py --config configs/finetune_camvid.py --workdir runs/camvid \
+    cp2 finetune --config finetune_camvid --workdir runs/camvid \
         --config.data.path=/data/camvid --config.init.checkpoint=runs/cp2_r50_aspp
 
 Reads images/{train,val} and labels/{train,val}, where value 11 is void (SegNet's own folders, train and trainannot, by

@@ -1,6 +1,6 @@
 """Cityscapes fine (2,975 / 500 images) from a CP2 model: crops of 512x1024, batch 8, 60,000 steps (paper, section 4.1).
 
-    python scripts/finetune.py --config configs/finetune_cityscapes.py --workdir runs/cityscapes \
+    cp2 finetune --config finetune_cityscapes --workdir runs/cityscapes \
         --config.data.path=/data/cityscapes --config.init.checkpoint=runs/cp2_r50_aspp
 
 Expected: 77.3 mIoU on the validation set after 200 epochs of pretraining (Table 1). Reads leftImg8bit/{train,val} and

@@ -1,6 +1,6 @@
 """The demo scenes (48x48, 6 classes) from a small CP2 model and few labels; see scripts/quickstart.sh.
 
-    python scripts/finetune.py --config configs/finetune_demo.py --workdir runs/demo/finetune \
+    cp2 finetune --config finetune_demo --workdir runs/demo/finetune \
         --config.data.path=data/demo --config.init.checkpoint=runs/demo/pretrain
 
 Expected: docs/results.md. Without init.checkpoint the same model starts from scratch, at the same settings.

@@ -1,7 +1,7 @@
 """Your own images and masks, from a CP2 model; otherwise as finetune_voc.py.
 
-    python scripts/prepare_data.py folder --input my_data --check
-    python scripts/finetune.py --config configs/finetune_folder.py --workdir runs/mine \
+    cp2 prepare folder --input my_data --check
+    cp2 finetune --config finetune_folder --workdir runs/mine \
         --config.data.path=my_data --config.init.checkpoint=runs/cp2_r50_aspp
 
 Expected: no figure, the data is yours. Reads images/{train,val}, labels/{train,val} (8-bit PNGs of class indices; 255 is

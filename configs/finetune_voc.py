@@ -1,13 +1,13 @@
 """PASCAL VOC 2012: ResNet-50 + ASPP, crops of 512, batch 16, 40,000 steps (paper, section 4.1).
 
-    python scripts/finetune.py --config configs/finetune_voc.py --workdir runs/voc \
+    cp2 finetune --config finetune_voc --workdir runs/voc \
         --config.data.path=/data/VOCdevkit/VOC2012 --config.init.checkpoint=runs/cp2_r50_aspp
 
 Expected on the validation set: 77.6 mIoU after 200 epochs of CP2 (Table 1, row CP2), 78.6 after Quick Tuning from MoCo
 v2's 800 epochs (row CP2 QT r.800). Needs SBD's masks in SegmentationClassAug and the list train_aug.txt (10,582 images):
-scripts/prepare_data.py voc makes both.
+`cp2 prepare voc` makes both.
 
-Variants follow a colon, in any order: `--config configs/finetune_voc.py:vit,fcn`. Every finetuning config has them, for
+Variants follow a colon, in any order: `--config finetune_voc:vit,fcn`. Every finetuning config has them, for
 each starts from this one and changes what its first line says.
 
 | variant | what it is | expected on PASCAL VOC |

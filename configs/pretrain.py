@@ -1,10 +1,10 @@
 """CP2 pretraining: ResNet-50 + DeepLab v3 ASPP head, ImageNet, 200 epochs, batch 256 (paper, section 4.1).
 
-    python scripts/pretrain.py --config configs/pretrain.py --workdir runs/cp2_r50_aspp \
+    cp2 pretrain --config pretrain --workdir runs/cp2_r50_aspp \
         --config.data.path=/data/imagenet/train
 
 `data.path` is any folder of images (nested or flat, no labels), or, with --config.data.source=tfds, an ImageNet that TFDS
-prepared as array_record. Variants follow a colon, in any order: `--config configs/pretrain.py:vit,fcn`.
+prepared as array_record. Variants follow a colon, in any order: `--config pretrain:vit,fcn`.
 
 | variant | what it is | expected after finetuning on PASCAL VOC |
 |---|---|---|

@@ -1,7 +1,7 @@
 """CP2 Quick Tuning: 20 epochs on ImageNet from a published backbone (paper, section 3.3); configs/pretrain.py:quick_tune.
 
-    python scripts/convert_checkpoint.py moco_v2_800ep_pretrain.pth.tar converted/moco_v2_800ep
-    python scripts/pretrain.py --config configs/quick_tune.py --workdir runs/quick_tune_r50_aspp \
+    cp2 convert moco_v2_800ep_pretrain.pth.tar converted/moco_v2_800ep
+    cp2 pretrain --config quick_tune --workdir runs/quick_tune_r50_aspp \
         --config.data.path=/data/imagenet/train
 
 The backbone is the checkpoint's; head and projection start at random. Variants as in configs/pretrain.py, in any order:
@@ -16,7 +16,7 @@ The backbone is the checkpoint's; head and projection start at random. Variants 
 | `configs/quick_tune.py:vit,fcn` | MoCo v2's ViT-S/16, 300 epochs | 78.6 mIoU (Table 2, row CP2 QT v.300) |
 
 For a ViT, convert with
-`scripts/convert_checkpoint.py moco_v2_vit_s_300ep.pth.tar converted/moco_v2_vit_300ep --heads 6`: the paper borrows that
+`cp2 convert moco_v2_vit_s_300ep.pth.tar converted/moco_v2_vit_300ep --heads 6`: the paper borrows that
 model from DINO, whose ViT-S/16 has 6 heads. Weights do not tell the number; for a network of 12 (MoCo v3's) convert with
 --heads 12 and add --config.model.vit.heads=12.
 Any other ResNet-50 or ViT-S/16 of docs/checkpoints.md goes the same way, with --config.init.checkpoint=DIRECTORY.

@@ -1,8 +1,8 @@
 """Does CP² pay as Quick Tuning? The study in small, for two CPU cores (docs/results.md says what was fixed in advance).
 
-    python scripts/prepare_data.py study --output data/study --photographs tiny_imagenet32.npz --camvid camvid
-    python scripts/study.py --config configs/study_cpu.py --workdir runs/study_cpu --config.data=data/study
-    python scripts/reproduce.py collect runs/study_cpu
+    cp2 prepare study --output data/study --photographs tiny_imagenet32.npz --camvid camvid
+    cp2 study --config study_cpu --workdir runs/study_cpu --config.data=data/study
+    cp2 reproduce collect runs/study_cpu
 
 Expected: docs/when_it_pays.md. Variants say which images: `scenes` (the default: demo scenes, with and without labels),
 `photographs` (pretraining on photographs, judging on CamVid) and `camvid` (pretraining on CamVid's frames without labels,

@@ -1,8 +1,8 @@
 """The small study (docs/results.md): the paper's ablations on the demo scenes, made for two CPU cores.
 
-    python scripts/prepare_data.py demo --output data/study --size 48 --labelled 400
-    python scripts/study.py --config configs/study_demo.py --workdir runs/study --config.data=data/study
-    python scripts/reproduce.py collect runs/study --output docs/study
+    cp2 prepare demo --output data/study --size 48 --labelled 400
+    cp2 study --config study_demo --workdir runs/study --config.data=data/study
+    cp2 reproduce collect runs/study --output docs/study
 
 Data and model are the demo's (configs/pretrain.py:demo, configs/finetune_demo.py), with a narrower head and fewer steps, so
 that 30 pretrainings fit; 40 labels, drawn anew for each seed.

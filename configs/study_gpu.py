@@ -1,7 +1,7 @@
 """The study of Quick Tuning for one accelerator of the H100 class: 16 seeds in one program; otherwise as study_cpu.py.
 
-    python scripts/prepare_data.py study --output data/study --photographs tiny_imagenet32.npz --camvid camvid
-    python scripts/study.py --config configs/study_gpu.py --workdir runs/study_gpu --config.data=data/study
+    cp2 prepare study --output data/study --photographs tiny_imagenet32.npz --camvid camvid
+    cp2 study --config study_gpu --workdir runs/study_gpu --config.data=data/study
 
 Expected: no figure yet. It was rehearsed in miniature (tests/reproduce/test_quick_tuning.py); no accelerator was at hand.
 It may be broken off and started again, for finished arms are kept. 16 seeds need 16 x 64 x 2 crops a step from the host.

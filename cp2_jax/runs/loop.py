@@ -76,8 +76,8 @@ def fit(
         training.save()
         checkpoints.wait()
     if training.number < total_steps:
-        saved = f"after step {training.number}, saved in {checkpoints.directory}"
-        raise Preempted(f"stopped by a signal {saved}; run again to go on")
+        stopped = f"stopped by a signal after step {training.number}; run the same command again to go on"
+        raise Preempted(f"{stopped}\nsaved in {checkpoints.directory}")
     return training.state
 
 
