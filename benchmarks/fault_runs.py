@@ -149,7 +149,8 @@ def work(story: Story, index: int, port: int) -> int:
 
     def train() -> None:
         if story.processes > 1:
-            distributed.initialize(f"localhost:{port}", story.processes, index, heartbeat_timeout=10)
+            # One that was ended before the others found it is waited for in vain, for less than LIMIT.
+            distributed.initialize(f"localhost:{port}", story.processes, index, start_timeout=60, heartbeat_timeout=10)
         run.train(config, story.workdir, stall_timeout=60.0)
 
     config = pretrain_demo.get_config()

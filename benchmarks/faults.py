@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import sys
@@ -158,7 +159,7 @@ def judge(story: Story, statuses: list[int], whole: set[int], hung: bool) -> lis
         problems.append("hung")
     if "Traceback" in text or "Fatal Python error" in text:
         problems.append("a traceback")
-    lines = [line for line in text.splitlines() if not line.startswith(("WARNING:", "I0", "W0", "E0"))]
+    lines = [line for line in text.splitlines() if not re.match(r"WARNING:|[IWE]\d{4} ", line)]  # logs, by month and day
     if len(statuses) > 1 and -signal.SIGABRT in statuses:  # JAX's coordination service, with a stack trace; see docs
         lines = lines[:1]
     if len(lines) > len(statuses):

@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore print of a save that fails, while `checkpoints.Checkpoints.wait` says it in one line."""
+"""What Orbax and TensorStore print of a save that fails or that a signal asks for, while we say it in one line."""
 
 import logging
 import sys
@@ -6,7 +6,10 @@ import traceback
 
 
 def silence() -> None:
-    """Keep their tracebacks from the screen; to be called as often as one likes. All else is shown as before."""
+    """Keep their tracebacks, and how processes agree on a last step, from the screen; all else is shown as before.
+
+    To be called as often as one likes.
+    """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_for_people)
     if sys.unraisablehook is not _shown:
@@ -20,7 +23,7 @@ _before = []
 def _is_for_people(record: logging.LogRecord) -> bool:
     """Orbax logs an error of each of its threads, asyncio each error but the first of arrays that are written together."""
     if not record.exc_info or record.exc_info is True:
-        return True
+        return "Reached preemption sync point" not in str(record.msg)
     frames = traceback.walk_tb(record.exc_info[2])
     return not any("orbax" in place for place in (record.pathname, *(f.f_code.co_filename for f, _ in frames)))
 

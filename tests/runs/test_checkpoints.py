@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, and nothing that can happen to the files goes unnoticed."""
 
 import json
+import logging
 import random
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from helpers import compiling
 from helpers.paths import ROOT
 from helpers.states import META, assert_equal, make_state, restore, save_steps
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint._src.multihost import multihost
 
 from cp2_jax.runs import checkpoints
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
@@ -362,3 +364,12 @@ def test_meta_must_be_json(tmp_path):
     assert saver.restore(make_state(0))[1] == {"shape": [1, 2]}
     assert json.loads((tmp_path / "1" / "meta" / "metadata").read_text()) == {"shape": [1, 2]}
     saver.close()
+
+
+def test_how_processes_agree_on_a_last_step_is_not_shown(tmp_path, caplog, monkeypatch):
+    """Orbax logs it several times for each process that a signal stops; other warnings are shown."""
+    monkeypatch.setattr("orbax.checkpoint._src.multihost.multihost.process_index", lambda: 0)
+    Checkpoints(tmp_path).close()
+    multihost._maybe_log_reached_preemption(3, True)
+    logging.getLogger("absl").warning("a disk is slow")
+    assert caplog.messages == ["a disk is slow"]
