@@ -33,6 +33,7 @@ def main(arguments=None):
     parser = timing.parser(__doc__)
     parser.add_argument("--batch", type=int, default=256)
     args = parser.parse_args(arguments)
+    timing.take_card()
     cards = attention._cards()
     query = jax.ShapeDtypeStruct((args.batch, 200, 6, 64), jnp.bfloat16)
     reason = attention.obstacle(query, cards) if cards else "no NVIDIA card"

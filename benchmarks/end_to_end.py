@@ -34,7 +34,7 @@ WARM_UP = 3
 
 def make_config(args):
     config = pretrain_r50_aspp.get_config()
-    config.update(batch_size=args.batch, bn_groups=1, image_size=args.image_size)
+    config.update(batch_size=args.batch, bn_groups=4, key_shuffle="strided", image_size=args.image_size)
     config.data.update(path=args.images, backgrounds=args.backgrounds, workers=args.workers)
     config.loss.queue_size = 64 * args.batch
     if args.small:
@@ -131,6 +131,7 @@ def main(arguments=None):
     flags.FLAGS.mark_as_parsed()
     with tempfile.TemporaryDirectory() as folder:
         args.images = args.images or make_images(folder, 16 if args.tiny else 400)
+        timing.take_card()
         config, source = make_config(args), ImageFolder(args.images)
         rates = decoded_by_a_core(source, config.image_size, 8 if args.tiny else 200)
         whole, waited, alone = train(args, config, source)
@@ -143,6 +144,7 @@ def main(arguments=None):
         "workers": args.workers,
         "samples_per_second": args.batch / whole,
         "input_wait_share": waited / whole,
+        "step_seconds": alone,
         "samples_per_second_without_input": args.batch / alone,
         **{f"one_core_{kind}_per_second": rate for kind, rate in rates.items()},
         **{f"cores_needed_{kind}": args.batch / alone / rate for kind, rate in rates.items()},

@@ -1,20 +1,31 @@
 """The table of what benchmarks/gpu.sh measured, against what is aimed at; rows that were not say why.
 
-python benchmarks/gpu_table.py gpu_results
+    python benchmarks/gpu_table.py gpu_results [--keep DIR]
+
+Writes gpu.json and table.txt into the folder; with --keep copies of both, and the rows' logs in one file, into another.
 """
 
+import argparse
+import fcntl
 import json
 import pathlib
-import sys
+import shutil
+import tarfile
 
 MISSING = "not yet measured"
 
 
 def read(folder):
     """Return {row: its figures} and {row: why it has none, or not all}."""
-    folder = pathlib.Path(folder)
-    figures = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json") if path.stem != "gpu"}
-    return figures, {path.stem: path.read_text().strip() for path in folder.glob("*.status")}
+    figures, statuses = {}, {path.stem: path.read_text().strip() for path in folder.glob("*.status")}
+    for path in folder.glob("*.json"):
+        if path.stem == "gpu":
+            continue
+        try:
+            figures[path.stem] = json.loads(path.read_text())
+        except ValueError:  # ended while it wrote
+            statuses.setdefault(path.stem, "its figures cannot be read")
+    return figures, statuses
 
 
 # what | what is aimed at | its form | the row and its figure; or "row / peer's row variant" for how many times as fast.
@@ -30,7 +41,7 @@ whole step from uint8 crops                | <= 80 ms     | .1f s | whole whole_
   blur in float32, ms                      |              | .2f   | whole blur_float32_ms
   blur in TensorFloat-32 (default), ms     |              | .2f   | whole blur_tensorfloat32_ms
   blur in bfloat16, ms                     |              | .2f   | whole blur_bfloat16_ms
-  update, 1 group                          |              | .1f s | groups update_plain_seconds
+  with CUDA graphs, as pretraining runs it |              | .1f s | end_to_end step_seconds
   update, 4 groups                         |              | .1f s | groups update_groups_seconds
   update, 4 groups, strided keys           |              | .1f s | groups update_strided_seconds
   profile: parts over busy time            | 0.98 to 1.02 | .3f   | whole profile_share
@@ -58,7 +69,9 @@ def figure(figures, form, source):
     if rest[0] == "/":
         _, peer, variant = rest
         ours, theirs = figures.get(row, {}).get("seconds"), figures.get(peer, {}).get(f"torch_{variant}_seconds")
-        return (f"{theirs / ours:{form.split()[0]}} x" if ours and theirs else None), peer
+        if theirs and not ours:
+            return f"it: {1e3 * theirs:.1f} ms", row
+        return (f"{theirs / ours:{form.split()[0]}} x" if theirs else None), peer
     found = figures.get(row, {}).get(rest[0])
     if not found:
         return None, row
@@ -84,15 +97,34 @@ def table(figures, statuses):
     return "\n".join(text)
 
 
-def main(folder):
-    figures, statuses = read(folder)
-    parts = figures.get("whole", {}).get("profile_ms", {})
-    if parts.get("busy"):
-        figures["whole"]["profile_share"] = parts["all operations"] / parts["busy"]
-    print(table(figures, statuses))
-    found = {"rows": figures, "not_measured": statuses}
-    (pathlib.Path(folder) / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+def write(folder, text, found, keep):
+    """Write both files, whole or not at all: the program may be ended at any time."""
+    for name, content in (("table.txt", text), ("gpu.json", json.dumps(found, indent=1))):
+        (folder / f"{name}.new").write_text(content + "\n")
+        (folder / f"{name}.new").replace(folder / name)
+        if keep:
+            shutil.copy(folder / name, keep)
+    if keep:
+        with tarfile.open(keep / "logs.tar.gz", "w:gz") as logs:
+            for path in sorted(folder.glob("*.log")):
+                logs.add(path, path.name)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--keep", type=pathlib.Path, help="another folder")
+    args = parser.parse_args(arguments)
+    with open(args.folder / "table.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # rows end side by side
+        figures, statuses = read(args.folder)
+        parts = figures.get("whole", {}).get("profile_ms", {})
+        if parts.get("busy"):
+            figures["whole"]["profile_share"] = parts["all operations"] / parts["busy"]
+        text = table(figures, statuses)
+        write(args.folder, text, {"rows": figures, "not_whole": statuses}, args.keep)
+    print(text)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

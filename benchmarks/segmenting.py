@@ -32,6 +32,8 @@ def parse(arguments=None):
     parser.add_argument("--peers", default="", help="best, autotuned, comma-separated; needs PyTorch")
     parser.add_argument("--peers_only", action="store_true", help="leave out our own")
     args = parser.parse_args(arguments)
+    if args.peers_only:  # PyTorch has the card to itself
+        jax.config.update("jax_platforms", "cpu")
     if args.peers:  # PyTorch needs the card's memory, of which JAX would take three quarters at its first use
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     timing.use_forms(args.forms)
@@ -57,11 +59,15 @@ def finetune(config, batch, steps):
     """Return seconds of a training step."""
     device_mesh = mesh.make_mesh(jax.devices()[:1])
     initial_state, step = finetune_step.make_step(config, 1000, 100, device_mesh)
+    shapes = jax.eval_shape(initial_state, jax.eval_shape(lambda: finetune_step.init_variables(config)))
+    lowered = step.lower(shapes, batch)
+    timing.take_card()
+    program = lowered.compile()
     state, placed = initial_state(finetune_step.init_variables(config)), mesh.place_batch(device_mesh, batch)
 
     def once():
         nonlocal state
-        state, metrics = step(state, placed)
+        state, metrics = program(state, placed)
         jax.block_until_ready(metrics)
 
     return timing.timed(once, steps, 3)
@@ -69,7 +75,7 @@ def finetune(config, batch, steps):
 
 def evaluate(config, batch, steps):
     """Return seconds of class maps and confusion matrix of a batch, on the device."""
-    model, variables = finetune_step.build_model(config), finetune_step.init_variables(config)
+    model = finetune_step.build_model(config)
 
     @jax.jit
     def count(variables, batch):
@@ -77,8 +83,10 @@ def evaluate(config, batch, steps):
         logits = resize.bilinear(model.apply(variables, images, train=False), batch["label"].shape[1:])
         return confusion.confusion_matrix(batch["label"], logits.argmax(-1).astype("uint8"), CLASSES)
 
-    placed = jax.device_put(batch)
-    return timing.timed(lambda: jax.block_until_ready(count(variables, placed)), steps, 3)
+    lowered = count.lower(jax.eval_shape(lambda: finetune_step.init_variables(config)), batch)
+    timing.take_card()
+    program, variables, placed = lowered.compile(), finetune_step.init_variables(config), jax.device_put(batch)
+    return timing.timed(lambda: jax.block_until_ready(program(variables, placed)), steps, 3)
 
 
 def time_torch(variant, args, images, labels):
@@ -90,7 +98,11 @@ def time_torch(variant, args, images, labels):
     placed = [torch.from_numpy(x).to(args.device) for x in (images, labels)]
     with torch_peer.recompilations_counted() as graphs:
         network = "tiny" if args.tiny else args.model
-        step = torch_peer.make_segmenting(args.job, network, CLASSES, args.device, **options)
+        prepare, step = torch_peer.make_segmenting(args.job, network, CLASSES, args.device, **options)
+        if options.get("mode"):  # it tries kernels on the card while it compiles
+            timing.take_card()
+        prepare(*placed)
+        timing.take_card()
         return timing.timed(lambda: step(*placed).sum().item(), args.steps, 3), graphs()
 
 
@@ -98,7 +110,8 @@ def main(arguments=None):
     args = parse(arguments)
     config, (images, labels) = make_config(args), draw(args)
     batch = {"image": images, "label": labels, "size": np.full((args.batch, 2), args.size, np.int32)}
-    result = {"job": args.job, "model": args.model, "batch": args.batch, "size": args.size, **timing.machine()}
+    kind = timing.torch_card(args.device) if args.peers_only else None
+    result = {"job": args.job, "model": args.model, "batch": args.batch, "size": args.size, **timing.machine(kind)}
     if not args.peers_only:
         seconds = {"finetune": finetune, "evaluate": evaluate}[args.job](config, batch, args.steps)
         result |= {"seconds": seconds, "samples_per_second": args.batch / seconds}

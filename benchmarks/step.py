@@ -36,7 +36,7 @@ def parse(arguments=None):
     parser.add_argument("--peers", default="", help="PyTorch variants, comma-separated: those of torch_peer.VARIANTS")
     parser.add_argument("--peers_only", action="store_true", help="leave out our own step")
     args = parser.parse_args(arguments)
-    if args.device == "cpu":  # before JAX is first used
+    if args.device == "cpu" or args.peers_only:  # before JAX is first used; PyTorch has the card to itself
         jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
         os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}")
     if args.peers:  # PyTorch needs the card's memory, of which JAX would take three quarters at its first use
@@ -50,12 +50,17 @@ def compiled_update(config):
     schedule = optim.schedule(config.optimizer, 1000, 100)
     optimizer = optim.make(config.optimizer, schedule)
     update = jax.jit(pretrain_step.make_update(config, optimizer, schedule), donate_argnums=0)
-    images, masks = jax.device_put(timing.composed(config))
+    images, masks = timing.composed(config)
     pair = Pair(image_query=images[0], image_key=images[1], mask_query=masks[0], mask_key=masks[1])
-    state = jax.jit(lambda: pretrain_step.init_state(config, optimizer))()
+    initial = jax.jit(lambda: pretrain_step.init_state(config, optimizer))
     begin = time.perf_counter()
-    program = update.lower(state, pair).compile()
+    lowered = update.lower(jax.eval_shape(initial), pair)
     compiling = time.perf_counter() - begin
+    timing.take_card()
+    begin = time.perf_counter()
+    program = lowered.compile()
+    compiling += time.perf_counter() - begin
+    state, pair = initial(), jax.device_put(pair)
 
     def step():
         nonlocal state
@@ -67,9 +72,9 @@ def compiled_update(config):
 
 def time_ours(config, args):
     """Return seconds of a step, shares of the peak, and what the compiled program says of itself."""
-    rate = timing.matmul_rate(args.dtype, 256 if args.tiny else 0)
     step, program, compiling = compiled_update(config)
     seconds, cpu_seconds = timing.timed_both(step, args.steps, args.warm_up)
+    peak, rate = timing.peak_bytes() or 0, timing.matmul_rate(args.dtype, 256 if args.tiny else 0)
     cost, memory, batch = program.cost_analysis() or {}, program.memory_analysis(), config.batch_size
     dense = counting.step_flops(config)
     found = {
@@ -79,7 +84,7 @@ def time_ours(config, args):
         "compile_seconds": compiling,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,
         "arguments_gb": memory.argument_size_in_bytes / 1e9,
-        "peak_gb": (timing.peak_bytes() or 0) / 1e9,
+        "peak_gb": peak / 1e9,
         "matmul_tflops": rate / 1e12,
         "dense_gflop_per_sample": dense / 1e9,
         "dense_share_of_peak": dense * batch / seconds / rate,
@@ -106,7 +111,11 @@ def time_torch(variant, config, args):
     options = torch_peer.VARIANTS[variant] | {"queue_size": config.loss.queue_size}
     with torch_peer.recompilations_counted() as graphs:
         begin = time.perf_counter()
-        step = torch_peer.make_step(network, args.device, **options)
+        prepare, step = torch_peer.make_step(network, args.device, **options)
+        if options.get("mode"):  # it tries kernels on the card while it compiles
+            timing.take_card()
+        prepare(*batch)
+        timing.take_card()
         step(*batch).item()
         warm = time.perf_counter() - begin
         seconds, cpu_seconds = timing.timed_both(lambda: step(*batch).item(), args.steps, args.warm_up)
@@ -117,7 +126,14 @@ def main(arguments=None):
     args = parse(arguments)
     config = timing.make_config(args.model, args.batch, args.dtype, args.tiny)
     config.model.vit.attention = args.attention
-    result = {"model": args.model, "batch": args.batch, "dtype": args.dtype, **timing.machine(), "threads": args.threads}
+    kind = timing.torch_card(args.device) if args.peers_only else None
+    result = {
+        "model": args.model,
+        "batch": args.batch,
+        "dtype": args.dtype,
+        **timing.machine(kind),
+        "threads": args.threads,
+    }
     if not args.peers_only:
         result |= time_ours(config, args)
     for variant in filter(None, args.peers.split(",")):

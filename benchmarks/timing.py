@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
 import platform
-import subprocess
+import signal
 import time
 
 import jax
@@ -15,8 +16,12 @@ import numpy as np
 
 from cp2_jax.configs import pretrain_r50_aspp, pretrain_vit_aspp
 from cp2_jax.models import measured
+from cp2_jax.runs import settings
 
 CONFIGS = {"r50_aspp": pretrain_r50_aspp, "vit_aspp": pretrain_vit_aspp}
+IMAGES = 1_281_167  # of an epoch: ImageNet's
+
+_card = {}
 
 
 def parser(doc):
@@ -26,6 +31,20 @@ def parser(doc):
     made.add_argument("--tiny", action="store_true", help="a tiny model and small images: does it run?")
     made.add_argument("--forms", type=pathlib.Path, help="what convs.py --json wrote: forms are chosen by it as well")
     return made
+
+
+def take_card():
+    """Wait until no other benchmark runs on the card, and keep it until this process ends.
+
+    Of programs that benchmarks/gpu.sh starts side by side, one is on the card while others trace and compile on the host:
+    CARD_LOCK names the file that they lock. CARD_SECONDS later the process is ended.
+    """
+    path = os.environ.get("CARD_LOCK")
+    if path and not _card:
+        _card["file"] = open(path, "w")
+        fcntl.flock(_card["file"], fcntl.LOCK_EX)
+        _card["since"] = time.perf_counter()
+        signal.alarm(int(os.environ.get("CARD_SECONDS", 0)))
 
 
 def use_forms(path):
@@ -82,24 +101,22 @@ def matmul_rate(dtype, size=0, warm_up=3):
     return 2 * size**3 / timed(lambda: jax.block_until_ready(product(x)), 10, warm_up)
 
 
-def machine():
-    """Return what was measured on."""
-    kind = jax.devices()[0].device_kind
+def torch_card(device):
+    """Return the name of the card that PyTorch sees."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if device == "cuda" else device
+
+
+def machine(kind=None):
+    """Return what was measured on; `kind`: the card's name, where JAX does not see it."""
+    kind = kind or jax.devices()[0].device_kind
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {kind}, load {os.getloadavg()[0]:.1f}",
         "card": kind,
         "date": time.strftime("%Y-%m-%d"),
         "jax": jax.__version__,
     }
-
-
-def card_in_use():
-    """Return nvidia-smi's word on the card's memory before anything was started; "" where there is none."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def peak_bytes():
@@ -123,6 +140,11 @@ def make_config(model, batch, dtype, tiny, groups=1, shuffle="none"):
     return config
 
 
+def lengths(config):
+    """Return the schedule's steps and steps of an epoch: the plan's, so that its program is the one that was timed."""
+    return settings.total_steps(config, IMAGES), settings.steps_per_epoch(IMAGES, config.batch_size)
+
+
 def composed(config):
     """Return images and masks as `augment.compose` makes them, as NumPy: query and key of each."""
     side, rng = config.image_size, np.random.default_rng(0)
@@ -141,6 +163,8 @@ def crops(config):
 
 def report(result, path=None):
     """Print the figures, then all as a line of JSON; write it to a file."""
+    if _card:
+        result["card_seconds"] = time.perf_counter() - _card["since"]
     for name, value in result.items():
         if not isinstance(value, dict | list):
             print(f"{name:36s} {value:.4g}" if isinstance(value, float) else f"{name:36s} {value}")

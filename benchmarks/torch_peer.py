@@ -3,7 +3,8 @@ peer of benchmarks/step.py and segmenting.py. Needs torch, not torchvision. A co
 not of anybody's code.
 
 Each network is compiled whole: TorchDynamo does not compile the frame of an `nn.Sequential`, whose blocks it then compiles
-one by one until it hits its limit of recompilations, hence `Whole`."""
+one by one until it hits its limit of recompilations, hence `Whole`. What makes a step returns a function beside it that
+compiles the networks and runs nothing, so that other programs can be timed on the card meanwhile."""
 
 import contextlib
 
@@ -142,6 +143,43 @@ def losses(q, k, m_q, m_k, queue):
     return instance + 0.2 * dense, pooled_k
 
 
+class _NotRun(Exception):
+    """A graph was compiled, and not run."""
+
+
+class Inductor:
+    """TorchInductor, as `torch.compile` takes it in a mode; within `ahead` it compiles graphs and runs none."""
+
+    def __init__(self, mode=None):
+        self.mode, self.only_compiles = mode, False
+
+    def __call__(self, graph, inputs):
+        from torch._functorch import config
+        from torch._inductor import list_mode_options
+        from torch._inductor.compile_fx import compile_fx
+
+        lazy = "force_non_lazy_backward_lowering"  # the backward pass now, too, not when it is first run
+        with config.patch({lazy: True} if hasattr(config, lazy) else {}):
+            compiled = compile_fx(graph, inputs, config_patches=list_mode_options(self.mode) if self.mode else None)
+
+        def run(*args):
+            if self.only_compiles:
+                raise _NotRun
+            return compiled(*args)
+
+        return run
+
+    @contextlib.contextmanager
+    def ahead(self):
+        self.only_compiles = True
+        try:
+            yield
+        except _NotRun:
+            pass
+        finally:
+            self.only_compiles = False
+
+
 class Cp2(nn.Module):
     """Query and key networks, queue, and the loss of equation 5."""
 
@@ -153,19 +191,28 @@ class Cp2(nn.Module):
         self.register_buffer("queue", F.normalize(torch.randn(128, queue_size), dim=0))
         self.momentum, self.pointer, self.losses = momentum, 0, losses
 
-    def compile_parts(self, mode=None):
+    def compile_parts(self, backend):
         """Compile each network whole, and the losses, for the shapes of the first call alone."""
-        self.query.compile(dynamic=False, mode=mode)
-        self.key.compile(dynamic=False, mode=mode)
-        self.losses = torch.compile(losses, dynamic=False, mode=mode)
+        self.query.compile(dynamic=False, backend=backend)
+        self.key.compile(dynamic=False, backend=backend)
+        self.losses = torch.compile(losses, dynamic=False, backend=backend)
+
+    def pixels(self, *masks):
+        return (m[:, 8::16, 8::16].flatten(1) for m in masks)
+
+    def like_features(self, images):
+        """Return what both networks give of images, but for the numbers."""
+        size = (len(images), len(self.queue), *(n // 16 for n in images.shape[2:]))
+        dtype = torch.bfloat16 if torch.is_autocast_enabled(images.device.type) else images.dtype
+        empty = torch.empty(size, dtype=dtype, device=images.device).contiguous(memory_format=torch.channels_last)
+        return empty.clone().requires_grad_().flatten(2), empty.flatten(2)
 
     def forward(self, image_q, image_k, mask_q, mask_k):
         with torch.no_grad():
             torch._foreach_lerp_(list(self.key.parameters()), list(self.query.parameters()), 1 - self.momentum)
             k = self.key(image_k).flatten(2)
         q = self.query(image_q).flatten(2)
-        m_q, m_k = (m[:, 8::16, 8::16].flatten(1) for m in (mask_q, mask_k))
-        loss, pooled_k = self.losses(q, k, m_q, m_k, self.queue.clone())
+        loss, pooled_k = self.losses(q, k, *self.pixels(mask_q, mask_k), self.queue.clone())
         with torch.no_grad():
             self.queue[:, self.pointer : self.pointer + len(pooled_k)] = pooled_k.T
             self.pointer = (self.pointer + len(pooled_k)) % self.queue.shape[1]
@@ -205,7 +252,7 @@ def make_step(
     mode=None,
     queue_size=65536,
 ):
-    """Return `step(image_q, image_k, mask_q, mask_k) -> loss` (NCHW inputs): forward, backward, optimiser.
+    """Return `prepare` and `step(image_q, image_k, mask_q, mask_k) -> loss` (NCHW): forward, backward, optimiser.
 
     Args:
       channels_last: memory format of model and images.
@@ -217,13 +264,27 @@ def make_step(
     model = Cp2(network, queue_size).to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(network, list(model.query.parameters()), fused)
+    optimizer, inductor = _optimizer(network, list(model.query.parameters()), fused), Inductor(mode)
     if compiled:
-        model.compile_parts(mode)
+        model.compile_parts(inductor)
+
+    def laid_out(*images):
+        return (x.contiguous(memory_format=torch.channels_last) for x in images) if channels_last else images
+
+    def prepare(image_q, image_k, *masks):
+        if not compiled:
+            return
+        image_q, image_k = laid_out(image_q, image_k)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            with inductor.ahead(), torch.no_grad():
+                model.key(image_k)
+            with inductor.ahead():
+                model.query(image_q)
+            with inductor.ahead():
+                model.losses(*model.like_features(image_q), *model.pixels(*masks), model.queue.clone())
 
     def step(image_q, image_k, mask_q, mask_k):
-        if channels_last:
-            image_q, image_k = (x.contiguous(memory_format=torch.channels_last) for x in (image_q, image_k))
+        image_q, image_k = laid_out(image_q, image_k)
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             loss = model(image_q, image_k, mask_q, mask_k)
         optimizer.zero_grad(set_to_none=True)
@@ -231,7 +292,7 @@ def make_step(
         optimizer.step()
         return loss
 
-    return step
+    return prepare, step
 
 
 def _segmenter(network, classes):
@@ -250,7 +311,7 @@ def _to_inputs(images, mean, std):
 
 
 def make_segmenting(job, network, classes, device="cpu", autocast=True, compiled=True, mode=None):
-    """Return `step(images, labels)` of uint8 [batch, h, w, 3] and [batch, h, w], channels-last throughout.
+    """Return `prepare` and `step(images, labels)` of uint8 [batch, h, w, 3] and [batch, h, w], channels-last throughout.
 
     Args:
       job: "finetune": the loss of a training step, upsampled logits and SGD with fused kernels; "evaluate": the confusion
@@ -259,8 +320,9 @@ def make_segmenting(job, network, classes, device="cpu", autocast=True, compiled
     settings()
     model = _segmenter(network, classes).to(device).to(memory_format=torch.channels_last)
     model.train(job == "finetune")
+    inductor = Inductor(mode)
     if compiled:
-        model.compile(dynamic=False, mode=mode)
+        model.compile(dynamic=False, backend=inductor)
     optimizer = _optimizer(network, list(model.parameters()), fused=True)
     mean, std = (torch.tensor(v, device=device) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -282,7 +344,12 @@ def make_segmenting(job, network, classes, device="cpu", autocast=True, compiled
             cells = torch.where(counted, labels.long() * classes + predicted, classes**2)
             return torch.bincount(cells.flatten(), minlength=classes**2 + 1)[:-1].view(classes, classes)
 
-    return {"finetune": finetune, "evaluate": evaluate}[job]
+    def prepare(images, labels):
+        if compiled:
+            with inductor.ahead(), torch.inference_mode(job == "evaluate"):
+                logits(images)
+
+    return prepare, {"finetune": finetune, "evaluate": evaluate}[job]
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
     python benchmarks/whole_step.py --batch 256 --dtype bfloat16 [--only whole,augment,plain,groups] [--json FILE]
 
-"whole": the step of scripts/pretrain.py with 4 groups, strided keys and `in_batch`, once as it runs and once traced, with
-the profile's own table. "augment": augmentation and composition alone, and its blur in each form. "plain", "groups",
-"strided": the update of composed images with one group, with 4, and with strided keys as well: what each of them costs.
+"whole": the step of pretraining with 4 groups, strided keys and `in_batch`, compiled without CUDA graphs, as `--profile`
+does (end_to_end.py runs it with them), timed, then traced, with the profile's own table. "augment": augmentation and
+composition alone, and its blur in each form. "plain", "groups", "strided": the update of composed images with one group,
+with 4, and with strided keys as well: what each of them costs.
 """
 
 import functools
@@ -43,12 +44,16 @@ def parse(arguments=None):
 def whole(config, steps):
     """Return seconds of the whole step, and of its parts by the profile."""
     device_mesh = mesh.make_mesh(jax.devices()[:1])
-    initial_state, step = pretrain_step.make_step(config, 1000, 100, device_mesh)
+    initial_state, step = pretrain_step.make_step(config, *timing.lengths(config), device_mesh)
+    lowered = step.lower(jax.eval_shape(initial_state), pretrain_step.abstract_batch(config))
+    timing.take_card()
+    # The plan's and the profile's program: one compilation for three uses.
+    program = profiling.compile_named(lowered, jax.default_backend())
     state, batch = initial_state(), mesh.place_batch(device_mesh, timing.crops(config))
 
     def once():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = program(state, batch)
         jax.block_until_ready(metrics)
 
     found = {"whole_seconds": timing.timed(once, steps, 3), "whole_peak_gb": (timing.peak_bytes() or 0) / 1e9}
@@ -86,6 +91,7 @@ def main(arguments=None):
     if "whole" in wanted:
         result |= whole(config(4, "strided"), args.steps)
     if "augment" in wanted:
+        timing.take_card()
         result |= augment(config(4, "strided"))
     for name, options in UPDATES.items():
         if name in wanted:

@@ -113,10 +113,8 @@ _by_platform.defvjp(_by_platform_forward, _by_platform_backward)
 def _gradients(cotangent, x, kernel, stride, dilation, forms):
     if forms.inputs == forms.weights and forms.inputs not in conv_forms.GRADIENTS:
         return jax.vjp(functools.partial(FORMS[forms.inputs], stride=stride, dilation=dilation), x, kernel)[1](cotangent)
-    return (
-        conv_forms.inputs_gradient(forms.inputs, cotangent, x, kernel, stride, dilation),
-        conv_forms.weights_gradient(forms.weights, cotangent, x, kernel, stride, dilation),
-    )
+    both = enumerate((forms.inputs, forms.weights))
+    return tuple(conv_forms.gradient(form, i, cotangent, x, kernel, stride, dilation) for i, form in both)
 
 
 class Conv(nn.Module):

@@ -15,6 +15,7 @@ inputs], kernel [rows, columns, inputs, outputs], stride, dilation); its gradien
 """
 
 import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -68,16 +69,30 @@ def _taps(taps, size, stride, dilation):
             yield tap, first, end, slice(first * stride + offset, (end - 1) * stride + offset + 1, stride)
 
 
-def _shifted(x, kernel, stride, dilation):
-    height, width = ((n - 1) // stride + 1 for n in x.shape[1:3])
-    # A sum of several products is kept in float32, as inside a convolution.
-    wide = x.dtype if kernel.shape[:2] == (1, 1) else jnp.promote_types(x.dtype, jnp.float32)
-    total = None
+def _met(x, kernel, stride, dilation):
+    """For each tap that meets the image: (row and column, the pixels of x that it reads, the outputs that it adds to)."""
     for i, top, bottom, rows in _taps(kernel.shape[0], x.shape[1], stride, dilation):
         for j, left, right, columns in _taps(kernel.shape[1], x.shape[2], stride, dilation):
-            part = _matmul(x[:, rows, columns].astype(wide), kernel[i, j].astype(wide))
-            part = jnp.pad(part, ((0, 0), (top, height - bottom), (left, width - right), (0, 0)))
-            total = part if total is None else total + part
+            yield (i, j), (slice(None), rows, columns), (slice(None), slice(top, bottom), slice(left, right))
+
+
+def _put(part, where, size):
+    """Zeros of a size [height, width], but for `part` in the rows and columns `where`."""
+    pads = [(at.start, n - at.stop, (at.step or 1) - 1) for at, n in zip(where[1:], size, strict=True)]
+    return jax.lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+
+
+def _outputs(x, stride):
+    return [(n - 1) // stride + 1 for n in x.shape[1:3]]
+
+
+def _shifted(x, kernel, stride, dilation):
+    # A sum of several products is kept in float32, as inside a convolution.
+    wide = x.dtype if kernel.shape[:2] == (1, 1) else _wide(x)
+    total = _sum(
+        _put(_matmul(x[read].astype(wide), kernel[tap].astype(wide)), added, _outputs(x, stride))
+        for tap, read, added in _met(x, kernel, stride, dilation)
+    )
     return _materialize(total.astype(x.dtype), kernel)
 
 
@@ -150,35 +165,34 @@ def _to_depth(x, block):
 
 
 def _taps_forward(x, kernel, stride, dilation):
-    height, width = ((n - 1) // stride + 1 for n in x.shape[1:3])
-    total = jnp.zeros((), _wide(x))
-    for i, top, bottom, rows in _taps(kernel.shape[0], x.shape[1], stride, dilation):
-        for j, left, right, columns in _taps(kernel.shape[1], x.shape[2], stride, dilation):
-            part = jnp.einsum("bhwc,co->bhwo", x[:, rows, columns], kernel[i, j], preferred_element_type=_wide(x))
-            total += jnp.pad(part, ((0, 0), (top, height - bottom), (left, width - right), (0, 0)))
-    return total.astype(x.dtype)
+    parts = (
+        _put(_product("bhwc,co->bhwo", x[read], kernel[tap]), added, _outputs(x, stride))
+        for tap, read, added in _met(x, kernel, stride, dilation)
+    )
+    return _sum(parts).astype(x.dtype)
 
 
 def _taps_inputs(cotangent, x, kernel, stride, dilation):
-    zero, total = jnp.zeros((), _wide(x)), jnp.zeros((), _wide(x))
-    for i, top, bottom, rows in _taps(kernel.shape[0], x.shape[1], stride, dilation):
-        for j, left, right, columns in _taps(kernel.shape[1], x.shape[2], stride, dilation):
-            part = cotangent[:, top:bottom, left:right]
-            part = jnp.einsum("bhwo,co->bhwc", part, kernel[i, j], preferred_element_type=_wide(x))
-            places = zip((rows, columns), x.shape[1:3], strict=True)
-            pads = [(place.start, size - place.stop, stride - 1) for place, size in places]
-            total += jax.lax.pad(part, zero, [(0, 0, 0), *pads, (0, 0, 0)])
-    return total.astype(x.dtype)
+    parts = (
+        _put(_product("bhwo,co->bhwc", cotangent[added], kernel[tap]), read, x.shape[1:3])
+        for tap, read, added in _met(x, kernel, stride, dilation)
+    )
+    return _sum(parts).astype(x.dtype)
 
 
 def _taps_weights(cotangent, x, kernel, stride, dilation):
     parts = [[jnp.zeros(kernel.shape[2:], kernel.dtype)] * kernel.shape[1] for _ in range(kernel.shape[0])]
-    for i, top, bottom, rows in _taps(kernel.shape[0], x.shape[1], stride, dilation):
-        for j, left, right, columns in _taps(kernel.shape[1], x.shape[2], stride, dilation):
-            read, part = x[:, rows, columns], cotangent[:, top:bottom, left:right]
-            part = jnp.einsum("bhwc,bhwo->co", read, part, preferred_element_type=_wide(x))
-            parts[i][j] = part.astype(kernel.dtype)
+    for (i, j), read, added in _met(x, kernel, stride, dilation):
+        parts[i][j] = _product("bhwc,bhwo->co", x[read], cotangent[added]).astype(kernel.dtype)
     return jnp.stack([jnp.stack(row) for row in parts])
+
+
+def _product(indices, x, y):
+    return jnp.einsum(indices, x, y, preferred_element_type=_wide(x))
+
+
+def _sum(parts):
+    return functools.reduce(operator.add, parts)
 
 
 def _wide(x):
@@ -201,29 +215,20 @@ FORMS = {
 GRADIENTS = {"taps": (_taps_inputs, _taps_weights)}
 
 
-def inputs_gradient(
+def gradient(
     form: str,
+    argument: int,
     cotangent: Float[Array, "batch out_height out_width outputs"],
     x: Float[Array, "batch height width inputs"],
     kernel: Float[Array, "rows columns inputs outputs"],
     stride: int,
     dilation: int,
-) -> Float[Array, "batch height width inputs"]:
-    """Return the gradient by `x` in a form; of `x` itself only shape and dtype matter."""
+) -> Array:
+    """Return the gradient by `x` (argument 0) or `kernel` (1) in a form; of that one itself only shape and dtype matter."""
     if form in GRADIENTS:
-        return GRADIENTS[form][0](cotangent, x, kernel, stride, dilation)
-    return jax.vjp(lambda x: FORMS[form](x, kernel, stride, dilation), x)[1](cotangent)[0]
+        return GRADIENTS[form][argument](cotangent, x, kernel, stride, dilation)
 
+    def computed(array):
+        return FORMS[form](*((array, kernel) if argument == 0 else (x, array)), stride, dilation)
 
-def weights_gradient(
-    form: str,
-    cotangent: Float[Array, "batch out_height out_width outputs"],
-    x: Float[Array, "batch height width inputs"],
-    kernel: Float[Array, "rows columns inputs outputs"],
-    stride: int,
-    dilation: int,
-) -> Float[Array, "rows columns inputs outputs"]:
-    """Return the gradient by `kernel` in a form; of `kernel` itself only shape and dtype matter."""
-    if form in GRADIENTS:
-        return GRADIENTS[form][1](cotangent, x, kernel, stride, dilation)
-    return jax.vjp(lambda kernel: FORMS[form](x, kernel, stride, dilation), kernel)[1](cotangent)[0]
+    return jax.vjp(computed, (x, kernel)[argument])[1](cotangent)[0]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def test_the_table_says_what_was_not_measured_and_why(benchmark, tmp_path, capsy
     for name, found in rows.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
     (tmp_path / "peer_vit.status").write_text("PyTorch is not installed\n")
-    benchmark("gpu_table").main(str(tmp_path))
+    (tmp_path / "finetune.json").write_text('{"seconds": 0.')  # ended while it wrote
+    benchmark("gpu_table").main([str(tmp_path)])
     lines = [line for line in capsys.readouterr().out.splitlines()]
 
     def shown(what, number=0):
@@ -72,8 +74,10 @@ def test_the_table_says_what_was_not_measured_and_why(benchmark, tmp_path, capsy
     assert shown("against PyTorch, whole", 0) == "1.50 x" and shown("profile") == "0.990"
     assert shown("against PyTorch, whole", 1).split("  ") == ["not yet measured", "PyTorch is not installed"]
     assert shown("whole step from uint8 crops") == "not yet measured"
+    assert shown("finetuning").split("  ") == ["not yet measured", "its figures cannot be read"]
     written = json.loads((tmp_path / "gpu.json").read_text())
-    assert written["not_measured"] == {"peer_vit": "PyTorch is not installed"} and set(written["rows"]) == set(rows)
+    assert written["not_whole"]["peer_vit"] == "PyTorch is not installed" and set(written["rows"]) == set(rows)
+    assert (tmp_path / "table.txt").read_text().splitlines() == lines
 
 
 def test_the_script_is_sound_bash_and_names_benchmarks_that_exist():
@@ -83,3 +87,52 @@ def test_the_script_is_sound_bash_and_names_benchmarks_that_exist():
     assert len(found) > 15 and len({name for name, _, _ in found}) == len(found)
     for name, _, file in found:
         assert (ROOT / "benchmarks" / file).exists() or name == "many_seeds"
+    first = script.read_text().split("# If there is time left")[0]
+    assert sum(int(seconds) for _, seconds, _ in re.findall(r"row (\w+) (\d+) (\w+\.py)", first)) <= 540
+
+
+# In the place of Python: benchmarks that end in every way, and the table's own program.
+STUB = """#!/bin/bash
+case $1 in -c) exit 0 ;; *gpu_table.py) exec {python} "$@" ;; esac
+part=${{@: -1}}
+case $part in
+  */step_r50.part) echo '{{"seconds": 0.1}}' > $part ;;
+  */peer_r50.part) echo 'RuntimeError: no kernel for this card'; exit 1 ;;
+  */whole.part) echo '{{"seco' > $part; kill -KILL $$ ;;
+  */convs.part) echo '{{"rows": [], "measured": [], "pool_taps_gradient_ms": 0.5}}' > $part; kill -ALRM $$ ;;
+  */memory.part) echo "{{\\"measured_gb\\": $CARD_SECONDS}}" > $part ;;
+esac
+"""
+
+
+def test_rows_that_fail_or_are_cut_short_stop_no_other_and_say_so(tmp_path):
+    """The script itself; a second call goes on with what is not whole, and what has no time says so."""
+    python, out, kept = tmp_path / "python", tmp_path / "out", tmp_path / "kept"
+    python.write_text(STUB.format(python=sys.executable))
+    python.chmod(0o755)
+    kept.mkdir()
+
+    def run(**more):
+        rows = "step_r50 peer_r50 whole convs memory"
+        environment = os.environ | {"PYTHON": str(python), "ROWS": rows, "KEEP": str(kept), "LIMIT": "30", **more}
+        done = subprocess.run(
+            ["bash", ROOT / "benchmarks" / "gpu.sh", "--rehearse", out], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert (kept / "gpu.json").read_text() == (out / "gpu.json").read_text()
+        return json.loads((kept / "gpu.json").read_text()), done.stdout
+
+    found, printed = run()
+    assert found["rows"]["step_r50"] == {"seconds": 0.1} and found["rows"]["memory"] == {"measured_gb": 30}
+    assert found["rows"]["convs"]["pool_taps_gradient_ms"] == 0.5 and "whole" not in found["rows"]
+    assert found["not_whole"].pop("whole").startswith("cut short: the time was up after ")
+    assert found["not_whole"] == {
+        "peer_r50": "failed: RuntimeError: no kernel for this card",
+        "convs": "cut short after 30 s on the card",
+    }
+    assert re.search(r"against PyTorch, whole.*not yet measured  failed: RuntimeError", printed)
+    (out / "step_r50.json").write_text('{"seconds": 0.2}')
+    again, _ = run(TOTAL="10")
+    assert again["rows"]["step_r50"] == {"seconds": 0.2}
+    assert again["not_whole"]["convs"] == "cut short after 30 s on the card" and "whole" in again["not_whole"]
+    assert again["not_whole"]["peer_r50"] == "no time left: call it again"

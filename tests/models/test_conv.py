@@ -165,6 +165,32 @@ def test_each_pass_is_chosen_by_what_was_measured(monkeypatch):
     assert measured.choose("cuda", SHAPE_12) == conv.Forms("shifted", "shifted", "taps")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("size", [(14, 14), (13, 15), (1, 9)])
+def test_what_is_chosen_by_platform_dtype_and_size(size, dtype):
+    """CPUs by a rule that knows neither; NVIDIA cards by what was measured of just this; any other platform XLA's."""
+    native, shifted = conv.Forms(), conv.Forms("shifted", "shifted", "shifted")
+    for taps, stride, rate, expected in (
+        ((3, 3), 1, 12, shifted),
+        ((3, 3), 1, 6, shifted),
+        ((3, 3), 1, 3, shifted),
+        ((5, 3), 1, 3, shifted),
+        ((3, 3), 1, 2, native),
+        ((3, 3), 1, 1, native),
+        ((3, 3), 2, 1, native),
+        ((3, 3), 2, 6, native),
+        ((7, 7), 2, 1, native),
+        ((1, 1), 1, 1, shifted),
+        ((1, 1), 2, 1, shifted),
+    ):
+        for channels in (2048, 2047):
+            shape = conv.Shape(size, channels, 512, taps, stride, rate, dtype)
+            assert measured.choose("cpu", shape) == expected, shape
+            assert {measured.choose(platform, shape) for platform in ("default", "tpu", "rocm")} == {native}
+            known = (size, dtype, channels, taps, stride, rate) == ((14, 14), "bfloat16", 2048, (3, 3), 1, 12)
+            assert measured.choose("cuda", shape) == (conv.Forms("taps", "taps", "taps") if known else native), shape
+
+
 def test_the_table_names_forms_and_says_where_and_when():
     for row in measured.MEASURED:
         assert row.form in conv.FORMS and row.card and re.fullmatch(r"\d{4}-\d\d-\d\d", row.date) and row.batch > 0

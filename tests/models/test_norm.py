@@ -74,5 +74,8 @@ def test_the_layer_computes_the_same_by_either_form(options, monkeypatch):
     plain = run()
     monkeypatch.setattr(measured, "NORM", {"default": "differentiated", "cpu": "two_sums"})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), run(), plain)
+    kept = jax.jit(run).trace()
+    cuda, cpu = (kept.lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "cpu"))
+    assert "optimization_barrier" in cpu and "optimization_barrier" not in cuda  # `two_sums` has one
     with pytest.raises(KeyError, match="guessed"):
         norm.normalize(x[None], jnp.ones(4), jnp.ones(4), (1,), 1e-5, x.dtype, False, "guessed")

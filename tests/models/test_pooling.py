@@ -58,9 +58,24 @@ def test_bfloat16_and_numbers_that_are_none():
         assert np.isnan(np.asarray(y, np.float32)).sum() == 3 * 4  # four windows hold that pixel
 
 
-def test_the_table_decides(monkeypatch):
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 12)])
+def test_the_table_decides_for_the_platform_compiled_for(size, monkeypatch):
+    """All of it lowered on a CPU."""
+
+    def scatters():
+        traced = jax.jit(jax.grad(lambda x: jnp.sum(pooling.max_pool(x)))).trace(jnp.zeros((1, *size, 2)))
+        return {p for p in PLATFORMS if "select_and_scatter" in traced.lower(lowering_platforms=(p,)).as_text()}
+
+    assert scatters() == set(PLATFORMS)  # the other form has not been timed on any card
     monkeypatch.setattr(measured, "POOL", {"default": "scatter", "cuda": "taps"})
-    traced = jax.jit(jax.grad(lambda x: jnp.sum(pooling.max_pool(x)))).trace(jnp.zeros((1, 8, 8, 2)))
-    assert "select_and_scatter" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert scatters() == {"cpu", "rocm", "tpu"}
+    monkeypatch.setattr(measured, "POOL", {"default": "taps", "cpu": "scatter"})
+    assert scatters() == {"cpu"}
+
+
+def test_an_unknown_form_is_named():
     with pytest.raises(KeyError, match="winner"):
         pooling.max_pool(jnp.zeros((1, 8, 8, 2)), form="winner")

@@ -1,10 +1,14 @@
 """The planner: collectives read from HLO text, topologies, bounds by hand, and a small step compiled end to end."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 from helpers import compiling
 from helpers.paths import DATA, ROOT
@@ -116,6 +120,86 @@ def test_a_program_that_the_compiler_refused_does_not_fit():
     assert compiled.fits is False
     plan = report.plan(pretrain_r50_aspp.get_config(), chips.Topology("x", [None], chips.TPUS["v5e"], 1), compiled, 1000)
     assert "DOES NOT FIT: 22.01 GB of 16.00 GB" in report.table(compiled, plan) and plan.bound is None
+
+
+@pytest.fixture
+def small_step(monkeypatch):
+    """Compiles a step of one product for a described device, in the place of pretraining's."""
+
+    @dataclasses.dataclass
+    class State:
+        params: jax.Array
+        opt_state: jax.Array
+
+    jax.tree_util.register_dataclass(State)
+    device_mesh = program.mesh.make_mesh(jax.devices()[:1])
+    kept = jax.sharding.NamedSharding(device_mesh, jax.sharding.PartitionSpec())
+
+    def make_step(config, total, per_epoch, mesh):
+        def step(state, batch):
+            with jax.named_scope("optimizer"):
+                return dataclasses.replace(state, params=state.params @ state.params), batch["foreground"].sum()
+
+        return lambda: State(jnp.ones((64, 64)), jnp.ones(64)), jax.jit(step)
+
+    task = SimpleNamespace(
+        make_step=make_step, state_sharding=lambda mesh, state, split: jax.tree.map(lambda _: kept, state)
+    )
+    monkeypatch.setattr(program.mesh, "make_mesh", lambda devices: device_mesh)
+    monkeypatch.setattr(program, "pretrain_step", SimpleNamespace(**vars(task), abstract_batch=abstract_batch))
+
+    def compiled(platform, chip):
+        topology = chips.Topology("local", [SimpleNamespace(platform=platform)], chip, 1)
+        config = pretrain_r50_aspp.get_config()
+        found = program.compile_step(config, topology, 1000)
+        plan = report.plan(config, topology, found, 1000)
+        return found, plan, report.table(found, plan)
+
+    return compiled
+
+
+def abstract_batch(config):
+    return {"foreground": jax.ShapeDtypeStruct((config.batch_size, 2, 4, 4, 3), jnp.uint8)}
+
+
+def rows(table):
+    return {line[:28].strip(): line[29:] for line in table.splitlines()}
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda", "rocm"])
+def test_on_gpus_what_their_libraries_compute_is_not_counted_and_no_bound_is_given(platform, small_step):
+    """Memory and traffic by part are known, as they come from the program's arrays and text."""
+    found, plan, table = small_step(platform, chips.GPUS["H100"])
+    assert found.flops is None and found.bytes_accessed is None
+    assert {plan.compute, plan.memory, plan.links, plan.bound, plan.epochs_per_day, plan.decode_rate} == {None}
+    assert plan.hours == {} and plan.largest_batch > 256 and found.fits and found.traffic["optimizer"] > 0
+    shown = rows(table)
+    for name in ("work", "memory traffic", "step by compute, at least", "step, at least", "epochs a day, at most"):
+        assert shown[name] == "unknown", name
+    assert "of 80.00 GB, fits" in shown["peak"] and "hours" not in table
+    assert json.loads(json.dumps(report.as_dict(found, plan)))["plan"]["bound"] is None
+
+
+def test_elsewhere_the_same_program_is_counted(small_step):
+    found, plan, table = small_step("tpu", chips.TPUS["v3"])
+    # The product, and the sum over 256 rows of uint8 (XLA counts each addition and some conversions).
+    assert (
+        2 * 64**3 <= found.flops < 2 * 64**3 + 10 * 256 * 96 and plan.bound > 0 and rows(table)["work"].endswith("padding)")
+    )
+
+
+@pytest.mark.parametrize(
+    "kind,memory",
+    [("NVIDIA H200", 141e9), ("NVIDIA H100 80GB HBM3", 80e9), ("NVIDIA H100 PCIe", 80e9), ("NVIDIA A100-SXM4-40GB", 40e9)]
+    + [("NVIDIA A100-SXM4-80GB", 80e9), ("Tesla V100-SXM2-16GB", 16e9), ("NVIDIA B200", None), ("cpu", None)],
+)
+def test_a_card_is_known_by_its_name_and_has_the_memory_that_its_allocator_may_take(kind, memory, monkeypatch):
+    stats = {"bytes_limit": 60_000_000_000}
+    for given in (None, {}, stats):
+        card = SimpleNamespace(device_kind=kind, platform="cpu" if kind == "cpu" else "gpu", memory_stats=lambda g=given: g)
+        monkeypatch.setattr(jax, "devices", lambda card=card: [card])
+        chip = chips.get("local").chip
+        assert (chip and chip.memory) == (memory and (given or {}).get("bytes_limit", memory))
 
 
 SMALL = [
