@@ -64,12 +64,12 @@ def time_torch(evaluator, args):
     """Return seconds of the peer's evaluation."""
     import torch
     import torch.nn.functional as F
-    import torch_peer
+    import torch_networks
 
     torch.set_num_threads(args.threads)
-    head = torch_peer.Aspp()
+    head = torch_networks.Aspp()
     head.project = torch.nn.Conv2d(512, CLASSES, 1)
-    network = torch.nn.Sequential(torch_peer.resnet50(), head).eval().to(memory_format=torch.channels_last)
+    network = torch.nn.Sequential(torch_networks.resnet50(), head).eval().to(memory_format=torch.channels_last)
     mean, std = np.array((0.485, 0.456, 0.406), np.float32) * 255, np.array((0.229, 0.224, 0.225), np.float32) * 255
 
     def load(index):

@@ -223,7 +223,7 @@ def gradient(
     kernel: Float[Array, "rows columns inputs outputs"],
     stride: int,
     dilation: int,
-) -> Array:
+) -> Float[Array, "_ _ _ _"]:
     """Return the gradient by `x` (argument 0) or `kernel` (1) in a form; of that one itself only shape and dtype matter."""
     if form in GRADIENTS:
         return GRADIENTS[form][argument](cotangent, x, kernel, stride, dilation)
