@@ -4,14 +4,16 @@
     python benchmarks/step.py --batch 256 --dtype bfloat16 --device cuda --peers best,original     # one GPU
     python benchmarks/step.py --model vit_aspp --batch 256 --dtype bfloat16 --device cuda --peers best
 
-Both get the same shapes and warm-up steps, and the least of the timed ones is compared (other programs on the machine
-only ever add time); the CPU time of all threads beside it means more on a busy machine. Share of peak: the dense count
+Both get the same shapes and warm-up steps, and take turns: a step of each, and again. "seconds" is the least of a kind
+(other programs on the machine only ever add time), how many times as fast the median of the turns' ratios; the CPU time of
+all threads means more on a busy machine. Share of peak: the dense count
 (multiplications with padding included), and off GPUs XLA's own of the compiled program (there it leaves out what libraries
 compute), over the rate of a large matrix product measured in the same run. `--peers` needs PyTorch; the variants are in
 torch_peer.py. Prints a table and a line of JSON.
 """
 
 import os
+import statistics
 import time
 
 import counting
@@ -21,6 +23,8 @@ import timing
 from cp2_jax.augment.compose import Pair
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import optim
+
+OURS = "ours"
 
 
 def parse(arguments=None):
@@ -70,16 +74,12 @@ def compiled_update(config):
     return step, program, compiling
 
 
-def time_ours(config, args):
-    """Return seconds of a step, shares of the peak, and what the compiled program says of itself."""
-    step, program, compiling = compiled_update(config)
-    seconds, cpu_seconds = timing.timed_both(step, args.steps, args.warm_up)
+def described(config, program, compiling, seconds, args):
+    """Return shares of the peak at a step of so many seconds, and what the compiled program says of itself."""
     peak, rate = timing.peak_bytes() or 0, timing.matmul_rate(args.dtype, 256 if args.tiny else 0)
     cost, memory, batch = program.cost_analysis() or {}, program.memory_analysis(), config.batch_size
     dense = counting.step_flops(config)
     found = {
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
         "samples_per_second": batch / seconds,
         "compile_seconds": compiling,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,
@@ -98,8 +98,8 @@ def time_ours(config, args):
     return found
 
 
-def time_torch(variant, config, args):
-    """Return seconds and CPU seconds of a peer's step, seconds until it was compiled, and the number of compiled graphs."""
+def torch_step(variant, config, args):
+    """Return (a function that makes one of the peer's steps, seconds until it was compiled, number of compiled graphs)."""
     import torch
     import torch_peer
 
@@ -117,9 +117,24 @@ def time_torch(variant, config, args):
         prepare(*batch)
         timing.take_card()
         step(*batch).item()
-        warm = time.perf_counter() - begin
-        seconds, cpu_seconds = timing.timed_both(lambda: step(*batch).item(), args.steps, args.warm_up)
-        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "first_step_seconds": warm, "graphs": graphs()}
+        return lambda: step(*batch).item(), time.perf_counter() - begin, graphs()
+
+
+def compared(times):
+    """Return the figures of steps in turn, see `timing.in_turn`: our own without a prefix, and how many times as fast."""
+    found = {}
+    for name, (wall, cpu) in times.items():
+        prefix = "" if name == OURS else f"torch_{name}_"
+        found |= {f"{prefix}seconds": min(wall), f"{prefix}cpu_seconds": min(cpu)}
+        found |= {f"{prefix}seconds_median": statistics.median(wall), f"{prefix}seconds_most": max(wall)}
+    for name, (wall, cpu) in times.items():
+        if name != OURS and OURS in times:
+            ours, ours_cpu = times[OURS]
+            ratios = [theirs / mine for theirs, mine in zip(wall, ours, strict=True)]
+            found[f"times_as_fast_as_{name}"] = statistics.median(ratios)
+            found[f"times_as_fast_as_{name}_range"] = [min(ratios), max(ratios)]
+            found[f"share_of_the_cpu_time_of_{name}"] = min(ours_cpu) / min(cpu)
+    return found
 
 
 def main(arguments=None):
@@ -127,23 +142,23 @@ def main(arguments=None):
     config = timing.make_config(args.model, args.batch, args.dtype, args.tiny)
     config.model.vit.attention = args.attention
     kind = timing.torch_card(args.device) if args.peers_only else None
-    result = {
-        "model": args.model,
-        "batch": args.batch,
-        "dtype": args.dtype,
-        **timing.machine(kind),
-        "threads": args.threads,
-    }
+    result = {"model": args.model, "batch": args.batch, "dtype": args.dtype, **timing.machine(kind)}
+    result["threads"] = args.threads
+    steps = {}
     if not args.peers_only:
-        result |= time_ours(config, args)
+        steps[OURS], program, compiling = compiled_update(config)
     for variant in filter(None, args.peers.split(",")):
         import torch
 
-        found = time_torch(variant, config, args)
-        result |= {"torch": torch.__version__} | {f"torch_{variant}_{name}": value for name, value in found.items()}
-        if "seconds" in result:
-            result[f"times_as_fast_as_{variant}"] = found["seconds"] / result["seconds"]
-            result[f"share_of_the_cpu_time_of_{variant}"] = result["cpu_seconds"] / found["cpu_seconds"]
+        steps[variant], first, graphs = torch_step(variant, config, args)
+        result |= {
+            "torch": torch.__version__,
+            f"torch_{variant}_first_step_seconds": first,
+            f"torch_{variant}_graphs": graphs,
+        }
+    result |= compared(timing.in_turn(steps, args.steps, args.warm_up))
+    if not args.peers_only:
+        result |= described(config, program, compiling, result["seconds"], args)
     timing.report(result, args.json)
     return result
 

@@ -69,17 +69,22 @@ def use_forms(path):
 
 def timed(step, steps, warm_up):
     """Return the least seconds of `steps` calls after those that warm up."""
-    return timed_both(step, steps, warm_up)[0]
+    return min(in_turn({"": step}, steps, warm_up)[""][0])
 
 
-def timed_both(step, steps, warm_up):
-    """Return the least seconds by the wall clock and of CPU time over all threads, of calls after those that warm up."""
-    times = []
-    for _ in range(steps + warm_up):
-        wall, cpu = time.perf_counter(), time.process_time()
-        step()
-        times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return tuple(map(min, zip(*times[warm_up:], strict=True)))
+def in_turn(steps, rounds, warm_up):
+    """Call each of {name: function} once, and so on, `rounds` times after those that warm up.
+
+    Returns {name: (seconds of each call by the wall clock, seconds of CPU time over all threads)}.
+    """
+    times = {name: ([], []) for name in steps}
+    for _ in range(rounds + warm_up):
+        for name, step in steps.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            step()
+            times[name][0].append(time.perf_counter() - wall)
+            times[name][1].append(time.process_time() - cpu)
+    return {name: tuple(kind[warm_up:] for kind in kinds) for name, kinds in times.items()}
 
 
 def per_call(function, *args, calls=20, rounds=3):

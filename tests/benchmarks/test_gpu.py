@@ -52,6 +52,17 @@ def test_segmenting(benchmark):
     assert benchmark("segmenting").main(command)["samples_per_second"] > 0
 
 
+def test_steps_take_turns_and_are_compared_turn_by_turn(benchmark):
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in ("ours", "best")}
+    times = benchmark("timing").in_turn(steps, rounds=2, warm_up=1)
+    assert calls == ["ours", "best"] * 3 and {len(kind) for kinds in times.values() for kind in kinds} == {2}
+    found = benchmark("step").compared({"ours": ([2.0, 4.0, 1.0], [3.0] * 3), "best": ([4.0, 4.0, 3.0], [6.0] * 3)})
+    assert found["times_as_fast_as_best"] == 2.0 and found["times_as_fast_as_best_range"] == [1.0, 3.0]
+    assert (found["seconds"], found["seconds_median"], found["seconds_most"]) == (1.0, 2.0, 4.0)
+    assert found["torch_best_seconds"] == 3.0 and found["share_of_the_cpu_time_of_best"] == 0.5
+
+
 def test_the_table_says_what_was_not_measured_and_why(benchmark, tmp_path, capsys):
     machine = {"card": "NVIDIA H200", "date": "2026-11-26", "jax": "0.10.2"}
     rows = {
