@@ -54,6 +54,7 @@ def _size(crop: int, stride: int) -> dict:
 
 MAP_8 = _size(32, 4)
 COLD = {"loss.temperature_dense": 0.2}
+SAME_COLORS = {"augment.jitter_probability": 0.0, "augment.grayscale": 0.0}
 
 # name → (which data, changes). Joint training at the paper's α = 0.2 and τ = 1 where nothing else is said.
 CELLS = {
@@ -78,6 +79,10 @@ CELLS = {
     "areas 0.3 to 0.6": (("scenes",), MAP_8 | {"augment.mask_area": (0.3, 0.6)}),
     "polygon": (("scenes",), MAP_8 | {"augment.mask": "polygon"}),
     "blocks": (("scenes",), MAP_8 | {"augment.mask": "blocks"}),
+    # Is it the augmentation that takes away what tells one source from another?
+    "colours unchanged": (DATA, MAP_8 | SAME_COLORS),
+    "colours unchanged, α 1, τ 0.2": (DATA, MAP_8 | SAME_COLORS | COLD | {"loss.alpha": 1.0}),
+    "colours unchanged, blocks, α 1": (DATA, MAP_8 | SAME_COLORS | {"loss.alpha": 1.0, "augment.mask": "blocks"}),
     "independent backgrounds": (("scenes",), MAP_8 | {"data.backgrounds": "independent"}),
     "no atrous rates in the head": (("scenes",), MAP_8 | {"model.aspp.dilations": (1,)}),
     "FCN head, which does not pool the image": (

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from helpers import watching
+from helpers import servers, watching
 from helpers.paths import DATA, ROOT
 
 HERE = ROOT / "tests"
@@ -116,3 +116,18 @@ def x64():
 def reference():
     """Load tests/data/<name>.npz: arrays recorded from the original PyTorch code."""
     return lambda name: np.load(DATA / f"{name}.npz")
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def proxy(request):
+    """A server of buckets behind a proxy, with the environment that leads to it."""
+    with servers.proxied(request.param) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(proxy):
+    """A bucket that is empty, on a server that does what it is asked."""
+    proxy.fault = servers.nothing
+    yield proxy.new_bucket()
+    proxy.fault = servers.nothing

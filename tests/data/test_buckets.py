@@ -17,17 +17,10 @@ from cp2_jax.paths import BucketError, at
 from cp2_jax.segmentation import folders
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def proxy(request):
-    with servers.proxied(request.param) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(proxy, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """Where indexes are kept that cannot be beside their shards."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield proxy.new_bucket()
-    proxy.fault = servers.nothing
 
 
 def put(path, local):

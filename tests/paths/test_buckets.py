@@ -5,25 +5,10 @@ import re
 import time
 
 import pytest
-from helpers import servers
 
 from cp2_jax import paths
 from cp2_jax.options import ConfigError
 from cp2_jax.paths import stores
-
-
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def proxy(request):
-    """A server behind a proxy, with the environment that leads to it."""
-    with servers.proxied(request.param) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(proxy):
-    proxy.fault = servers.nothing
-    yield proxy.new_bucket()
-    proxy.fault = servers.nothing
 
 
 def test_a_file_is_written_read_listed_and_removed(bucket):

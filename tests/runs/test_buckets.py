@@ -28,19 +28,6 @@ from cp2_jax.runs.writers import Writer, read_metrics
 STATE = {"params": {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3, jnp.bfloat16)}, "step": jnp.int32(4)}
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def proxy(request):
-    """A server behind a proxy, with the environment that leads to it."""
-    with servers.proxied(request.param) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(proxy):
-    yield proxy.new_bucket()
-    proxy.fault = servers.nothing
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """The same images as a folder, a tar file and a Parquet file, and the unbroken run on the folder."""
