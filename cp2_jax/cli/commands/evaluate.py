@@ -40,7 +40,8 @@ def _run(arguments):
         adapt=None if arguments.config else lambda config: overrides.parse(config, arguments.changes),
         predictions=arguments.predictions,
     )
-    print(f"scores in {job_processes.relative(found.path)}")
+    workdir = job_processes.relative(arguments.workdir)
+    print(f"scores in {job_processes.relative(found.path)}\nnext: cp2 predict {workdir} IMAGES OUTPUT")
 
 
 COMMAND = command.Command(TEXT, _options, _run, config="finetune_folder", sections=("data", "evaluation"))
