@@ -35,7 +35,7 @@ def _twelve(width: int) -> int | None:
 
 _CP2 = {"resnet": {"output_stride": 16, "contract_dilation": True, "basic_dilation": "first"}}
 _MMSEG = _CP2 | {"fcn": {"dilation": 1}}
-_KEY_ENCODER = "the key encoder: a new run starts it as a copy of the query encoder"
+_KEY_ENCODER = "the key encoder: it starts as the query's copy"
 _QUEUE = "the queue: a new run fills its own"
 _OLD_HEAD = "the source's own projection or classifier"
 _MOCO = (

@@ -11,7 +11,7 @@ from cp2_jax.convert import names
 def render(path, container, match, meta: Mapping, sources: Mapping, expected: Mapping, left_out: Mapping, tree: Any) -> str:
     """Return the table as text, no line of it longer than the terminal needs to be."""
     model = meta["model"]
-    lines = [f"{path}", f"  {match.format.title} ({match.format.name}), {container}; {_model(model)}", "", "loaded"]
+    lines = [f"{path}", f"  {match.format.title} ({match.format.name}), {container}", f"  {_model(model)}", "", "loaded"]
     lines += _columns((_group(s), f"-> {_ours(n)}") for n, s in _by_group(sources, expected))
     lines += ["", "left out"]
     paths = (re.split(r"[./]", s) for group in sources.values() for s in group)
@@ -55,7 +55,7 @@ def _stage(name: str) -> str:
 def _ours(members: list[str]) -> str:
     located = [names.our_name(name) for name in members]
     paths = sorted({"/".join(path.split("/")[:2]) for _, path in located})
-    return paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}"
+    return paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1].rpartition('/')[2]}"
 
 
 def _group(members: list[str]) -> str:

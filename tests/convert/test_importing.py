@@ -154,7 +154,7 @@ def test_the_report_says_what_went_where(tmp_path):
     report = import_checkpoint(tmp_path / "x.pth.tar").report
     loaded, _, rest = report.partition("left out")
     assert "MoCo v2 (ResNet) (moco_v2), torch zip" in loaded
-    assert "module.encoder_q.layer3.* (95 tensors)  -> backbone/layer3_0 … backbone/layer3_5" in loaded
+    assert "module.encoder_q.layer3.* (95 tensors)  -> backbone/layer3_0 … layer3_5" in loaded
     out, _, rest = rest.partition("keeps its initial value")
     for line in ("module.encoder_k.* (318 tensors)", "module.queue ", "module.encoder_q.fc.* (2 tensors)", "optimizer"):
         assert line in out, out
