@@ -67,7 +67,8 @@ def initialize(
             cluster_detection_method=None if missing else "deactivate",
             initialization_timeout=start_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
-            shutdown_timeout_seconds=heartbeat_timeout,
+            # Process 0 may write pictures and scores at the end, while the others have nothing left to do.
+            shutdown_timeout_seconds=max(600, heartbeat_timeout),
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(

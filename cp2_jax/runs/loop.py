@@ -76,8 +76,7 @@ def fit(
         training.save()
         checkpoints.wait()
     if training.number < total_steps:
-        stopped = f"stopped by a signal after step {training.number}; run the same command again to go on"
-        raise Preempted(f"{stopped}\nsaved in {checkpoints.directory}")
+        raise Preempted(f"stopped by a signal after step {training.number}, saved; run the command again to go on")
     return training.state
 
 
