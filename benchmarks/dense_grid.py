@@ -18,7 +18,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from cp2_jax import config_files
 from cp2_jax.augment import compose, masks
@@ -26,7 +25,7 @@ from cp2_jax.data import demo
 from cp2_jax.data.prepare import photographs
 from cp2_jax.pretraining import losses, run
 from cp2_jax.reproduce.collect import markdown
-from cp2_jax.runs import rngs
+from cp2_jax.runs import optim, rngs
 
 DATA = ("scenes", "photographs")
 
@@ -169,16 +168,7 @@ def position_alone(mask: str, side: int, stride: int, temperature: float, count:
         similarity = jnp.tanh(free) / temperature
         return jnp.mean(jax.nn.logsumexp(similarity) - flat @ similarity / areas)
 
-    optimizer, value_and_grad = optax.lbfgs(), optax.value_and_grad_from_state(loss)
-
-    def step(carry, _):
-        free, state = carry
-        value, gradient = value_and_grad(free, state=state)
-        updates, state = optimizer.update(gradient, state, free, value=value, grad=gradient, value_fn=loss)
-        return (optax.apply_updates(free, updates), state), value
-
-    start = jnp.asarray(often - often.mean())
-    (free, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=40)
+    free = optim.minimize(loss, jnp.asarray(often - often.mean()), steps=40)
     uniform, best = losses.dense_loss_range(areas, areas, (pixels, pixels), temperature)
     return float(np.mean([ranked(row) for row in flat])), float((uniform[0] - loss(free)) / jnp.mean(uniform - best))
 

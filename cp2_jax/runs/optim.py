@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import optax
+from jaxtyping import Array, Float
 
 from cp2_jax.options import at_least_0, from_section, one_of, positive, require, share, whole
 
@@ -119,6 +120,28 @@ def scaled(optimizer: optax.GradientTransformation, factor: Callable[[str], floa
 
     trained = optax.chain(optimizer, optax.stateless(multiply))
     return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, kinds)
+
+
+def minimize(
+    loss: Callable[[Float[Array, "..."]], Float[Array, ""]], start: Float[Array, "..."], steps: int
+) -> Float[Array, "..."]:
+    """Return where L-BFGS finds the minimum of a convex function: no chance is involved, and no rate has to be chosen.
+
+    Args:
+      loss: array → scalar.
+      start: where to begin.
+      steps: how many, with as many values of the function as each line search takes.
+    """
+    optimizer, value_and_grad = optax.lbfgs(), optax.value_and_grad_from_state(loss)
+
+    def step(carry, _):
+        at, state = carry
+        value, gradient = value_and_grad(at, state=state)
+        updates, state = optimizer.update(gradient, state, at, value=value, grad=gradient, value_fn=loss)
+        return (optax.apply_updates(at, updates), state), None
+
+    (found, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
+    return found
 
 
 def _sgd(options: OptimizerOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from cp2_jax.data.labelled import transforms
 from cp2_jax.data.labelled.examples import Examples
 from cp2_jax.models import resize
+from cp2_jax.runs import optim
 from cp2_jax.segmentation import confusion
 
 Features = Callable[[UInt8[Array, "batch height width 3"]], Float[Array, "batch h w channels"]]
@@ -48,16 +49,8 @@ def fit(
         logits = standard @ weights[:-1] + weights[-1]
         return jnp.mean(optax.softmax_cross_entropy(logits, shares)) + decay / 2 * jnp.sum(weights[:-1] ** 2)
 
-    optimizer, value_and_grad = optax.lbfgs(), optax.value_and_grad_from_state(loss)
-
-    def step(carry, _):
-        weights, state = carry
-        value, gradient = value_and_grad(weights, state=state)
-        updates, state = optimizer.update(gradient, state, weights, value=value, grad=gradient, value_fn=loss)
-        return (optax.apply_updates(weights, updates), state), value
-
     start = jnp.zeros((features.shape[1] + 1, shares.shape[1]), features.dtype)
-    (weights, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
+    weights = optim.minimize(loss, start, steps)
     kernel = weights[:-1] / std[:, None]
     return kernel, weights[-1] - mean @ kernel
 
