@@ -40,6 +40,13 @@ def test_no_legend_over_the_data(monkeypatch):
         assert not axis.get_legend().get_window_extent().overlaps(axis.get_window_extent())
 
 
+def test_steps_are_whole_numbers_in_a_short_run(monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts.canvas, "render", figures.append)
+    pictures.curves([{"step": s, "loss": 1.0} for s in (4, 6)], [LOSS])
+    assert all(float(tick).is_integer() for tick in figures[0].axes[0].get_xticks())
+
+
 def test_every_metric_that_is_drawn_has_words():
     names = [name for panel in charts.PANELS for name in panel.series]
     assert len(names) == len(set(names)) and all(words for panel in charts.PANELS for words in panel.series.values())
