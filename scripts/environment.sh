@@ -16,7 +16,8 @@ python=$PWD/.venv/bin/python
 installed=.venv/installed-$(cat requirements.txt pyproject.toml | cksum | tr ' ' '-')
 if [ ! -e "$installed" ]; then
   echo "installing requirements.txt into .venv (a few minutes the first time)"
-  "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  # --no-compile: Python compiles the modules that are used when they are imported, a tenth of what is installed.
+  "$python" -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
   "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
   touch "$installed"
 fi

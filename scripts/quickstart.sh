@@ -8,14 +8,14 @@ runs=${1:-runs/demo}
 
 echo "1/4 demo scenes"
 "$python" scripts/prepare_data.py demo --output data/demo --size 48
-echo "2/4 pretraining with CP2"
-"$python" scripts/pretrain.py --config configs/pretrain.py:demo --workdir "$runs/pretrain"
-echo "3/4 finetuning from it; at the same time 4/4, the same from scratch"
-# A small network keeps one core busy: two runs take little longer than one.
+echo "2/4 pretraining with CP2; at the same time 4/4, the same model from scratch"
+# While pretraining starts and compiles, a core is free; and what this run compiles, 3/4 need not compile again.
 mkdir -p "$runs"
 "$python" scripts/finetune.py --config configs/finetune_demo.py --workdir "$runs/scratch" >"$runs/scratch.log" 2>&1 &
 scratch=$!
 trap 'kill -TERM $scratch 2>/dev/null || true' EXIT  # stopped, it saves its state, and goes on from there next time
+"$python" scripts/pretrain.py --config configs/pretrain.py:demo --workdir "$runs/pretrain"
+echo "3/4 finetuning from it"
 "$python" scripts/finetune.py --config configs/finetune_demo.py --workdir "$runs/finetune" \
   --config.init.checkpoint="$runs/pretrain"
 wait $scratch || { status=$?; tail -n 5 "$runs/scratch.log" >&2; exit $status; }

@@ -210,3 +210,26 @@ def test_threads_share_nothing():
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(found, want)
+
+
+def test_small_images_are_decoded_once_and_others_again(monkeypatch):
+    monkeypatch.setattr(decoding, "_kept", {})
+    monkeypatch.setattr(decoding, "_KEPT", 2)
+    small = [encode(Image.fromarray(picture(40, 48, seed)), "PNG") for seed in range(3)]
+    large = encode(Image.fromarray(picture(80, 80)), "PNG")
+    for data in (*small, large, *small):
+        want = plainly(data, np.random.default_rng(5), 32, 2)
+        got = crops.random_crops(data, "x", np.random.default_rng(5), 32, 2)
+        np.testing.assert_array_equal(got, want)
+    assert [data for data, _ in decoding._kept] == small[:2]
+    kept = decoding.decode_once(small[0], "x")
+    assert kept is decoding.decode_once(bytes(bytearray(small[0])), "y") and not kept.flags.writeable
+
+
+def test_the_range_of_deep_images_is_part_of_what_is_kept():
+    data = encode(Image.fromarray(np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16)), "PNG")
+    one, other = (decoding.decode_once(data, "deep.png", limits) for limits in ((0, 65535), (0, 30000)))
+    np.testing.assert_array_equal(other, decoding.decode(data, "deep.png", (0, 30000)))
+    assert (one != other).any()
+    with pytest.raises(UnreadableImage, match="broken.png"):
+        decoding.decode_once(data[:100], "broken.png")

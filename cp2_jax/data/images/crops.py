@@ -94,7 +94,7 @@ def random_crops(
       UnreadableImage: as `decoding.decode`.
     """
     if data[:2] != b"\xff\xd8":
-        image = decoding.decode(data, name, value_range)
+        image = decoding.decode_once(data, name, value_range)
         return np.stack([random_resized_crop(image, rng, size, scale, ratio) for _ in range(views)])
     limit = min(Image.MAX_IMAGE_PIXELS, formats.most_pixels(data, "JPEG"))
     jpeg = None if decoding.may_be_turned(data) else turbojpeg.open_jpeg(data, limit)

@@ -13,10 +13,22 @@ from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images import formats
 from cp2_jax.data.images.pixels import to_rgb, unusual_tiff, unusual_tiff_header
 
-__all__ = ["UnreadableImage", "decode", "exif_orientation", "may_be_turned", "orientation", "upright", "upright_size"]
+__all__ = [
+    "UnreadableImage",
+    "decode",
+    "decode_once",
+    "exif_orientation",
+    "may_be_turned",
+    "orientation",
+    "upright",
+    "upright_size",
+]
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _START_OF_SCAN = 0xDA
+# Of `decode_once`: number of images, and bytes of each (64 x 64 pixels).
+_KEPT, _SMALL = 4096, 12_288
+_kept: dict[tuple[bytes, tuple[float, ...]], np.ndarray] = {}
 
 
 def decode(
@@ -51,6 +63,28 @@ def decode(
         return np.ascontiguousarray(unusual_tiff(data, name, value_range))
     pixels = to_rgb(image, data, name, value_range)
     return np.ascontiguousarray(upright(pixels, exif_orientation(image)) if turn else pixels)
+
+
+def decode_once(data: bytes, name: str, value_range: Sequence[float] = ()) -> UInt8[np.ndarray, "height width 3"]:
+    """Return what `decode` does, read-only; small images, of which a process keeps the first few thousand, only once.
+
+    Of a small PNG most of the time goes into reading its header. At most `_KEPT` images of `_SMALL` bytes are kept, and
+    what they were encoded in: less than 100 MB.
+
+    Args:
+      data, name, value_range: see `decode`.
+
+    Raises:
+      UnreadableImage: see `decode`.
+    """
+    key = data, tuple(value_range)
+    image = _kept.get(key)
+    if image is None:
+        image = decode(data, name, value_range)
+        image.flags.writeable = False
+        if len(_kept) < _KEPT and max(image.nbytes, len(data)) <= _SMALL:
+            _kept[key] = image
+    return image
 
 
 def _fast_jpeg(data: bytes) -> np.ndarray | None:
