@@ -264,7 +264,8 @@ def test_script_wants_the_whole_data_set(tmp_path):
     root = miniatures.ade20k(tmp_path)
     _, err = script("ade20k", "--input", root, "--check", status=1)
     assert "(4, 2) images, but (20210, 2000) are expected" in err
-    script("ade20k", "--input", root, "--check", "--any-count")
+    out, _ = script("ade20k", "--input", root, "--check", "--any-count")
+    assert f"no problems\nnext: cp2 finetune --config finetune_ade20k --workdir WORKDIR --config.data.path={root}\n" in out
 
 
 def test_report_shortens_a_long_list():

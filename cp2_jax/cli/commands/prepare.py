@@ -128,10 +128,19 @@ def _labelled(options):
         found, expected = tuple(one.images for one in checks), EXPECTED.get(options.dataset)
         if expected and found != expected and not options.any_count:
             raise SourceError(f"{options.input}: {found} images, but {expected} are expected; --any-count takes them")
+        print(f"\nno problems\nnext: {_next(options)}")
     if options.output:
         splits = {"train": data.split, "validation": data.eval_split}
         opened = {name: examples.open_examples(data, split) for name, split in splits.items()}
         print(writing.write_pairs(options.output, options.dataset, opened, data.class_names, data.class_colors))
+
+
+def _next(options) -> str:
+    """Return the command that trains on what was checked."""
+    layout = "".join(f" --config.data.{key}={getattr(options, key)}" for key in LAYOUT if getattr(options, key) is not None)
+    if options.dataset == "folder" and not layout:
+        return f"cp2 finetune {options.input} WORKDIR"
+    return f"cp2 finetune --config finetune_{options.dataset} --workdir WORKDIR --config.data.path={options.input}{layout}"
 
 
 def _run(options):

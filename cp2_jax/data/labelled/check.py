@@ -106,16 +106,17 @@ def report(checks: Sequence[Check], names: Sequence[str], ignore_label: int = 25
     Args:
       limit: of problems shown for each split.
     """
-    lines = [f"{'split':40} {'images':>8} {'sizes':>6}  smallest to largest (width x height)"]
+    names_of = max(len("split"), *(len(check.split) for check in checks))
+    lines = [f"{'split':{names_of}} {'images':>8} {'sizes':>6}  smallest to largest"]
     for check in checks:
         extent = "-"
         if check.sizes:
             ordered = sorted(check.sizes, key=lambda size: size[0] * size[1])
             extent = " to ".join(dict.fromkeys(f"{w}x{h}" for h, w in (ordered[0], ordered[-1])))
-        lines.append(f"{check.split:40} {check.images:8,d} {len(check.sizes):6d}  {extent}")
+        lines.append(f"{check.split:{names_of}} {check.images:8,d} {len(check.sizes):6d}  {extent}")
     width = max(8, *(len(name) for name in names))
     title = "".join(f" {check.split.split('/')[-1][:20]:>20}" for check in checks)
-    lines += ["", f"{'label':>5} {'class':{width}}{title}   (% of labelled pixels, images)"]
+    lines += ["", "% of the labelled pixels, and number of images", f"{'label':>5} {'class':{width}}{title}"]
     for label in [*range(len(names)), ignore_label]:
         cells = ""
         for check in checks:

@@ -210,7 +210,8 @@ def _walked(folder: Path) -> walking.Found:
         there = next(
             (f" (is it {name}? then --config.data.{key}={name})" for name in _ALSO if _named(folder, key, name)), ""
         )
-        raise SegmentationError(f"no such folder: {folder}; set data.path, data.images and data.labels{there}")
+        made = "; `cp2 prepare voc --help` says how it is made" if folder.name == "SegmentationClassAug" else ""
+        raise SegmentationError(f"no such folder: {folder}; set data.path, data.images and data.labels{there}{made}")
     found = walking.walk(folder, SUFFIXES)
     if found.closed:
         more = f" (and {len(found.closed) - 1} more)" if found.closed[1:] else ""
