@@ -246,7 +246,8 @@ def read(path: str | AnyPath) -> tuple[dict, dict]:
             logging.warning("checkpoint %s cannot be read", problems[-1])
     if problems:
         raise CheckpointError("no readable checkpoint:\n  " + "\n  ".join(problems))
-    raise CheckpointError(f"no checkpoint at {path} (looked for a work directory, a checkpoints directory, or a step)")
+    wanted = "a work directory, a checkpoints directory, a step, or what `cp2 convert FILE FOLDER` made of somebody's"
+    raise CheckpointError(f"no checkpoint at {path} (looked for {wanted})")
 
 
 def read_variables(path: str | AnyPath) -> tuple[dict, dict]:
