@@ -4,6 +4,11 @@
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,14 @@ _GAIN = 0.95
 # taps; batch norm with ReLU on 56 x 56 x 256 0.020 differentiated and 0.046 by two sums.
 POOL = {"default": "scatter", "cpu": "taps"}
 NORM = {"default": "differentiated"}
+
+
+def by_platform(table: Mapping[str, str], forms: Mapping[str, Callable], *arrays: Any, **options: Any) -> Any:
+    """Return what a form makes of the arrays: the one that a table, such as `POOL`, has for the platform compiled for."""
+    taken = {platform: functools.partial(forms[name], **options) for platform, name in table.items()}
+    if len(set(table.values())) == 1:
+        return taken["default"](*arrays)
+    return jax.lax.platform_dependent(*arrays, **taken)
 
 
 def choose(platform: str, shape: Shape) -> Forms:

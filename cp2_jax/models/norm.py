@@ -92,12 +92,7 @@ def normalize(
       KeyError: for an unknown form.
     """
     options = dict(axes=axes, epsilon=epsilon, dtype=dtype, relu=relu)
-    if form != "auto":
-        return _FORMS[form](x, scale, bias, **options)
-    if set(measured.NORM.values()) == {"differentiated"}:
-        return _differentiated(x, scale, bias, **options)
-    branches = {platform: functools.partial(_FORMS[name], **options) for platform, name in measured.NORM.items()}
-    return jax.lax.platform_dependent(x, scale, bias, **branches)
+    return measured.by_platform(measured.NORM if form == "auto" else {"default": form}, _FORMS, x, scale, bias, **options)
 
 
 def _differentiated(x, scale, bias, axes, epsilon, dtype, relu, average=jnp.mean):
@@ -110,10 +105,6 @@ def _differentiated(x, scale, bias, axes, epsilon, dtype, relu, average=jnp.mean
     return nn.relu(y) if relu else y, mean, var
 
 
-def _two_sums(x, scale, bias, axes, epsilon, dtype, relu):
-    return _with_own_gradient(x, scale, bias, axes, epsilon, dtype, relu)
-
-
 def _average(x, axis, keepdims):
     """The mean, over each sample first (the first two axes are groups and samples)."""
     space = tuple(range(2, x.ndim - 1))
@@ -123,7 +114,7 @@ def _average(x, axis, keepdims):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _with_own_gradient(x, scale, bias, axes, epsilon, dtype, relu):
+def _two_sums(x, scale, bias, axes, epsilon, dtype, relu):
     return _differentiated(x, scale, bias, axes, epsilon, dtype, relu, _average)
 
 
@@ -149,6 +140,6 @@ def _own_backward(axes, epsilon, dtype, relu, saved, cotangents):
     return by_x.astype(x.dtype), count * jnp.sum(along, axis=outer), count * jnp.sum(total, axis=outer)
 
 
-_with_own_gradient.defvjp(_own_forward, _own_backward)
+_two_sums.defvjp(_own_forward, _own_backward)
 
 _FORMS = {"differentiated": _differentiated, "two_sums": _two_sums}

@@ -27,12 +27,7 @@ def max_pool(
       KeyError: for an unknown padding or form.
     """
     pads = {"torch": ((1, 1), (1, 1)), "same": "SAME"}[padding]
-    if form != "auto":
-        return _FORMS[form](x, pads)
-    if set(measured.POOL.values()) == {"scatter"}:
-        return _scatter(x, pads)
-    branches = {platform: functools.partial(_FORMS[form], pads=pads) for platform, form in measured.POOL.items()}
-    return jax.lax.platform_dependent(x, **branches)
+    return measured.by_platform(measured.POOL if form == "auto" else {"default": form}, _FORMS, x, pads=pads)
 
 
 def _scatter(x, pads):
