@@ -34,6 +34,7 @@ def guarded(call: Callable[[], None]) -> int:
     """
     try:
         call()
+        sys.stdout.flush()  # what is left to print finds a closed pipe here, not at the end of Python
         return 0
     except KeyboardInterrupt:
         return _end("interrupted", INTERRUPTED)

@@ -1,6 +1,8 @@
 """Exceptions become a line and a status in one place."""
 
 import errno
+import os
+import sys
 import threading
 
 import jax
@@ -103,3 +105,14 @@ def test_what_is_seen_when_another_process_is_killed_asks_to_run_again(monkeypat
     message, status = errors.explain(error)
     assert status == errors.PREEMPTED
     assert "another process of this run is gone" in message and "run again" in message
+
+
+def test_a_closed_pipe_ends_the_output_without_a_word(monkeypatch, capsys):
+    """As in `cp2 reproduce list | head`, where all fits into the buffer and is written at the end."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert errors.guarded(lambda: print("a table")) == errors.ERROR
+        monkeypatch.undo()
+    assert capsys.readouterr() == ("", "")
