@@ -3,6 +3,7 @@
 import io
 import pathlib
 import struct
+import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
 
@@ -85,7 +86,9 @@ def mmsegmentation(meta: Mapping) -> str:
         classes = {"num_classes": network.num_classes} if network.num_classes else {}
         parts["decode_head"] = network.head.in_mmsegmentation(network.head_options) | classes | {"align_corners": False}
     scaled = {"mean": [round(255 * v, 4) for v in mean], "std": [round(255 * v, 4) for v in std], "to_rgb": True}
-    return "\n".join([f"model = {_call(parts)}", f"img_norm_cfg = {_call(scaled)}"])
+    lines = [f"model = {_call(parts)}", f"img_norm_cfg = {_call(scaled)}"]
+    # No string in them has a space, so that lines are broken between arguments.
+    return "\n".join(textwrap.fill(line, 80, subsequent_indent="    ", break_on_hyphens=False) for line in lines)
 
 
 def _model(meta: Mapping) -> tuple[Mapping, Sequence[float], Sequence[float], int] | None:

@@ -119,6 +119,7 @@ def test_a_config_of_mmsegmentation_goes_with_the_export(tmp_path):
         model = imported.meta["model"]
         assert stated.backbone.items() <= model["resnet"].items() and stated.head.items() <= model[model["head"]].items()
         assert not stated.bgr and stated.input == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        assert max(map(len, exporting.mmsegmentation(imported.meta).splitlines())) <= 80
     assert exporting.mmsegmentation({}) == ""
 
 
