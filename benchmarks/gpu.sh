@@ -15,7 +15,7 @@
 #
 # On a lent machine that reaches no registry (docs/performance.md has the same with the preparation), the command is
 #   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site .whl/*.whl
-#   PYTHONPATH=/tmp/site PYTHON=python3 KEEP=$OUT benchmarks/gpu.sh /tmp/gpu_results
+#   PYTHONPATH=/tmp/site PYTHON=python3 KEEP=$OUT bash benchmarks/gpu.sh /tmp/gpu_results
 set -uo pipefail
 cd "$(dirname "$0")/.."
 rehearse=""
@@ -83,23 +83,24 @@ measure() {
 
 bf16="--dtype bfloat16"
 last=""
-row step_r50 70 step.py --model r50_aspp $size $bf16 --device $device
-row peer_r50 50 step.py --model r50_aspp $size $bf16 --device $device --peers best --peers_only
-row peer_vit 40 step.py --model vit_aspp $size $bf16 --device $device --peers best --peers_only
-row step_vit 45 step.py --model vit_aspp $size $bf16 --device $device
-row whole 80 whole_step.py $size $bf16 --only whole,augment
+row step_r50 85 step.py --model r50_aspp $size $bf16 --device $device
+row peer_r50 80 step.py --model r50_aspp $size $bf16 --device $device --peers best --peers_only
+row peer_vit 50 step.py --model vit_aspp $size $bf16 --device $device --peers best --peers_only
+row step_vit 50 step.py --model vit_aspp $size $bf16 --device $device
+row whole 85 whole_step.py $size $bf16 --only whole
 row convs 60 convs.py $convs $bf16 --only aspp_6,stem,pool,norm,aspp_12,rate_2,vit_aspp_12,vit_aspp_6 --rows
 forms=$last
-row peer_finetune 25 segmenting.py --job finetune $small --device $device --peers best --peers_only
-row finetune 45 segmenting.py --job finetune $small
-[ -n "$forms" ] && wait "$forms"
-[ -s "$out/convs.json" ] && row step_r50_forms 60 step.py --model r50_aspp $size $bf16 --device $device --forms "$out/convs.json"
-row memory 30 card_memory.py $few
-row evaluate 20 segmenting.py --job evaluate $small
-row peer_evaluate 15 segmenting.py --job evaluate $small --device $device --peers best --peers_only
+row peer_finetune 40 segmenting.py --job finetune $small --device $device --peers best --peers_only
+row finetune 50 segmenting.py --job finetune $small
+row augment 30 whole_step.py $size $bf16 --only augment
 # If there is time left, and in a second call.
+row memory 35 card_memory.py $few
+row peer_evaluate 30 segmenting.py --job evaluate $small --device $device --peers best --peers_only
+row evaluate 35 segmenting.py --job evaluate $small
+[ -n "$forms" ] && wait "$forms" 2> /dev/null
+[ -s "$out/convs.json" ] && row step_r50_forms 85 step.py --model r50_aspp $size $bf16 --device $device --forms "$out/convs.json"
 row attention 40 attention.py $few
-row peer_r50_original 40 step.py --model r50_aspp $size --device $device --peers original --peers_only
+row peer_r50_original 60 step.py --model r50_aspp $size --device $device --peers original --peers_only
 row finetune_vit 45 segmenting.py --job finetune --model vit_aspp $small
 wait  # decoding wants the cores
 row end_to_end 100 end_to_end.py $size --full --workers -1 --backgrounds in_batch

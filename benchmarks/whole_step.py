@@ -58,7 +58,7 @@ def whole(config, steps):
 
     found = {"whole_seconds": timing.timed(once, steps, 3), "whole_peak_gb": (timing.peak_bytes() or 0) / 1e9}
     with tempfile.TemporaryDirectory() as folder:
-        table = profiling.profile(step, state, itertools.repeat(batch), pathlib.Path(folder), steps=3, warm_up=1)
+        table = profiling.profile(program, state, itertools.repeat(batch), pathlib.Path(folder), steps=3, warm_up=1)
     print(table)
     rows = re.findall(r"^(\S.*?) +([\d.]+) +([\d.]+)%$", table, re.M)
     found["profile_ms"] = {name: float(milliseconds) for name, milliseconds, _ in rows}

@@ -111,14 +111,15 @@ def profile(
     """Run `warm_up` steps, then trace `steps` more; write the trace and `table.txt` into `folder`, return the table.
 
     Args:
-      step: the jitted step, which may donate the state.
+      step: the jitted step, which may donate the state, or what `compile_named` made of it.
       batches: yields what `step` takes.
 
     The shares are of the time that the first device was busy; on a CPU, of the operations' own time over all threads,
     which is not the wall clock. Waiting for input is measured on the host, after each step was handed to the device.
     """
     batch = next(batches)
-    compiled = compile_named(step.lower(state, batch), jax.default_backend())
+    ready = isinstance(step, jax.stages.Compiled)
+    compiled = step if ready else compile_named(step.lower(state, batch), jax.default_backend())
     for _ in range(warm_up):
         state, metrics = compiled(state, batch)
         batch = next(batches)

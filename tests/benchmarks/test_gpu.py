@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from helpers import tiny
 from helpers.paths import ROOT
 
 from cp2_jax.models import measured
@@ -39,12 +41,45 @@ def test_forms_are_timed_printed_as_rows_and_used(benchmark, tmp_path, monkeypat
     assert measured.MEASURED == (*before, *rows)
 
 
-def test_augmentation_is_timed_alone(benchmark):
-    """The step, which takes longer to compile, is rehearsed by `benchmarks/gpu.sh --rehearse`."""
-    result = benchmark("whole_step").main(["--tiny", "--batch", "8", "--only", "augment"])
-    assert result["augment_ms"] > 0 and result["blur_bfloat16_ms"] > 0
+@pytest.fixture
+def toy(benchmark, monkeypatch):
+    """Gives a benchmark's module; the network is one of two convolutions, and colours stay: quickly compiled."""
+
+    def make_config(model, batch, dtype, tiny_sizes, groups=1, shuffle="none"):
+        config = tiny.toy_pretrain_config(monkeypatch)
+        config.update(batch_size=batch, bn_groups=groups, key_shuffle=shuffle)
+        config.data.backgrounds, config.augment.jitter_probability = "in_batch", 0.0
+        return config
+
+    monkeypatch.setattr(benchmark("timing"), "make_config", make_config)
+    return benchmark
+
+
+def test_the_step_beside_a_peer(toy, monkeypatch, tmp_path):
+    """In the peer's place something that takes no time; the lock of the card is taken once, and its time told."""
+    step = toy("step")
+    monkeypatch.setenv("CARD_LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(toy("timing"), "_card", {})
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.0"))
+    monkeypatch.setattr(step, "torch_step", lambda variant, config, args: (lambda: None, 0.5, 3))
+    path = tmp_path / "step.json"
+    command = ["--tiny", "--batch", "8", "--steps", "2", "--warm_up", "1", "--peers", "best", "--json", str(path)]
+    result = step.main(command)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(result))
+    assert result["torch_best_graphs"] == 3 and 0 < result["times_as_fast_as_best"] < 1
+    assert result["samples_per_second"] == 8 / result["seconds"] and result["dense_share_of_peak"] > 0
+    assert 0 < result["card_seconds"] < 600
+
+
+def test_the_whole_step_and_its_memory(toy):
+    """A program compiled once is timed, profiled, and is the plan's."""
+    found = toy("whole_step").main(["--tiny", "--batch", "8", "--steps", "1", "--only", "whole,augment"])
+    assert found["whole_seconds"] > 0 and found["augment_ms"] > 0 and found["blur_bfloat16_ms"] > 0
+    assert found["profile_ms"]["busy"] > 0 and found["profile_ms"]["optimizer"] > 0
+    found = toy("card_memory").main(["--tiny", "--batch", "8"])
+    assert found["predicted_gb"] > found["temporaries_gb"] > 0 and found["prediction"] is None  # CPUs do not tell
     with pytest.raises(SystemExit):
-        benchmark("whole_step").main(["--only", "everything"])
+        toy("whole_step").main(["--only", "everything"])
 
 
 def test_segmenting(benchmark):
