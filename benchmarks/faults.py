@@ -160,7 +160,7 @@ def judge(story: Story, statuses: list[int], whole: set[int], hung: bool) -> lis
         problems.append("a traceback")
     lines = [line for line in text.splitlines() if not re.match(r"WARNING:|[IWE]\d{4} ", line)]  # logs, by month and day
     if len(statuses) > 1 and "the JAX distributed service detected fatal errors" in text:  # and a stack trace; see docs
-        lines = [line for line in lines if re.match("error: |stopped ", line)]
+        lines = [line for line in lines if re.match("error: |stopped |no step ", line)]
     if len(lines) > len(statuses):
         problems.append(f"{len(lines)} lines")
     if any(status > 0 for status in statuses) and not lines:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -18,8 +19,7 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     always False. Several processes: SIGTERM to any of them stops all after the same step; SIGINT interrupts at once.
     """
     if jax.process_count() > 1:
-        # JAX's coordination service, which handles SIGTERM itself, agrees on the step.
-        yield multihost_utils.reached_preemption_sync_point
+        yield _together()
         return
     stop = threading.Event()
 
@@ -35,3 +35,23 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _together() -> Callable[[int], bool]:
+    """Return what `stop_requests` gives to several processes: JAX's coordination service handles SIGTERM.
+
+    It agrees on the step after the highest that any process has asked for, so on 1 if none has asked yet: a signal that
+    comes while a resumed run starts would wait for a step that is long over. The first time, 1 is therefore asked for, too.
+    """
+    asked = False
+
+    def requested(step: int) -> bool:
+        nonlocal asked
+        before, asked = asked, True
+        if not before and step > 1:
+            early = multihost_utils.reached_preemption_sync_point(1)
+            if multihost_utils.process_allgather(np.int32(early)).any():
+                return True
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    return requested

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from clu import metrics as clu_metrics
 from helpers.paths import ROOT
 from helpers.toy import State, batch, batches, step
 
-from cp2_jax.runs import loop, writers
+from cp2_jax.runs import loop, preemption, writers
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 from cp2_jax.runs.loop import NonFiniteLoss, Preempted
 from cp2_jax.runs.writers import Writer
@@ -430,3 +432,20 @@ def test_the_loop_is_short_and_knows_no_task():
     modules = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     ours = {module for module in modules if module.startswith("cp2_jax")}
     assert ours == {f"cp2_jax.runs.{name}" for name in ("checkpoints", "metrics_log", "preemption", "writers")}
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("agreed_on", [None, 1, 5])
+def test_a_signal_while_a_resumed_run_of_several_processes_starts(monkeypatch, agreed_on, others):
+    """JAX's service agrees on step 1 if the signal comes before any step was asked for; a resumed run is past it."""
+    service = SimpleNamespace(
+        reached_preemption_sync_point=lambda step: step == agreed_on,
+        process_allgather=lambda mine: np.array([mine, others]),
+    )
+    monkeypatch.setattr(preemption, "multihost_utils", service)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with preemption.stop_requests() as stop_requested:
+        assert stop_requested(3) == (agreed_on == 1 or others)
+        assert [stop_requested(step) for step in (4, 5, 6)] == [False, agreed_on == 5, False]
+    with preemption.stop_requests() as stop_requested:  # from the start, step 1 is still to come
+        assert [stop_requested(step) for step in (0, 1)] == [False, agreed_on == 1]
