@@ -34,7 +34,7 @@ def test_the_configs_that_there_are():
 @pytest.mark.parametrize("name", config_files.names())
 def test_each_opens_with_its_command_and_what_to_expect(name):
     text = importlib.import_module(f"cp2_jax.configs.{name}").__doc__
-    assert f"--config configs/{name}.py" in text
+    assert re.search(rf"^    cp2 \w+ --config {name} ", text, re.M), text
     assert re.search(r"paper|Table \d|docs/results.md|scripts/quickstart.sh|no figure", text), name
 
 
