@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from cp2_jax.data import files
 from cp2_jax.data.images.decoding import UnreadableImage, decode
 from cp2_jax.data.images.sources import SourceError, open_images
 from cp2_jax.features import FeatureExtractor, load
@@ -137,14 +138,15 @@ def _refuse_nothing(found: list | int) -> None:
         raise SourceError("none of the images could be read, see above")
 
 
-def read(path: str | os.PathLike) -> tuple[list[str], Float[np.ndarray, " images *features"]]:
-    """Return (names, features) of a file that `embed` wrote, of either kind."""
-    if pathlib.Path(path).suffix == ".npz":
-        with np.load(path) as table:
+def read(path: str | AnyPath) -> tuple[list[str], Float[np.ndarray, " images *features"]]:
+    """Return (names, features) of a file that `embed` wrote, of either kind, on a disk or in a bucket."""
+    if at(path).suffix == ".npz":
+        with files.open_binary(at(path)) as file, np.load(file) as table:
             return list(table["names"]), table["features"]
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path)
+    with files.open_binary(at(path)) as file:
+        table = pyarrow.parquet.read_table(file)
     features = np.stack(table["features"].to_numpy())
     if "height" in table.column_names:
         features = features.reshape(len(features), table["height"][0].as_py(), table["width"][0].as_py(), -1)

@@ -112,11 +112,13 @@ def images_to_predict(images: str | AnyPath, output: str | AnyPath) -> tuple[Any
     if (images / "checkpoints").is_dir():
         raise SourceError(f"{images} is the work directory of a run, where a folder of images is wanted")
     source = open_images(images)
-    written = [(at(output).absolute() / kind).resolve() for kind in KINDS]
+    written: list[AnyPath] = []  # of a bucket, only packed images are read, and nothing is written among them
+    if not is_bucket(source.root) and not is_bucket(output):
+        written = [(at(output).absolute() / kind).resolve() for kind in KINDS]
     kept = [
         index
         for index in range(len(source))
-        if is_bucket(source.root) or not any(at(source.name(index)).resolve().is_relative_to(one) for one in written)
+        if not any(at(source.name(index)).resolve().is_relative_to(one) for one in written)
     ]
     if not kept:
         raise SourceError(f"{images} holds nothing but predictions of before")

@@ -85,3 +85,12 @@ def test_the_folder_of_the_data_is_named_before_the_class_file(tmp_path):
         data = ConfigDict({"path": str(tmp_path / name), "classes": "classes.txt"})
         with pytest.raises(SegmentationError, match=f"data.path=.*{name} is {what}"):
             classes.resolve(ConfigDict({"data": data}))
+
+
+@pytest.mark.parametrize("pattern", ["{split}.tar", "x-{00..03}.tar", "train.tar::val.tar", "?-*.tar", "train.tar", ""])
+def test_the_class_file_beside_packed_files(tmp_path, pattern):
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    data = {"source": "tar", "path": f"{tmp_path}/{pattern}", "classes": "classes.txt", "num_classes": 0}
+    config = ConfigDict({"data": data | {"class_names": (), "class_colors": ()}, "model": {"num_classes": 0}})
+    classes.resolve(config)
+    assert config.data.class_names == ("sky", "road") and config.model.num_classes == 2

@@ -1,21 +1,26 @@
 """The notebook's lines: pretrain, finetune from it, predict; and the wrong kind of path."""
 
+import io
+import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
-from helpers import checkpoints, miniatures
+from helpers import checkpoints, miniatures, packing, servers
 from PIL import Image
 
 import cp2_jax
 from cp2_jax.data.errors import SourceError, UnreadableImage
-from cp2_jax.interface import training
+from cp2_jax.interface import embedding, training
 from cp2_jax.options import ConfigError
-from cp2_jax.runs.checkpoints import CheckpointError
+from cp2_jax.runs.checkpoints import CheckpointError, read_variables
+from cp2_jax.segmentation import run
 
 TINY = {"dtype": "float32", "resnet": {"width": 4, "stem_width": 4}, "aspp": {"channels": 8}}
 PRETRAIN = dict(config="pretrain:demo", model=TINY, steps=2, batch_size=4, bn_groups=1, picture_every=0, probe_every=0)
 SHORT = dict(steps=2, batch_size=2, log_every=1, save_every=2)
+SIZES = {"data.crop_size": (32, 32), "data.resize": (), "data.workers": 0, "evaluation.resize": ()}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,8 @@ def pretrained(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finetuned(data, pretrained, tmp_path_factory):
-    sizes = {"data.crop_size": (32, 32), "data.resize": (), "data.workers": 0, "evaluation.resize": ()}
-    return cp2_jax.finetune(
-        data, tmp_path_factory.mktemp("runs") / "mine", checkpoint=pretrained, changes=sizes, eval_every=0, **SHORT
-    )
+    out = tmp_path_factory.mktemp("runs") / "mine"
+    return cp2_jax.finetune(data, out, checkpoint=pretrained, changes=SIZES, eval_every=0, **SHORT)
 
 
 def test_a_run_is_a_path_with_its_last_metrics(pretrained):
@@ -138,3 +141,35 @@ def test_keys_and_models_that_cannot_be(tmp_path):
         cp2_jax.finetune("photos", tmp_path / "a", data={"crop_sizes": (3, 3)})
     with pytest.raises(SourceError, match="photos does not exist"):
         cp2_jax.pretrain("photos", tmp_path / "a")
+
+
+def test_everything_in_a_bucket(pretrained, finetuned, data, tmp_path):
+    """From the checkpoint to predictions, features and exports: runs, labelled images and outputs in a bucket."""
+    with servers.proxied("gs") as proxy:
+        bucket = proxy.new_bucket()
+        for split in ("train", "val"):
+            files = sorted(data.glob(f"*/{split}/*"), key=lambda file: file.name)
+            packed = packing.write_tar(tmp_path / f"{split}.tar", {file.name: file.read_bytes() for file in files})
+            (bucket / f"{split}.tar").write_bytes(packed.read_bytes())
+        (bucket / "classes.txt").write_bytes((data / "classes.txt").read_bytes())
+        for file in filter(pathlib.Path.is_file, pretrained.path.rglob("*")):
+            (bucket / "photos" / str(file.relative_to(pretrained.path))).write_bytes(file.read_bytes())
+
+        changes = SIZES | {"data.source": "tar", "data.path": f"{bucket}/{{split}}.tar"}
+        options = dict(checkpoint=bucket / "photos", changes=changes, eval_every=0, **SHORT)
+        mine = cp2_jax.finetune(None, bucket / "mine", **options)
+        ours, theirs = (read_variables(one)[0] for one in (mine.path, finetuned))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+        assert run.evaluate(mine.path).path == bucket / "mine/scores.json"
+        images = data / "images/val"
+        run.predict(mine.path, images, bucket / "predicted")
+        mask = np.asarray(Image.open(io.BytesIO((bucket / "predicted/masks/0.png").read_bytes())))
+        np.testing.assert_array_equal(mask, cp2_jax.load_segmenter(finetuned).predict(images / "0.jpg").labels)
+        both = [
+            embedding.read(cp2_jax.embed(run, images, out))
+            for run, out in ((bucket / "photos", bucket / "f.npz"), (pretrained, tmp_path / "f.npz"))
+        ]
+        assert both[0][0] == both[1][0]
+        np.testing.assert_array_equal(both[0][1], both[1][1])
+        program = cp2_jax.export_program(mine.path, bucket / "mine.stablehlo", size=(16, 16))
+        assert program.is_file() and (bucket / "mine.stablehlo.json").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,8 +80,8 @@ def _without_numbers(names: list[str], path: str) -> list[str]:
 def resolve(config: ConfigDict) -> None:
     """Take names, colours and number of classes from the file `data.classes`, if a finetuning config names one.
 
-    The file is looked for as given, then below `data.path`. A resolved config says everything itself, so that a
-    checkpoint's needs the file no more.
+    The file is looked for as given, then below `data.path`, or beside the packed files that it names. A resolved config
+    says everything itself, so that a checkpoint's needs the file no more.
 
     Raises:
       SegmentationError: if there is no such file, it is wrong (see `read_classes`), or `data.num_classes` is set and
@@ -90,6 +91,8 @@ def resolve(config: ConfigDict) -> None:
     if not data.classes:
         return
     root = files.place(data.path)
+    if data.get("source") in ("tar", "parquet") and not root.is_dir():  # a pattern: the folder before what varies
+        root = files.place(os.path.dirname(re.split(r"::|[{*?\[]", data.path)[0]))
     if data.path and not root.is_dir():
         raise SegmentationError(f"data.path={root} is {'a file, not a folder' if root.exists() else 'not there'}")
     places = [files.place(data.classes), root / data.classes]
