@@ -66,7 +66,7 @@ def decode(
 
 
 def decode_once(data: bytes, name: str, value_range: Sequence[float] = ()) -> UInt8[np.ndarray, "height width 3"]:
-    """Return what `decode` does, read-only; small images, of which a process keeps the first few thousand, only once.
+    """Return what `decode` does; small images, of which a process keeps the first few thousand, only once and read-only.
 
     Of a small PNG most of the time goes into reading its header. At most `_KEPT` images of `_SMALL` bytes are kept, and
     what they were encoded in: less than 100 MB.
@@ -77,12 +77,14 @@ def decode_once(data: bytes, name: str, value_range: Sequence[float] = ()) -> UI
     Raises:
       UnreadableImage: see `decode`.
     """
+    if len(data) > _SMALL:  # the key of a large file would take time in vain
+        return decode(data, name, value_range)
     key = data, tuple(value_range)
     image = _kept.get(key)
     if image is None:
         image = decode(data, name, value_range)
-        image.flags.writeable = False
-        if len(_kept) < _KEPT and max(image.nbytes, len(data)) <= _SMALL:
+        if len(_kept) < _KEPT and image.nbytes <= _SMALL:
+            image.flags.writeable = False
             _kept[key] = image
     return image
 
