@@ -54,12 +54,12 @@ def use_forms(path):
         return
     found = json.loads(path.read_text())
     if found.get("pool_taps_gradient_ms", 1) < found.get("pool_scatter_gradient_ms", 0):
-        measured.POOL["cuda"] = "taps"
+        measured.POOL = {**measured.POOL, "cuda": "taps"}
     times = {
         form: [v for k, v in found.items() if k.endswith(f"{form}_gradient_ms")] for form in ("differentiated", "two_sums")
     }
     if sum(times["two_sums"]) < sum(times["differentiated"]):
-        measured.NORM["cuda"] = "two_sums"
+        measured.NORM = {**measured.NORM, "cuda": "two_sums"}
     rows = [dict(row) for row in found["measured"]]
     for row in rows:
         shape = {key: tuple(v) if isinstance(v, list) else v for key, v in row["shape"].items()}
