@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from cp2_jax.cli import screen
+
 ERROR, USAGE, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 
 
@@ -46,8 +48,8 @@ def guarded(call: Callable[[], None]) -> int:
             traceback.print_exc()
         message, status = explain(error)
         if message is None:
-            message = traceback.format_exc()
-        return _end(message, status)
+            return _end(traceback.format_exc(), status)
+        return _end(screen.wrapped(message, screen.width(sys.stderr)), status)
 
 
 def leave(status: int) -> NoReturn:

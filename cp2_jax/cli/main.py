@@ -79,7 +79,13 @@ def set_up() -> None:
     from absl import flags
     from absl import logging as absl_logging
 
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    from cp2_jax.cli import screen
+    from cp2_jax.runs import no_tpu
+
+    said = logging.StreamHandler()
+    said.setFormatter(screen.Lines(said.stream))
+    logging.basicConfig(handlers=[said], level=logging.WARNING)
+    no_tpu.settle()
     absl_logging.set_verbosity(absl_logging.WARNING)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read them

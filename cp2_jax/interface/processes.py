@@ -10,6 +10,7 @@ import jax
 from absl import flags
 
 from cp2_jax.paths import is_bucket
+from cp2_jax.runs import no_tpu
 
 CACHE = pathlib.Path("~/.cache/cp2_jax")
 
@@ -25,6 +26,7 @@ def ready() -> Iterator[None]:
     """
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
+    no_tpu.settle()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     main = sys.modules["__main__"]

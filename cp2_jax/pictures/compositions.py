@@ -10,6 +10,7 @@ from cp2_jax.pictures import canvas
 
 # Outside of the outline's colour a dark line, so that it shows on any picture.
 _OUTLINE, _EDGE = (255, 215, 0), (20, 20, 20)
+_GREY = 128
 
 
 def outline(
@@ -52,14 +53,21 @@ def mask_kinds(
         (
             f"{kind}\n{100 * np.mean(masks):.0f}% foreground",
             [
-                canvas.enlarged(cell)
+                cell
                 for mask, image in zip(masks, images, strict=True)
-                for cell in (np.repeat((np.asarray(mask) * 255).astype(np.uint8)[..., None], 3, axis=2), image)
+                for cell in (_bordered(canvas.enlarged(mask)), canvas.enlarged(image))
             ],
         )
         for kind, (masks, images) in samples.items()
     ]
     return canvas.table(columns, "Kinds of masks (augment.mask), white: foreground; below each, an image composed with it")
+
+
+def _bordered(mask: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a mask in black and white inside a grey line: white on white paper, all foreground would not be seen."""
+    drawn = np.repeat((np.asarray(mask) * 255).astype(np.uint8)[..., None], 3, axis=2)
+    inside = drawn[1:-1, 1:-1]
+    return np.pad(inside, ((1, 1), (1, 1), (0, 0)), constant_values=_GREY)
 
 
 def maps(

@@ -272,3 +272,10 @@ def test_report_shortens_a_long_list():
     one = check.Check("train", 0, check.collections.Counter(), np.zeros(256, int), np.zeros(256, int), ["bad"] * 30)
     text = check.report([one], ("a", "b"), limit=5)
     assert text.count("  bad") == 5 and "… and 25 more" in text
+
+
+def test_report_fits_80_columns_where_most_classes_are_absent():
+    one = check.Check("train", 1, check.collections.Counter(), np.zeros(256, int), np.zeros(256, int), [])
+    text = check.report([one], [f"class {n}" for n in range(150)])
+    assert "train: no pixel of 150 of 150 classes: class 0, class 1," in text and "… (0 images above)" in text
+    assert max(map(len, text.split("\n"))) <= 80

@@ -37,6 +37,7 @@ def test_mask_kinds():
     rectangle, full = np.zeros((1, 32, 32)), np.ones((1, 32, 32))
     picture = pictures.mask_kinds({"rectangle": (rectangle, green), "full": (full, green)})
     assert shows(picture, (0, 255, 0), 1000) and shows(picture, (0, 0, 0), 1000)
+    assert shows(picture, (128, 128, 128), 8 * 223)  # a line around each mask: all foreground is white on white
     with pytest.raises(ValueError):
         pictures.mask_kinds({"full": (np.ones((2, 32, 32)), green)})
 

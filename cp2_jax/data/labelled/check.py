@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -128,7 +129,8 @@ def report(checks: Sequence[Check], names: Sequence[str], ignore_label: int = 25
     for check in checks:
         absent = [name for label, name in enumerate(names) if not check.present[label]]
         if absent and check.images:
-            lines.append(f"{check.split}: no pixel of {', '.join(absent)}")
+            text = f"{check.split}: no pixel of {len(absent)} of {len(names)} classes: {', '.join(absent)}"
+            lines += textwrap.wrap(text, 80, subsequent_indent="  ", max_lines=3, placeholder=" … (0 images above)")
         if check.problems:
             lines += ["", f"{check.split}: {len(check.problems)} problems"]
             lines += [f"  {problem}" for problem in check.problems[:limit]]

@@ -1,0 +1,50 @@
+"""What is printed for people fits a terminal; what is printed for a file stays one line."""
+
+import io
+import logging
+import sys
+
+import pytest
+
+from cp2_jax.cli import errors, screen
+from cp2_jax.options import ConfigError
+
+LONG = "the batch is larger than the data set: " + ", ".join(["config.batch_size=4"] * 12) + " /a" + "/long" * 30
+
+
+def test_lines_are_broken_at_spaces_and_nothing_is_lost():
+    text = f"first\n  {LONG}\n{'x' * 100}"
+    lines = screen.wrapped(text, 80).split("\n")
+    assert [line for line in lines if len(line) > 80] == ["    /a" + "/long" * 30, "x" * 100]  # paths stay whole
+    assert lines[0] == "first" and lines[1].startswith("  the batch") and lines[2].startswith("    config.")
+    assert "\n".join(lines).split() == text.split()
+    assert screen.wrapped(text, 0) == text and screen.wrapped("short", 80) == "short"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream, lines", [(io.StringIO, 1), (Terminal, 6)])
+def test_errors_and_warnings_are_broken_for_a_terminal_alone(monkeypatch, stream, lines):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", stream())
+
+    def call():
+        raise ConfigError(LONG)
+
+    assert errors.guarded(call) == errors.USAGE
+    printed = sys.stderr.getvalue()
+    assert printed.count("\n") == lines and printed.split() == ["error:", *LONG.split()]
+    record = logging.LogRecord("any", logging.WARNING, "", 0, "%s", (LONG,), None)
+    assert screen.Lines(sys.stderr).format(record).replace("WARNING", "error") == printed.rstrip("\n")
+
+
+def test_a_record_keeps_its_traceback():
+    try:
+        raise ValueError("why")
+    except ValueError:
+        record = logging.LogRecord("any", logging.ERROR, "", 0, "failed", (), sys.exc_info())
+    text = screen.Lines(Terminal()).format(record)
+    assert text.startswith("ERROR: failed\nTraceback") and text.endswith("ValueError: why")
