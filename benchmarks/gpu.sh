@@ -40,10 +40,10 @@ if [ -n "$rehearse" ]; then
   "$python" -c "import jaxlib, sys; sys.exit(not jaxlib.__version__.startswith('0.10.'))" &&
     export XLA_FLAGS="--xla_cpu_use_fusion_emitters=false ${XLA_FLAGS:-}"
   size="--tiny --batch 8 --steps 2"; few="--tiny --batch 8"; small="--tiny --batch 4 --size 64 --steps 2"; device=cpu
-  convs="--tiny --batch 4 --repeats 1"; total=${TOTAL:-7200}; workers=${WORKERS:-2}
+  many="--tiny --batch 4 --seeds 2 --steps 1"; convs="--tiny --batch 4 --repeats 1"; total=${TOTAL:-7200}; workers=${WORKERS:-2}
 else
   size="--batch 256 --steps 20"; few="--batch 256"; small="--batch 16 --size 512 --steps 20"; device=cuda
-  convs="--batch 256 --repeats 3"
+  convs="--batch 256 --repeats 3"; many="--steps 20"
 fi
 has_torch=""
 "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)" && has_torch=1
@@ -113,6 +113,6 @@ row step_vit_xla 45 step.py --model vit_aspp $size $bf16 --device $device --atte
 row largest 200 card_memory.py $few --largest
 row largest_remat 200 card_memory.py $few --largest --remat
 row peer_r50_tuned 400 step.py --model r50_aspp $size $bf16 --device $device --peers autotuned --peers_only
-[ -f benchmarks/many_seeds.py ] && row many_seeds 120 many_seeds.py $few
+row many_seeds 90 many_seeds.py $many
 wait
 "$python" benchmarks/gpu_table.py "$out" ${KEEP:+--keep "$KEEP"}

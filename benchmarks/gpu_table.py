@@ -60,6 +60,8 @@ memory, batch 256: in use, GB              |              | .2f   | memory measu
 JPEGs to trained step, in_batch, samples/s |              | .0f   | end_to_end samples_per_second
   share of waiting for input               | < 0.05       | .3f   | end_to_end input_wait_share
   cores needed, independent                |              | .1f   | end_to_end cores_needed_independent
+16 seeds in one program over one: pretraining  | >= 5     | .2f   | many_seeds pretraining_times_one
+  likewise, finetuning                     |              | .2f   | many_seeds finetuning_times_one
 """
 
 

@@ -83,8 +83,15 @@ def of_seed(tree: Any, index: int) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _pretraining(config: str, total: int, per_epoch: int, count: int) -> tuple[Callable, Callable, Callable]:
-    """Return compiled (initial variables of seeds, state of variables and seeds, step): by the config as JSON."""
+def pretraining(config: str, total: int, per_epoch: int, count: int) -> tuple[Callable, Callable, Callable]:
+    """Return compiled (initial variables of seeds, state of variables and seeds, step of state, batch and seeds).
+
+    Args:
+      config: of pretraining, as JSON.
+      total: steps of the schedule.
+      per_epoch: steps of an epoch.
+      count: seeds of a group.
+    """
     settings = ConfigDict(json.loads(config))
     schedule = optim.schedule(settings.optimizer, total, per_epoch)
     optimizer = optim.make(settings.optimizer, schedule)
@@ -96,7 +103,8 @@ def _pretraining(config: str, total: int, per_epoch: int, count: int) -> tuple[C
 
 
 @functools.lru_cache(maxsize=8)
-def _finetuning(config: str, total: int, count: int) -> tuple[Callable, Callable, Callable]:
+def finetuning(config: str, total: int, count: int) -> tuple[Callable, Callable, Callable]:
+    """Return compiled (initial variables of seeds, state of variables, step); arguments as of `pretraining`."""
     settings = ConfigDict(json.loads(config))
     begin, train = finetune_step.make_train(settings, total, 1)
     first = over(functools.partial(finetune_step.init_variables, settings), count, (0,))
@@ -116,13 +124,13 @@ def _reduced(step: Callable) -> Callable:
 
 def initial_variables(config: ConfigDict, seeds: Sequence[int]) -> dict:
     """Return {'params', 'batch_stats'} of a group before pretraining, at random from each seed."""
-    first, _, _ = _pretraining(config.to_json(), 1, 1, len(seeds))
+    first, _, _ = pretraining(config.to_json(), 1, 1, len(seeds))
     return first(jnp.asarray(seeds, jnp.int32))
 
 
 def initial_segmenters(config: ConfigDict, seeds: Sequence[int]) -> dict:
     """Return {'params', 'batch_stats'} of a group before finetuning, at random from each seed."""
-    first, _, _ = _finetuning(config.to_json(), 1, len(seeds))
+    first, _, _ = finetuning(config.to_json(), 1, len(seeds))
     return first(jnp.asarray(seeds, jnp.int32))
 
 
@@ -144,7 +152,7 @@ def pretrain(
     Raises:
       NonFiniteLoss, Preempted: see `loop.fit`. Nothing is saved on the way: a study keeps what is finished.
     """
-    _, start, step = _pretraining(config.to_json(), config.steps, per_epoch, len(seeds))
+    _, start, step = pretraining(config.to_json(), config.steps, per_epoch, len(seeds))
     numbers = jnp.asarray(seeds, jnp.int32)
     return _fit(
         config, lambda state, batch: step(state, batch, numbers), start(variables, numbers), batches, seeds, workdir
@@ -159,7 +167,7 @@ def finetune(
     Raises:
       NonFiniteLoss, Preempted: see `pretrain`.
     """
-    _, start, step = _finetuning(config.to_json(), config.steps, len(seeds))
+    _, start, step = finetuning(config.to_json(), config.steps, len(seeds))
     numbers = jnp.asarray(seeds, jnp.int32)
     return _fit(config, lambda state, batch: step(state, batch, numbers), start(variables), batches, seeds, workdir)
 

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 from helpers import tiny
 from helpers.paths import ROOT
+from ml_collections import ConfigDict
 
+from configs import finetune_demo
 from cp2_jax.models import measured
 
 
@@ -87,6 +89,21 @@ def test_the_whole_step_and_its_memory(toy):
     assert found["predicted_gb"] > found["temporaries_gb"] > 0 and found["prediction"] is None  # CPUs do not tell
     with pytest.raises(SystemExit):
         toy("whole_step").main(["--only", "everything"])
+
+
+def test_many_seeds(benchmark, monkeypatch):
+    """Of a small network; the program for two seeds is another one than that for one."""
+    pretrain, finetune = tiny.toy_pretrain_config(monkeypatch), finetune_demo.get_config()
+    pretrain.batch_size = finetune.batch_size = 4
+    finetune.model = pretrain.model.copy_and_resolve_references()
+    finetune.model.num_classes = finetune.data.num_classes
+    finetune.data.crop_size = (32, 32)
+    study = ConfigDict({"pretrain": pretrain, "finetune": finetune})
+    monkeypatch.setitem(sys.modules, "configs.study_toy", SimpleNamespace(get_config=lambda: study))
+    command = ["--config", "study_toy", "--seeds", "2", "--steps", "1", "--batch", "4", "--job", "pretraining"]
+    found = benchmark("many_seeds").main(command)
+    one, two = (found[f"pretraining_{count}_samples_per_second"] for count in (1, 2))
+    assert two / one == found["pretraining_times_one"] > 0.1
 
 
 def test_segmenting(benchmark):
