@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the environment and run the tests: bash scripts/test.sh [pytest arguments]
-# In two processes (TEST_PROCESSES), each with whole files, in the order of tests/conftest.py: the longest first.
+# In three processes (TEST_PROCESSES), for some of the time one waits for programs that it started; each takes whole files, in the
+# order of tests/conftest.py: the longest first.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 # Servers of buckets, which some tests start on 127.0.0.1; without them those tests are skipped.
@@ -13,4 +14,4 @@ if [ ! -e "$servers" ]; then
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
+"$python" -m pytest --numprocesses "${TEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder "$@"
