@@ -171,7 +171,7 @@ def test_what_cannot_be_started_from_is_an_error(converted, fresh, name, changes
 def test_finetuning_compares_with_the_pretraining_run_and_its_input(tmp_path, converted):
     """Heads and input that weights do not tell are in the run's own config."""
     config = tiny_config(**{"model.head": "fcn", "model.fcn.channels": 4, "init.head": "random"})
-    config.model.resnet.update(width=2, stem_width=2)
+    config.model.resnet.update(width=2, stem_width=2, stage_sizes=())
     config.init.checkpoint = str(tmp_path)
     loaded, _ = checkpoints.read_variables(converted / "moco")
     run = quick_config("", **{"model.std": (0.5, 0.5, 0.5)}).to_dict()

@@ -10,9 +10,9 @@ from helpers import toy_backbone
 
 
 def finetune_config():
-    """A finetuning config: ResNet-18 four channels wide, 3 classes, 32x32 images."""
+    """A finetuning config: a residual network four channels wide, 3 classes, 32x32 images."""
     config = finetune_voc.get_config()
-    config.model.resnet.update(depth=18, width=4, output_stride=8, stem_width=4)
+    config.model.resnet.update(depth=18, stage_sizes=(1, 1, 1, 1), width=4, output_stride=8, stem_width=4)
     config.model.aspp.update(channels=8, dilations=(1, 2))
     config.model.dtype = "float32"
     config.model.num_classes = config.data.num_classes = 3
@@ -36,7 +36,7 @@ def toy_pretrain_config(monkeypatch):
 
 
 def tiny_config(**changes):
-    """A ResNet-18 four channels wide, 3 classes, 32x32 images."""
+    """A residual network four channels wide, 3 classes, 32x32 images."""
     config = finetune_config()
     config.data.class_names = ("left", "right", "other")
     config.data.crop_size = (32, 32)

@@ -297,6 +297,7 @@ def test_checkpoint_of_another_model_is_refused():
 
 SMALL = (
     "--config.model.resnet.depth=18",
+    "--config.model.resnet.stage_sizes=(1,1,1,1)",
     "--config.model.resnet.width=4",
     "--config.model.resnet.stem_width=4",
     "--config.model.aspp.channels=8",
