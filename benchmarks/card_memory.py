@@ -3,8 +3,9 @@
     python benchmarks/card_memory.py --batch 256 [--largest] [--remat] [--json FILE]
 
 Predicted: the peak of planning's compiled program. Measured: the allocator's most bytes in use over three steps, in a
-process that did nothing else. `--largest` compiles larger batches until one does not fit, with nothing run; it stands in
-the result as the largest that the prediction lets into 95% of the card, or as what the card's compiler refused.
+process that did nothing else. `--largest` compiles larger batches until one does not fit, with nothing run; the largest is
+what the prediction lets into 95% of what JAX may take of the card (three quarters of it, unless
+XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise), and likewise of 80 GB.
 """
 
 import jax
@@ -13,6 +14,8 @@ import timing
 from cp2_jax.planning import chips, program
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.runs import mesh, profiling
+
+_USED = 0.95  # of the memory
 
 
 def plan(config):
@@ -35,16 +38,18 @@ def run(config):
 
 
 def largest(config, capacity, batches=(512, 768, 1024, 1280, 1536, 2048)):
-    """Return the largest batch whose predicted peak fits, and the predicted gigabytes by batch."""
+    """Return the largest batch whose predicted peak fits, here and into 80 GB, and the predicted gigabytes by batch."""
     found, predicted = config.batch_size, {}
     for batch in batches:
         config.batch_size, config.loss.queue_size = batch, 65536 // batch * batch
         peak = plan(config).peak
         predicted[str(batch)] = peak and peak / 1e9
-        if peak is None or peak > 0.95 * capacity:
+        if peak is None or peak > _USED * capacity:
             break
         found = batch
-    return {"largest_batch": found, "predicted_gb_by_batch": predicted}
+    fitting = [int(batch) for batch, gb in predicted.items() if gb and gb <= _USED * 80]
+    in_80 = max(fitting, default=None)
+    return {"largest_batch": found, "largest_batch_in_80_gb": in_80, "predicted_gb_by_batch": predicted}
 
 
 def main(arguments=None):

@@ -61,7 +61,7 @@ row() {
 
 # measure NAME SECONDS SCRIPT ARGUMENTS...: write OUT/NAME.json, or say in OUT/NAME.status why there is none, or not all.
 measure() {
-  local name=$1 limit=$2 script=$3 left=$((total - (SECONDS - begin))) start=$SECONDS status
+  local name=$1 limit=$2 script=$3 left=$((total - (SECONDS - begin))) start=$SECONDS status why=""
   shift 3
   if [ $left -lt 15 ]; then
     [ -s "$out/$name.json" ] || echo "no time left: call it again" > "$out/$name.status"
@@ -70,13 +70,16 @@ measure() {
   [ -n "$rehearse" ] && limit=${LIMIT:-1800}
   rm -f "$out/$name.part"
   (CARD_SECONDS=$limit exec timeout -k 5 "$left" "$python" "benchmarks/$script" "$@" --json "$out/$name.part") \
-    > "$out/$name.log" 2>&1
+    > "$out/$name.log" 2>&1 < /dev/null # reading a terminal would stop a program in the background
   status=$?
   case $status in
     0) rm -f "$out/$name.status" ;;
     142) echo "cut short after $limit s on the card" > "$out/$name.status" ;;
-    124|137) echo "cut short: the time was up after $left s" > "$out/$name.status" ;;
-    *) echo "failed: $(grep -E "^[A-Za-z_.]+: " "$out/$name.log" | tail -1 | cut -c1-200)" > "$out/$name.status" ;;
+    124) echo "cut short: the time was up after $left s" > "$out/$name.status" ;;
+    137) [ $((SECONDS - start)) -ge "$left" ] && why="cut short: the time was up after $left s"
+      echo "${why:-killed, as programs are that take more memory than there is}" > "$out/$name.status" ;;
+    *) why=$(grep -E "^[A-Za-z_.]+: " "$out/$name.log" | tail -1)
+      echo "failed: $(echo "${why:-exit status $status: $(tail -1 "$out/$name.log")}" | cut -c1-200)" > "$out/$name.status" ;;
   esac
   # What was written before the end counts: forms of convolutions are written one by one.
   [ -s "$out/$name.part" ] && mv "$out/$name.part" "$out/$name.json"

@@ -56,7 +56,9 @@ evaluation 512 x 512, batch 16             |              | .1f s | evaluate sec
 memory, batch 256: in use, GB              |              | .2f   | memory measured_gb
   predicted over in use                    | 0.95 to 1.05 | .3f   | memory prediction
   largest batch by prediction              |              | .0f   | largest largest_batch
-  likewise, remat                          |              | .0f   | largest_remat largest_batch
+  likewise, in 80 GB                       |              | .0f   | largest largest_batch_in_80_gb
+  largest batch with remat                 |              | .0f   | largest_remat largest_batch
+  likewise, in 80 GB                       |              | .0f   | largest_remat largest_batch_in_80_gb
 JPEGs to trained step, in_batch, samples/s |              | .0f   | end_to_end samples_per_second
   share of waiting for input               | < 0.05       | .3f   | end_to_end input_wait_share
   cores needed, independent                |              | .1f   | end_to_end cores_needed_independent
