@@ -1,17 +1,21 @@
 """The table that a conversion prints: what went where, what was left out and why, what keeps its initial value."""
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cp2_jax.convert import names
 
+_WIDTH = 80  # columns; a name that is longer stays whole
+_LEAST = 27  # columns for the right side of two; with less, it goes below the left
+
 
 def render(path, container, match, meta: Mapping, sources: Mapping, expected: Mapping, left_out: Mapping, tree: Any) -> str:
-    """Return the table as text, no line of it longer than the terminal needs to be."""
+    """Return the table as text, in lines of 80 columns."""
     model = meta["model"]
-    lines = [f"{path}", f"  {match.format.title} ({match.format.name}), {container}", f"  {_model(model)}", "", "loaded"]
+    lines = [f"{path}", f"  {match.format.title} ({match.format.name}), {container}", *_lines(_model(model)), "", "loaded"]
     lines += _columns((_group(s), f"-> {_ours(n)}") for n, s in _by_group(sources, expected))
     lines += ["", "left out"]
     paths = (re.split(r"[./]", s) for group in sources.values() for s in group)
@@ -23,14 +27,17 @@ def render(path, container, match, meta: Mapping, sources: Mapping, expected: Ma
     mean, std = _three(meta["input"]["mean"]), _three(meta["input"]["std"])
     lines += ["", "input", f"  RGB in [0, 1], minus {mean}, divided by {std}"]
     if meta["notes"]:
-        lines += ["", "mind", *(f"  {note}" for note in meta["notes"])]
+        lines += ["", "mind", *(line for note in meta["notes"] for line in _lines(note))]
     return "\n".join(lines)
 
 
 def _model(model: Mapping) -> str:
-    parts = [f"{key} {value}" for key, value in model[model["backbone"]].items() if value != ()]
-    head = f"; {model['head']} head {dict(model[model['head']])}" if "head" in model else ""
-    return f"{model['backbone']} ({', '.join(parts)}){head}"
+    def part(name: str) -> str:
+        values = [f"{key} {value}" for key, value in model[name].items() if value != ()]
+        return f" ({', '.join(values)})" if values else ""
+
+    head = f"; {model['head']} head{part(model['head'])}" if "head" in model else ""
+    return f"{model['backbone']}{part(model['backbone'])}{head}"
 
 
 def _parts(model: Mapping):
@@ -55,7 +62,10 @@ def _stage(name: str) -> str:
 def _ours(members: list[str]) -> str:
     located = [names.our_name(name) for name in members]
     paths = sorted({"/".join(path.split("/")[:2]) for _, path in located})
-    return paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1].rpartition('/')[2]}"
+    if len(paths) == 1:
+        return paths[0]
+    stem, _, number = paths[-1].rpartition("_")  # layer3_0 … 5
+    return f"{paths[0]} … {number if paths[0].startswith(f'{stem}_') else paths[-1].rpartition('/')[2]}"
 
 
 def _group(members: list[str]) -> str:
@@ -92,8 +102,19 @@ def _entries(tree: Any, where: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
     rows = list(rows)
-    width = min(max((len(left) for left, _ in rows), default=0), 60)
-    return [f"  {left:<{width}}  {right}" for left, right in rows]
+    width = min(max((len(left) for left, _ in rows), default=0), _WIDTH - 4 - _LEAST)
+    lines = []
+    for left, right in rows:
+        if len(left) <= width:
+            lines += _lines(right, f"  {left:<{width}}  ", " " * (width + 4))
+        else:
+            lines += [f"  {left}", *_lines(right, " " * (width + 4), " " * (width + 4))]
+    return lines
+
+
+def _lines(text: str, first: str = "  ", further: str = "    ") -> list[str]:
+    keep = dict(break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=further, **keep)
 
 
 def _three(values: Iterable[float]) -> str:

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pathlib
+import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, ImageShow
 
 from cp2_jax import pictures
 from cp2_jax.data.errors import UnreadableImage
@@ -70,7 +72,10 @@ class Prediction:
         return path
 
     def show(self) -> None:
-        """Show the overlay: in a notebook below the cell, elsewhere in the system's image viewer."""
+        """Show the overlay: in a notebook below the cell, elsewhere in the system's image viewer.
+
+        Without display or viewer it is written to a file, whose path is printed.
+        """
         picture = Image.fromarray(self.overlay())
         try:
             from IPython import display, get_ipython
@@ -78,8 +83,10 @@ class Prediction:
             get_ipython = bool
         if get_ipython():
             display.display(picture)
-        else:
-            picture.show(title=self.name)
+        elif not (_has_display() and ImageShow.show(picture, title=self.name)):
+            folder = pathlib.Path(tempfile.mkdtemp(prefix="cp2_jax_"))
+            picture.save(path := folder / f"{pathlib.Path(self.name).stem or 'prediction'}_overlay.png")
+            print(f"no display, or no program that shows pictures; see {path}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,6 +153,10 @@ def load_segmenter(run: str | os.PathLike, checkpoint: str | os.PathLike | None 
     model = saved.open_saved(run, checkpoint)
     names = tuple(model.config.data.class_names)
     return Segmenter(names, model.config, predictor.make_predictor(model.config), jax.device_put(model.variables))
+
+
+def _has_display() -> bool:
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
 
 
 def _read(image: Any) -> tuple[str, UInt8[np.ndarray, "height width 3"]]:

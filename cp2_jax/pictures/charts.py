@@ -150,7 +150,7 @@ def _panel(axis, panel: Panel, found, lines) -> None:
     for style, (words, value) in zip(("--", ":", "-."), lines, strict=False):
         axis.axhline(value, label=f"{words}: {value:g}{'%' if panel.percent else ''}", color="0.35", linestyle=style)
     axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
-    axis.xaxis.get_major_locator().set_params(integer=True)  # a short run has no half steps
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # a short run has no half steps
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     # Below the axis, where no data are.

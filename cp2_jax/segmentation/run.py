@@ -131,7 +131,7 @@ def evaluate(
     distributed.agree(distributed.facts(model.config, {"--workdir": workdir, "step": str(model.step)}))
     evaluator = Evaluator(model.config, mesh.make_mesh())
     split = evaluator.split
-    _say(f"{len(evaluator.examples)} images of split {split.name}, {model.what}")
+    _say(f"{model.what}\n{len(evaluator.examples)} images of split {split.name}")
     if model.own is not None and tuple(model.own.data.class_names) != evaluator.names:
         _say(f"mind: the model was finetuned for the classes {', '.join(model.own.data.class_names)}")
     variables = jax.device_put(model.variables, mesh.replicated(evaluator.device_mesh))

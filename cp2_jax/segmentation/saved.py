@@ -85,25 +85,25 @@ def _place(run: AnyPath, checkpoint: str | AnyPath | None) -> tuple[AnyPath, str
     """Return the path of the checkpoint and what to call it."""
     word = "newest" if checkpoint is None else str(checkpoint)
     if word == "newest":
-        return run, "the newest checkpoint, step {step}" if (run / "checkpoints").is_dir() else "step {step}"
+        return run, "newest checkpoint, step {step}" if (run / "checkpoints").is_dir() else "step {step}"
     if word == "best":
         if not (run / "best").is_dir():
             raise CheckpointError(f"{run} has no best model: no evaluation has been made, or it is no finetuning run")
-        return run / "best", "the best checkpoint, step {step}"
+        return run / "best", "best checkpoint, step {step}"
     if word.isdecimal():
         if not (run / "checkpoints" / word).is_dir():
             steps = sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdecimal())
             raise CheckpointError(f"{run} has no checkpoint of step {word}; there are {steps or 'none'}")
-        return run / "checkpoints" / word, "the checkpoint of step {step}"
+        return run / "checkpoints" / word, "checkpoint of step {step}"
     return at(word), "step {step}"
 
 
 def _best(run: str | AnyPath, word: str) -> str:
     """Return where the best model of the run is, if another was taken."""
-    best = best_of(run) if word.startswith("the newest") else {}
+    best = best_of(run) if word.startswith("newest") else {}
     if not best:
         return ""
-    return f" (the best is of step {best['best_step']}, mIoU {best['best_mean_iou']:.2%}: --checkpoint best)"
+    return f" (best: step {best['best_step']}, mIoU {best['best_mean_iou']:.1%}; --checkpoint best)"
 
 
 def best_of(run: str | AnyPath) -> dict:

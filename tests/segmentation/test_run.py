@@ -44,7 +44,7 @@ def test_the_work_directory_is_the_whole_command(trained, capsys):
     assert after["matrix"] == before["matrix"] and after["split_digest"] == before["split_digest"]
     assert (after["step"], after["checkpoint"]) == (2, str(root / "run")) and after["best_mean_iou"] > 0
     printed = capsys.readouterr().out
-    assert "3 images of split val, the newest checkpoint, step 2 (the best is of step " in printed
+    assert printed.startswith("newest checkpoint, step 2 (best: step ") and "\n3 images of split val\n" in printed
     assert "Dice %" in printed and "border %" in printed
 
 
