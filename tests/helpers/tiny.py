@@ -35,6 +35,22 @@ def toy_pretrain_config(monkeypatch):
     return config
 
 
+def toy_study(config, data, monkeypatch):
+    """Make a study's config that of the toy network on 32x32 images of `data`, two steps of each training."""
+    toy = toy_pretrain_config(monkeypatch).model.toy
+    for part in (config.pretrain, config.finetune):
+        part.image_size, part.batch_size, part.steps = 32, 4, 2
+        part.data.path = str(data)
+        with part.unlocked():
+            part.model.toy = toy
+        part.model.update(backbone="toy", head="fcn")
+        part.model.fcn.channels = 8
+    config.pretrain.loss.queue_size, config.pretrain.probe_images = 8, 4
+    config.finetune.data.crop_size = (32, 32)
+    config.finetune.evaluation.batch_size = 4
+    return config
+
+
 def tiny_config(**changes):
     """A residual network four channels wide, 3 classes, 32x32 images."""
     config = finetune_config()

@@ -13,20 +13,9 @@ from cp2_jax.reproduce import listing, quick_tuning, seeds
 
 
 def small(data, monkeypatch, **changes):
-    config = study_gpu.get_config()
-    toy = tiny.toy_pretrain_config(monkeypatch).model
+    config = tiny.toy_study(study_gpu.get_config(), data, monkeypatch)
     config.update(seeds=(0, 1), seeds_at_once=2, base_steps=2, labels=(2, 4))
     config.methods = ("scratch", "nothing", "continued_compute", "cp2", "cp2_random_head")
-    for part in (config.pretrain, config.finetune):
-        part.image_size, part.batch_size, part.steps = 32, 4, 2
-        part.data.path = str(data)
-        with part.unlocked():  # a ResNet takes ten times as long to compile
-            part.model.toy = toy.toy
-        part.model.update(backbone="toy", head="fcn")
-        part.model.fcn.channels = 8
-    config.pretrain.loss.queue_size, config.pretrain.probe_images = 8, 4
-    config.finetune.data.crop_size = (32, 32)
-    config.finetune.evaluation.batch_size = 4
     config.update(changes)
     return config
 

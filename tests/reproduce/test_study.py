@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny
 from scipy import optimize
 
 from configs import study_demo
@@ -57,18 +58,18 @@ def test_prediction_upsamples_logits_not_labels():
     np.testing.assert_array_equal(found, np.broadcast_to(2 * columns - 0.6 > 0, (1, 2, 8)))
 
 
-def tiny(data, **changes):
-    config = study_demo.get_config()
-    for part in (config.pretrain, config.finetune):
-        part.image_size, part.batch_size, part.steps = 32, 4, 2
-        part.data.path = str(data)
-        part.model.resnet.update(width=4, stem_width=4)
-        part.model.aspp.update(channels=8, dilations=(1, 2))
-    config.pretrain.loss.queue_size, config.pretrain.probe_images = 8, 4
-    config.finetune.data.crop_size, config.finetune.data.limit = (32, 32), 4
-    config.finetune.evaluation.batch_size = 4
-    config.update(changes)
-    return config
+@pytest.fixture(scope="module")
+def small(data):
+    """Return (changes) -> the study's config in miniature."""
+
+    def make(**changes):
+        config = tiny.toy_study(study_demo.get_config(), data, patch)
+        config.finetune.data.limit = 4
+        config.update(changes)
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield make
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(data, tmp_path_factory):
+def done(small, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("study")
-    config = tiny(data, seeds=(0,), methods=("scratch", "moco_v2_compute", "cp2", "cp2_random_head"))
+    config = small(seeds=(0,), methods=("scratch", "moco_v2_compute", "cp2", "cp2_random_head"))
     study.Study(config, workdir).run()
     return workdir, {p.stem: json.loads(p.read_text()) for p in (workdir / "cells").glob("*.json")}
 
@@ -107,26 +108,26 @@ def test_equal_compute_means_as_many_operations(done):
     assert abs(moco["flops"] - cp2["flops"]) <= one_step / 2
 
 
-def test_finished_cells_are_not_made_again_and_another_study_is_refused(done, data):
+def test_finished_cells_are_not_made_again_and_another_study_is_refused(done, small):
     workdir, _ = done
     before = {p: p.stat().st_mtime_ns for p in (workdir / "cells").glob("*.json")}
-    study.Study(tiny(data, seeds=(0,), methods=("scratch", "cp2")), workdir).run()
+    study.Study(small(seeds=(0,), methods=("scratch", "cp2")), workdir).run()
     assert before == {p: p.stat().st_mtime_ns for p in (workdir / "cells").glob("*.json")}
     record = workdir / "study.json"
     saved = json.loads(record.read_text())
     for part in saved.values():  # as an older version, which had fewer keys, would have left it
         del part["data.value_range"], part["kind"]
     record.write_text(json.dumps(saved))
-    study.Study(tiny(data, seeds=(0,), methods=("scratch",)), workdir)
-    other = tiny(data, seeds=(0,), methods=("cp2",))
+    study.Study(small(seeds=(0,), methods=("scratch",)), workdir)
+    other = small(seeds=(0,), methods=("cp2",))
     other.pretrain.steps = 3
     with pytest.raises(ConfigError, match="pretrain.steps"):
         study.Study(other, workdir)
 
 
-def test_an_unknown_method_is_named(data, tmp_path):
+def test_an_unknown_method_is_named(small, tmp_path):
     with pytest.raises(ConfigError, match="methods=cp3: must be one of scratch, cp2"):
-        study.Study(tiny(data, methods=("cp3",)), tmp_path)
+        study.Study(small(methods=("cp3",)), tmp_path)
 
 
 def test_methods_differ_in_what_they_say():
