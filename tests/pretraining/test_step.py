@@ -284,9 +284,9 @@ def test_two_processes_are_two_batch_norm_groups(x64, reference, seen, backbone,
     close("float32 queue, two processes", state.queue.reshape(64, 128).T, recorded["step2/queue_after"], 1e-4, name)
 
 
-def test_the_queue_wraps_and_holds_the_newest_keys():
+def test_the_queue_wraps_and_holds_the_newest_keys(monkeypatch):
     """With a queue of two rows, the third step overwrites the first step's row."""
-    config = shallow_config()
+    config = tiny.toy_pretrain_config(monkeypatch)
     config.loss.queue_size = 16
     optimizer, update = make(config)
     state = pretrain_step.init_state(config, optimizer)
@@ -308,10 +308,11 @@ def random_pair(seed, batch=8, size=64):
     return Pair(image_query=images[0], image_key=images[1], mask_query=mask[0], mask_key=mask[1])
 
 
-def test_strided_groups_are_one_of_the_permutations(x64):
+def test_strided_groups_are_one_of_the_permutations(x64, monkeypatch):
     """The static shuffle equals moving the images: sample i sits in group i mod G."""
-    config = shallow_config("float64")
-    config.bn_groups = 2
+    config = tiny.toy_pretrain_config(monkeypatch)
+    config.model.dtype = "float64"
+    config.update(bn_groups=2, key_shuffle="none")
     optimizer, moved = make(config)
     config.key_shuffle = "strided"
     _, strided = make(config)
