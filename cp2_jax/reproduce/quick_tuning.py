@@ -63,6 +63,14 @@ ARMS = {
     "continued_compute": Arm(
         "MoCo v2 continued, equal compute", MOCO | _TUNED, "random", equal_compute=True, start="continued"
     ),
+    # Of the network that will be finetuned the stride alone. Added when the results of the others were known, to find out
+    # what of CP²'s gain it explains; no default of the studies.
+    "continued_fine": Arm(
+        "MoCo v2 continued, finetuning's stride",
+        NO_COPY_PASTE | {"model.head": "pool"} | _TUNED,
+        "random",
+        start="continued",
+    ),
     "no_copy_paste": Arm("no copy-paste", NO_COPY_PASTE | _TUNED),
     "instance_only": Arm("instance loss only", {"loss.alpha": 0.0} | _TUNED),
     "dense_only": Arm("dense loss only", {"loss.alpha_instance": 0.0} | _TUNED),

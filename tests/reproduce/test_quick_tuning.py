@@ -64,3 +64,11 @@ def test_bad_values_are_named(data, tmp_path, monkeypatch):
         quick_tuning.QuickTuning(small(data, monkeypatch, methods=("cp3",)), tmp_path)
     with pytest.raises(ConfigError, match="give two numbers of labelled images"):
         quick_tuning.QuickTuning(small(data, monkeypatch, labels=(4,)), tmp_path)
+
+
+def test_the_stride_alone_is_an_arm_that_was_added_later():
+    config = study_gpu.get_config()
+    assert set(quick_tuning.ARMS) - set(config.methods) == {"continued_fine"}
+    fine, coarse = (dict(quick_tuning.ARMS[name].overrides) for name in ("continued_fine", "continued"))
+    assert coarse.pop("model.resnet.output_stride") == 32 and fine == coarse
+    assert config.pretrain.model.resnet.output_stride == config.finetune.model.resnet.output_stride == 4
