@@ -111,9 +111,9 @@ def test_groups():
 
 
 def test_a_seed_that_fails_stops_its_group(small, tmp_path):
-    config, _ = small("float32")
-    start = jax.tree.map(np.asarray, seeds.initial_variables(config, SEEDS[:2]))
+    _, config = small("float32")
+    start = jax.tree.map(np.asarray, seeds.initial_segmenters(config, SEEDS[:2]))
     bad = jax.tree.map(lambda x: np.concatenate([x[:1], x[1:] * np.nan]), start)
-    data = map(seeds.stack, zip(*(crops(np.random.default_rng(s)) for s in SEEDS[:2]), strict=True))
+    batches = iter([seeds.stack([labelled(np.random.default_rng(seed)) for seed in SEEDS[:2]])] * 3)
     with pytest.raises(seeds.loop.NonFiniteLoss, match="step 1 is not finite"):
-        seeds.pretrain(config, SEEDS[:2], bad, data, 1, tmp_path)
+        seeds.finetune(config, SEEDS[:2], bad, batches, tmp_path)
