@@ -151,18 +151,21 @@ def compose_pairs(
         # The mask goes with its image through the flip.
         flip = draw.flip[:2].T[..., None, None]
         maps = jnp.where(flip, attention[..., ::-1], attention)
-        mask = jax.vmap(jax.vmap(lambda m: masks.from_attention(m, options.mask_law)))(maps)
+        from_map = jax.vmap(lambda m: masks.from_attention(m, options.mask_law))
+        mask = [from_map(maps[:, view]) for view in range(2)]
     else:
-        mask = _draw_masks(fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY])), height, width, options)
+        # One array for each view: of an array of both, compilers would write out each half once more.
+        keys = fold(rows, jnp.array([_MASK_QUERY, _MASK_KEY]))
+        mask = [_draw_masks(keys[:, view], height, width, options) for view in range(2)]
 
     def composed(view):
         # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
         chosen = planes[view]
         if options.mask != "full":
-            chosen = jnp.where(mask[:, view, None] > 0, chosen, planes[2 + view])
+            chosen = jnp.where(mask[view][:, None] > 0, chosen, planes[2 + view])
         return normalize(chosen, options)
 
-    return Pair(composed(0), composed(1), mask[:, 0], mask[:, 1])
+    return Pair(composed(0), composed(1), *mask)
 
 
 def compose_batch(key: Key[Array, ""], batch: Mapping[str, Array], options: AugmentOptions) -> Pair:
@@ -184,7 +187,7 @@ def _draw_masks(keys, height, width, options):
     def draw_mask(k):
         return masks.MASKS[options.mask](k, height, width, options.mask_law)
 
-    return jax.vmap(jax.vmap(draw_mask))(keys)
+    return jax.vmap(draw_mask)(keys)
 
 
 def in_batch_backgrounds(

@@ -20,8 +20,8 @@ def by_part(hlo: str) -> dict[str, float]:
       hlo: `compiled.as_text()`.
 
     Counted are operands and results of the operations in the program's entry, each fusion being one operation. Loops
-    count once, with what goes into and out of them. XLA's own count differs a little: it looks into fusions, for what
-    is read twice or in part.
+    count once, with what goes into and out of them. XLA's own count differs: it looks into fusions, for what is read
+    twice or in part, and on TPUs it counts arrays as they lie in memory, in tiles of 8 x 128, padding included.
     """
     scopes = profiling.scopes(hlo)
     sizes: dict[str, float] = {}
