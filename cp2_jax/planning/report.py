@@ -1,6 +1,7 @@
 """A plan from a compiled step: bounds on time, what the host must deliver, and both as a table."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -115,7 +116,10 @@ def table(program: Program, plan: Plan) -> str:
         *((f"  at {100 * share:.0f}% of that speed", f"{hours:.1f} hours") for share, hours in plan.hours.items()),
         ("compiled in", f"{program.compile_seconds:.0f} s"),
     ]
-    return "\n".join(f"{name:28s} {value}" for name, value in rows)
+    return "\n".join(
+        textwrap.fill(value, 80, initial_indent=f"{name:28s} ", subsequent_indent=" " * 31, break_long_words=False)
+        for name, value in rows
+    )
 
 
 def _collective_rows(program: Program) -> list[tuple[str, str]]:

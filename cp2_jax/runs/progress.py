@@ -1,5 +1,6 @@
 """Progress of long work that is no training: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,20 @@ def track(items: Iterable[T], title: str, total: int | None = None, every: float
             last = now
             print(_line(title, count, total, now - begin), file=sys.stderr, flush=True)
     print(_line(title, count, total, time.monotonic() - begin), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Show on stderr what is waited for where nothing can be counted: with the time on a terminal, a line elsewhere."""
+    console = rich.console.Console(stderr=True)
+    if not console.is_terminal:
+        print(title, file=sys.stderr, flush=True)
+        yield
+        return
+    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.TimeElapsedColumn())
+    with rich.progress.Progress(*columns, console=console, transient=True, refresh_per_second=1) as bar:
+        bar.add_task(title, total=None)
+        yield
 
 
 def _line(title: str, count: int, total: int | None, seconds: float) -> str:

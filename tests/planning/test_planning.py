@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import compiling
+from helpers import command_line, compiling
 from helpers.paths import DATA, ROOT
 
 from configs import finetune_demo, pretrain_r50_aspp
@@ -250,7 +250,23 @@ def test_the_plan_of_a_small_step_on_eight_devices(tmp_path):
     assert {"augment", "key forward", "query forward", "backward", "optimizer"} < set(plan["traffic"])
     assert 0.5 < sum(plan["traffic"].values()) / plan["bytes_accessed"] < 2
     assert plan["peak"] > plan["parameters"] + plan["optimizer"] + plan["queue"] + plan["temporaries"]
+    assert done.stderr.startswith("compiling the step (about 40 s") and max(map(len, done.stdout.splitlines())) <= 80
     assert "all-gather" in done.stdout and "32, 4 a device" in done.stdout and plan["plan"]["bound"] is None
+
+
+@pytest.mark.parametrize(
+    "config, chosen",
+    [
+        ("quick_tune:small", ("batch_size = 16: ", "epochs = 65: ")),
+        ("finetune_folder:small", ("steps = ", "eval_every = ")),
+        ("pretrain", ("pretrain leaves no size open; the variant `small` does",)),
+    ],
+)
+def test_sizes_alone_are_said_at_once(capsys, monkeypatch, config, chosen):
+    monkeypatch.setattr(program, "compile_step", None)
+    status, out, err = command_line.cp2(capsys, "plan", "--config", config, "--images", 500, "--sizes")
+    assert (status, err) == (0, "") and all(words in out for words in chosen)
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_compiling(tmp_path):

@@ -4,17 +4,23 @@ import dataclasses
 import json
 import pathlib
 
-from cp2_jax.cli import command
+from cp2_jax.cli import command, screen
 
 TEXT = """\
 Say what a run needs before it is started.
 
   cp2 plan --config pretrain --topology v4-32
+  cp2 plan --config quick_tune:small --images 500 --sizes
 
-Compiles the config's real step for the topology, without having it (for TPUs:
-pip install "cp2_jax[tpu]"), and prints memory, work, communication and bounds
-on time. Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), or
+The first compiles the config's real step for the topology, without having it
+(for TPUs: pip install "cp2_jax[tpu]"), and prints memory, work, communication
+and bounds on time. That takes a minute or, for TPUs, ten. The second prints
+the sizes that `small` chooses for 500 images, at once.
+
+ Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), or
 "local": the devices of this machine."""
+# Measured on two idle cores (docs/scaling.md, runs.progress_line).
+HERE, THERE = "about 40 s, less if it was compiled before", "2 to 11 minutes"
 
 
 def _options(made):
@@ -33,6 +39,7 @@ def _options(made):
         default=(1.0, 0.5, 0.25),
         help="shares of the bound's speed to give hours for (1,0.5,0.25)",
     )
+    made.add_argument("--sizes", action="store_true", help="only choose the sizes that are open; compile nothing")
     made.add_argument("--json", metavar="FILE", type=command.path, help="write the plan to this file as well")
 
 
@@ -43,25 +50,27 @@ def _shares(text):
 _shares.__name__ = "list of numbers, such as 1,0.5,"
 
 
-def _settle(config, topology, images):
-    """Choose the sizes that a pretraining config leaves open for the topology's devices, and print them."""
-    from cp2_jax.pretraining import sizes
+def _settle(config, topology, images) -> bool:
+    """Choose the sizes that a config leaves open for the topology's devices, and print them; say whether any was open."""
+    from cp2_jax.pretraining import sizes as pretraining
     from cp2_jax.runs.sizes import this_machine
+    from cp2_jax.segmentation import sizes as segmentation
 
-    if config.kind != "pretrain":
-        return
     machine = dataclasses.replace(this_machine(), devices=len(topology.devices))
     if topology.chip:
         machine = dataclasses.replace(machine, memory=topology.chip.memory, accelerator=True)
-    if reasons := sizes.settle(config, images, machine):
-        print(reasons + "\n")
+    rules = {"pretrain": pretraining, "finetune": segmentation}
+    reasons = rules[config.kind].settle(config, images, machine)
+    if reasons:
+        print(screen.wrapped(reasons, screen.WIDTH) + "\n", flush=True)
+    return bool(reasons)
 
 
 def _run(arguments):
     from cp2_jax.data.labelled import classes
     from cp2_jax.planning import chips, program, report
     from cp2_jax.pretraining import options as pretraining
-    from cp2_jax.runs import out_of_memory
+    from cp2_jax.runs import out_of_memory, progress
     from cp2_jax.segmentation import options as segmentation
 
     config = command.typed_config(arguments)
@@ -69,10 +78,16 @@ def _run(arguments):
     if config.kind == "finetune" and config.data.path:
         classes.resolve(config)
     config.data.path = config.data.path or "unread"
-    _settle(config, topology, arguments.images)
+    open_ = _settle(config, topology, arguments.images)
+    if arguments.sizes:
+        if not open_:
+            print(f"{arguments.config} leaves no size open; the variant `small` does (docs/small_data.md)")
+        return
     check = {"pretrain": pretraining.check, "finetune": segmentation.check}
     check[config.kind](config, len(topology.devices))
-    compiled = program.compile_step(config, topology, arguments.images)
+    place, takes = ("", HERE) if topology.name == chips.LOCAL else (f" for {topology.name}", THERE)
+    with progress.waiting(f"compiling the step{place} ({takes})"):
+        compiled = program.compile_step(config, topology, arguments.images)
     plan = report.plan(config, topology, compiled, arguments.images, list(arguments.efficiencies))
     print(report.table(compiled, plan))
     if arguments.json:
