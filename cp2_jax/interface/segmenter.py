@@ -1,6 +1,7 @@
 """A finetuned model as an object: images in, class maps and probabilities out."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -59,14 +60,15 @@ class Prediction:
         """Write the class map as a palette PNG of class indices, and beside it, as `…_overlay.png`, the overlay.
 
         Args:
-          path: file to write; of a folder, the file gets the image's name.
+          path: file to write; of a folder, the file gets the image's name. Arrays have none: theirs are `prediction.png`,
+            `prediction_2.png` and so on.
 
         Returns:
           The path of the class map.
         """
         path = pathlib.Path(path).expanduser()
         if path.suffix.lower() != ".png":
-            path = path / f"{pathlib.Path(self.name).stem or 'prediction'}.png"
+            path = path / f"{pathlib.Path(self.name).stem}.png" if self.name else _free(path)
         class_maps.save_class_map(path, self.labels, class_maps.class_colors(self._data))
         pictures.save_png(path.with_name(f"{path.stem}_overlay.png"), self.overlay())
         return path
@@ -153,6 +155,12 @@ def load_segmenter(run: str | os.PathLike, checkpoint: str | os.PathLike | None 
     model = saved.open_saved(run, checkpoint)
     names = tuple(model.config.data.class_names)
     return Segmenter(names, model.config, predictor.make_predictor(model.config), jax.device_put(model.variables))
+
+
+def _free(folder: pathlib.Path) -> pathlib.Path:
+    """Return the first file in a folder that no prediction of an array was written to."""
+    names = (f"prediction_{number}.png" if number > 1 else "prediction.png" for number in itertools.count(1))
+    return next(path for name in names if not (path := folder / name).exists())
 
 
 def _has_display() -> bool:

@@ -72,7 +72,10 @@ def open_saved(
     if config is not None:
         check_kind(config, "finetune")
     if own is None and config is None:
-        raise ConfigError(f"{path} has no config of its own, as a converted model; give one with --config finetune_…")
+        raise ConfigError(
+            f"{path} has no config of its own, as a converted model; give `cp2 evaluate` or `cp2 predict` one: "
+            "--config finetune_…"
+        )
     settled = _settle(own, config, adapt)
     check_variables(settled, variables)
     step = meta.get("iterator", meta).get("next_batch", meta.get("step"))

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from helpers.paths import ROOT
 from PIL import Image
 
 from configs import finetune_ade20k, finetune_camvid, finetune_cityscapes, finetune_folder, finetune_voc
+from cp2_jax.cli import command
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.labelled import check, classes
 from cp2_jax.data.labelled.examples import SegmentationError, open_examples
@@ -250,6 +252,10 @@ def test_script_lists_every_problem_and_fails_or_checks_and_writes(tmp_path):
     root = miniatures.folder(tmp_path)
     out, _ = script("folder", "--input", root, "--check", "--output", tmp_path / "records")
     assert "red apple" in out and str(tmp_path / "records/folder/1.0.0") in out
+    typed = shlex.split(out.rpartition("next: cp2 finetune ")[2])
+    config = command.changed(typed[1], [tuple(one.removeprefix("--config.").split("=")) for one in typed[4:]])
+    classes.resolve(config)
+    assert "red apple" in config.data.class_names and len(open_examples(config.data, config.data.eval_split)) == 2
     copied = classes.read_classes(tmp_path / "records/folder/1.0.0/classes.txt")
     assert copied == classes.read_classes(root / "classes.txt")
     assert len(TfdsSource(tmp_path / "records", "validation", ("image", "segmentation_mask"))) == 2

@@ -1,5 +1,6 @@
 """What a prediction does with its picture."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -37,3 +38,10 @@ def test_show_without_display_or_program_says_where_the_picture_is(
         (path,) = (pathlib.Path(word) for word in printed.split() if word.endswith(".png"))
         assert path == tmp_path / "cat_overlay.png"
         np.testing.assert_array_equal(np.asarray(Image.open(path)), prediction.overlay())
+
+
+def test_arrays_saved_into_one_folder_overwrite_nothing(prediction, tmp_path):
+    array = dataclasses.replace(prediction, name="")
+    names = [one.save(tmp_path).name for one in (array, array, prediction, prediction, array)]
+    assert names == ["prediction.png", "prediction_2.png", "cat.png", "cat.png", "prediction_3.png"]
+    assert len(list(tmp_path.glob("*_overlay.png"))) == 4

@@ -105,6 +105,8 @@ def _images(options):
         print(f"{split}: {len(TfdsSource(path, split)):,d} images in {path}")
         for problem in unreadable[split]:
             print(f"  not readable, kept as it is: {problem}")
+    if "train" in inputs:
+        print(f"next: cp2 pretrain {options.output} WORKDIR")
 
 
 def _labelled(options):
@@ -132,7 +134,11 @@ def _labelled(options):
     if options.output:
         splits = {"train": data.split, "validation": data.eval_split}
         opened = {name: examples.open_examples(data, split) for name, split in splits.items()}
-        print(writing.write_pairs(options.output, options.dataset, opened, data.class_names, data.class_colors))
+        path = writing.write_pairs(options.output, options.dataset, opened, data.class_names, data.class_colors)
+        keys = {"source": "tfds", "path": options.output, "split": "train", "eval_split": "validation"}
+        keys |= {"classes": path / "classes.txt"} if options.dataset == "folder" else {}
+        typed = " ".join(f"--config.data.{key}={value}" for key, value in keys.items())
+        print(f"{path}\nnext: cp2 finetune --config finetune_{options.dataset} --workdir WORKDIR {typed}")
 
 
 def _next(options) -> str:

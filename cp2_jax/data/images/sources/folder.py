@@ -31,7 +31,7 @@ class ImageFolder:
         self.root = files.place(root)
         if not self.root.is_dir():
             what = "is no folder" if self.root.exists() else "does not exist"
-            raise SourceError(f"folder of images {self.root} {what}; set data.path to an existing folder")
+            raise SourceError(f"folder of images {self.root} {what}; give one that is there (data.path)")
         self._files: Sequence[str] = self._listed(listed) if listed else self._walked()
 
     def _walked(self) -> list[str]:
