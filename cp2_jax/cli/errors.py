@@ -22,6 +22,9 @@ from typing import NoReturn
 from cp2_jax.cli import screen
 
 ERROR, USAGE, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
+# Modules that are no requirements, by the extra of pyproject.toml that brings them.
+EXTRAS = {"jax2onnx": "onnx", "onnxruntime": "onnx", "pyarrow": "parquet", "libtpu": "tpu"}
+EXTRAS |= {"mlflow": "mlflow", "wandb": "wandb"}
 
 
 class UsageError(Exception):
@@ -96,6 +99,9 @@ def explain(error: Exception) -> tuple[str | None, int]:
 
 def missing(module: str | None) -> str:
     """Return one line on a module that this Python does not have."""
+    extra = EXTRAS.get((module or "").partition(".")[0])
+    if extra:
+        return f"{sys.executable} has no module {module}: pip install 'cp2_jax[{extra}]'"
     return (
         f"{sys.executable} has no module {module}: use the Python into which cp2_jax was installed (in a checkout "
         ".venv/bin/python, which `bash scripts/environment.sh` makes), or `pip install` it"

@@ -11,6 +11,7 @@ from cp2_jax.planning.program import Program, decoded_per_sample
 from cp2_jax.runs import settings
 
 _DAY = 86400
+_NAME = 49  # characters of an operation's name, which no line may break: 80 columns less the first one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def table(program: Program, plan: Plan) -> str:
     """Return the plan as lines of text."""
     each = program.batch_size // program.devices
     rows = [
-        ("devices", f"{program.devices} ({program.topology}), {program.hosts} hosts"),
+        ("devices", f"{program.devices} ({program.topology}), {program.hosts} host{'s' * (program.hosts != 1)}"),
         ("batch", f"{program.batch_size}, {each} a device"),
         ("parameters (all encoders)", _size(program.parameters)),
         ("optimiser state", _size(program.optimizer)),
@@ -117,7 +118,7 @@ def table(program: Program, plan: Plan) -> str:
         ("compiled in", f"{program.compile_seconds:.0f} s"),
     ]
     return "\n".join(
-        textwrap.fill(value, 80, initial_indent=f"{name:28s} ", subsequent_indent=" " * 31, break_long_words=False)
+        textwrap.fill(value, 80, initial_indent=f"{name:28s} ", subsequent_indent=" " * 31, break_on_hyphens=False)
         for name, value in rows
     )
 
@@ -130,7 +131,9 @@ def _collective_rows(program: Program) -> list[tuple[str, str]]:
         groups.setdefault((one.kind, one.group), []).append(one)
     for (kind, group), members in sorted(groups.items()):
         total, largest = sum(c.bytes for c in members), max(members, key=lambda c: c.bytes)
-        what = f"{len(members)} among {group} devices, {_size(total)}; largest {_size(largest.bytes)}, {largest.name[-60:]}"
+        what = (
+            f"{len(members)} among {group} devices, {_size(total)}; largest {_size(largest.bytes)}, {largest.name[-_NAME:]}"
+        )
         rows.append((kind, what))
     return rows or [("communication", "none")]
 

@@ -4,9 +4,11 @@ import errno
 import os
 import sys
 import threading
+import tomllib
 
 import jax
 import pytest
+from helpers.paths import ROOT
 
 from cp2_jax.cli import errors
 from cp2_jax.data.images.decoding import UnreadableImage
@@ -64,7 +66,14 @@ def test_a_traceback_can_be_asked_for(capsys, monkeypatch):
 
 def test_a_missing_library_is_one_line(capsys):
     status, err = end(capsys, ModuleNotFoundError("No module named 'libtpu'", name="libtpu"))
-    assert status == 1 and err.count("\n") == 1 and "has no module libtpu" in err
+    assert status == 1 and err.endswith("has no module libtpu: pip install 'cp2_jax[tpu]'\n") and err.count("\n") == 1
+    status, err = end(capsys, ModuleNotFoundError("No module named 'optax'", name="optax"))
+    assert status == 1 and err.count("\n") == 1 and "has no module optax: use the Python into which" in err
+
+
+def test_every_extra_that_an_error_names_is_there():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(errors.EXTRAS.values()) <= set(extras)
 
 
 def test_what_goes_well_is_0():
