@@ -92,6 +92,7 @@ def parse(arguments=None):
     parser.add_argument("--backgrounds", default="independent", choices=("independent", "in_batch"))
     parser.add_argument("--full", dest="small", action="store_false", help="the full-size model, bfloat16")
     args = parser.parse_args(arguments)
+    args.image_size = 64 if args.tiny else args.image_size
     args.small, args.workers = args.small or args.tiny, os.cpu_count() if args.workers < 0 else args.workers
     return args
 
