@@ -21,6 +21,7 @@ def scenes(config: ConfigDict) -> None:
 
 
 def _real(config: ConfigDict) -> None:
+    config.seeds = tuple(range(100, 116))
     config.pretrain.augment.update(saturation=0.4, hue=0.1, grayscale=0.2)  # MoCo v2's: colours mean something here
     data = config.finetune.data
     data.num_classes, data.class_names = len(finetune_camvid.CLASSES), finetune_camvid.CLASSES
