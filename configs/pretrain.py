@@ -51,7 +51,7 @@ def demo(config: ConfigDict) -> None:
     config.image_size = 32
     config.batch_size = 64
     config.epochs = 0
-    config.steps = 2000
+    config.steps = 4000
     config.bn_groups = 2
     config.data.source = "tfds"
     config.data.path = "data/demo"
@@ -72,7 +72,7 @@ def demo(config: ConfigDict) -> None:
     # ones by their age alone: the loss falls while the learning rate is high, and little is learned (docs/results.md).
     config.loss.momentum = 0.995
     config.optimizer.update(name="adamw", learning_rate=2e-3, weight_decay=0.01, warmup_steps=100)
-    config.picture_every = 1000
+    config.picture_every = 2000
     config.probe_every = 500
     config.probe_images = 128
 
