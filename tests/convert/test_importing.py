@@ -160,7 +160,9 @@ def test_the_report_says_what_went_where(tmp_path):
     for line in ("module.encoder_k.* (318 tensors)", "module.queue ", "module.encoder_q.fc.* (2 tensors)", "optimizer"):
         assert line in out, out
     assert "head, projection, classifier" in rest
-    assert max(map(len, report.splitlines())) <= 80 and len(report.splitlines()) < 40
+    path, *lines = report.splitlines()
+    assert path == str(tmp_path / "x.pth.tar")  # whole, however long
+    assert max(map(len, lines)) <= 80 and len(lines) < 40
 
 
 def changed(state, **changes):
