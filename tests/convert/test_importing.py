@@ -143,7 +143,7 @@ def test_heads_are_loaded_with_the_backbone(tmp_path):
     np.testing.assert_array_equal(params["head"]["aspp_2"]["conv"]["kernel"], kernel)
     np.testing.assert_array_equal(params["projection"]["conv2"]["bias"], head["contrast_conv.2.bias"])
     assert "the classifier, which pretraining leaves" in " ".join(imported.report.split())
-    assert max(map(len, imported.report.splitlines())) <= 80
+    assert max(map(len, imported.report.splitlines()[1:])) <= 80
     make.save_torch(tmp_path / "x.pth", TORCH["mmseg"][1])
     imported = import_checkpoint(tmp_path / "x.pth")
     assert set(imported.variables["params"]) == {"backbone", "head", "classifier"}
