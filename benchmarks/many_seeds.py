@@ -14,6 +14,7 @@ import numpy as np
 import timing
 from ml_collections import ConfigDict
 
+from cp2_jax.planning import program
 from cp2_jax.reproduce import seeds
 from cp2_jax.reproduce.quick_tuning import ARMS
 
@@ -30,39 +31,33 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def crops(config, count):
-    """Return a group's batch as pretraining takes it."""
-    rng, side, held = np.random.default_rng(0), config.image_size, {"foreground": 2}
-    if config.data.backgrounds == "independent":
-        held["background"] = 2
-    shape = (count, config.batch_size)
-    return {key: rng.integers(0, 256, (*shape, n, side, side, 3), np.uint8) for key, n in held.items()}
-
-
-def labelled(config, count):
-    """Return a group's batch as finetuning takes it."""
-    rng, shape = np.random.default_rng(0), (count, config.batch_size, *config.data.crop_size)
-    labels = rng.integers(0, config.data.num_classes, shape, np.uint8)
-    whole = np.broadcast_to(np.asarray(shape[2:], np.int32), (*shape[:2], 2))  # no padding
-    return {"image": rng.integers(0, 256, (*shape, 3), np.uint8), "label": labels, "size": whole}
+def noise(config, count):
+    """Return a group's batch as the step takes it, on the device; of labelled images no part is padding."""
+    rng = np.random.default_rng(0)
+    shapes = program.abstract_batch(config)
+    batch = {key: rng.integers(0, 256, (count, *one.shape), np.uint8) for key, one in shapes.items()}
+    if config.kind == "finetune":
+        batch["label"] %= config.data.num_classes
+        batch["size"] = np.broadcast_to(np.asarray(config.data.crop_size, np.int32), batch["size"].shape)
+    return jax.device_put(batch)
 
 
 def pretraining(config, count):
     """Return a function that goes one step of a group of so many seeds."""
     first, start, step = seeds.pretraining(config.to_json(), config.steps, PER_EPOCH, count)
     numbers = jnp.arange(count, dtype=jnp.int32)
-    return going(step, start(first(numbers), numbers), crops(config, count), numbers)
+    return going(step, start(first(numbers), numbers), noise(config, count), numbers)
 
 
 def finetuning(config, count):
     """Return a function that goes one step of a group of so many seeds."""
     first, start, step = seeds.finetuning(config.to_json(), config.steps, count)
     numbers = jnp.arange(count, dtype=jnp.int32)
-    return going(step, start(first(numbers)), labelled(config, count), numbers)
+    return going(step, start(first(numbers)), noise(config, count), numbers)
 
 
 def going(step, state, batch, numbers):
-    batch = jax.device_put(batch)
+    """Return a function that goes one step and waits for it."""
 
     def once():
         nonlocal state

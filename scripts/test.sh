@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make the environment and run the tests: bash scripts/test.sh [pytest arguments]
-# In three processes (TEST_PROCESSES), for some of the time one waits for programs that it started; each takes whole files, in the
-# order of tests/conftest.py: the longest first.
+# In three processes (TEST_PROCESSES), one more than the cores of CI, because tests also wait for programs that they start.
+# Each process takes whole files, in the order of tests/conftest.py: the longest first.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 # Servers of buckets, which some tests start on 127.0.0.1; without them those tests are skipped.

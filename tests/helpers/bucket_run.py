@@ -6,8 +6,6 @@ import subprocess
 import sys
 from unittest import mock
 
-from ml_collections import ConfigDict
-
 from configs import pretrain_r50_aspp
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.pretraining import run
@@ -24,9 +22,8 @@ def config(source, data, **changes):
     made = pretrain_r50_aspp.get_config()
     made.update(image_size=32, batch_size=4, bn_groups=1, steps=STEPS, save_every=2, log_every=1, keep=9)
     made.update(picture_every=4, probe_every=0)
-    made.model.update(backbone="toy", head="fcn", dtype="float32")
-    made.model.toy = ConfigDict({"channels": 6})
-    made.model.fcn.channels = 8
+    toy_backbone.choose(made.model)
+    made.model.dtype = "float32"
     made.loss.queue_size = 16
     made.data.update(source=source, path=str(data), workers=0)
     made.update_from_flattened_dict(changes)

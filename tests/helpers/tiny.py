@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from configs import finetune_voc, pretrain_r50_aspp
 from cp2_jax.models.backbones import BACKBONES
@@ -28,23 +27,19 @@ def toy_pretrain_config(monkeypatch):
     monkeypatch.setitem(BACKBONES, "toy", toy_backbone.BACKBONE)
     config = pretrain_r50_aspp.get_config()
     config.update(image_size=32, batch_size=8, bn_groups=1)
-    config.model.update(backbone="toy", head="fcn", dtype="float32")
-    config.model.toy = ConfigDict({"channels": 6})
-    config.model.fcn.channels = 8
+    toy_backbone.choose(config.model)
+    config.model.dtype = "float32"
     config.loss.queue_size = 16
     return config
 
 
 def toy_study(config, data, monkeypatch):
     """Make a study's config that of the toy network on 32x32 images of `data`, two steps of each training."""
-    toy = toy_pretrain_config(monkeypatch).model.toy
+    monkeypatch.setitem(BACKBONES, "toy", toy_backbone.BACKBONE)
     for part in (config.pretrain, config.finetune):
         part.image_size, part.batch_size, part.steps = 32, 4, 2
         part.data.path = str(data)
-        with part.unlocked():
-            part.model.toy = toy
-        part.model.update(backbone="toy", head="fcn")
-        part.model.fcn.channels = 8
+        toy_backbone.choose(part.model)
     config.pretrain.loss.queue_size, config.pretrain.probe_images = 8, 4
     config.finetune.data.crop_size = (32, 32)
     config.finetune.evaluation.batch_size = 4

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from cp2_jax.models.conv import Conv
 from cp2_jax.models.interface import Backbone, Masking, read
@@ -56,3 +57,11 @@ BACKBONE = Backbone(
     must_agree=("channels",),
     finetune_optimizer={"learning_rate": 0.5},
 )
+
+
+def choose(model: ConfigDict) -> None:
+    """Make a config's section `model` that of this backbone and a small FCN head; it has to be in `BACKBONES` as "toy"."""
+    with model.unlocked():
+        model.toy = ConfigDict({"channels": 6})
+    model.update(backbone="toy", head="fcn")
+    model.fcn.channels = 8

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 from helpers import toy_backbone
-from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import pretrain_demo
@@ -26,7 +25,7 @@ def write_images(folder, count, start=0):
 def tiny(images, **changes):
     """A pretraining of three steps an epoch, small enough for a second."""
     config = pretrain_demo.get_config()
-    config.model.toy = ConfigDict({"channels": 6})
+    toy_backbone.choose(config.model)
     config.update_from_flattened_dict(
         {
             "steps": 0,
@@ -44,9 +43,6 @@ def tiny(images, **changes):
             "data.workers": 0,
             "loss.queue_size": 8,
             "augment.blur": 0.0,
-            "model.backbone": "toy",
-            "model.head": "fcn",
-            "model.fcn.channels": 4,
             "model.projection_dim": 8,
             "optimizer.warmup_steps": 1,
         }

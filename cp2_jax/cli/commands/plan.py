@@ -17,7 +17,7 @@ The first compiles the config's real step for the topology, without having it
 and bounds on time. That takes a minute or, for TPUs, ten. The second prints
 the sizes that `small` chooses for 500 images, at once.
 
- Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), or
+Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), or
 "local": the devices of this machine."""
 # Measured on two idle cores (docs/scaling.md, runs.progress_line).
 HERE, THERE = "about 40 s, less if it was compiled before", "2 to 11 minutes"
@@ -78,9 +78,9 @@ def _run(arguments):
     if config.kind == "finetune" and config.data.path:
         classes.resolve(config)
     config.data.path = config.data.path or "unread"
-    open_ = _settle(config, topology, arguments.images)
+    chosen = _settle(config, topology, arguments.images)
     if arguments.sizes:
-        if not open_:
+        if not chosen:
             print(f"{arguments.config} leaves no size open; the variant `small` does (docs/small_data.md)")
         return
     check = {"pretrain": pretraining.check, "finetune": segmentation.check}
