@@ -39,8 +39,7 @@ ResNet-50 + ASPP, update alone             |              | .1f s | step_r50 sec
 whole step from uint8 crops                | <= 80 ms     | .1f s | whole whole_seconds
   of it augmentation                       | <= 2 ms      | .2f   | augment augment_ms
   blur in float32, ms                      |              | .2f   | augment blur_float32_ms
-  blur in TensorFloat-32 (default), ms     |              | .2f   | augment blur_tensorfloat32_ms
-  blur in bfloat16, ms                     |              | .2f   | augment blur_bfloat16_ms
+  blur in float16 (default), ms            |              | .2f   | augment blur_float16_ms
   with CUDA graphs, as pretraining runs it |              | .1f s | end_to_end step_seconds
   update, 4 groups                         |              | .1f s | groups update_groups_seconds
   update, 4 groups, strided keys           |              | .1f s | groups update_strided_seconds

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # The form of the products by platform. NVIDIA's matrix units have no float32: there it ran on other units, at 4.7 ms for
-# the four images of 256 samples (H200, 26 November 2026), and TensorFloat-32 is what stands in its place. Its error is at
-# most 0.05 of 255 on average, that of bfloat16 0.2 to 0.5 (tests/augment/test_blur.py); neither has been timed yet.
-FORMS = {"default": "float32", "cuda": "tensorfloat32"}
+# the four images of 256 samples (H200, 26 November 2026). float16 has the 11 bits of TensorFloat-32 in half the bytes.
+FORMS = {"default": "float32", "cuda": "float16"}
 
 
 def gaussian_blur(
@@ -22,8 +21,8 @@ def gaussian_blur(
       planes: images of any range.
       sigma: standard deviation in pixels; 0 leaves an image untouched but for rounding.
       max_sigma: static upper bound of `sigma`.
-      form: of the operands of its products, all of which are summed in float32. "float32"; "tensorfloat32": rounded to 11
-        bits on NVIDIA cards since Ampere, not elsewhere; "bfloat16": rounded to 8 bits; "auto": that of `FORMS` for the
+      form: "float32"; "float16": operands and results rounded to 11 bits, sums in float32, for images in [0, 1] or so: at
+        most 0.06 of 255 from the exact blur on average (tests/augment/test_blur.py); "auto": that of `FORMS` for the
         platform that the program is compiled for.
 
     Pillow runs three box filters of fractional width per direction (Gwosdek et al., "Theoretical foundations of
@@ -41,19 +40,24 @@ def gaussian_blur(
     return jax.lax.platform_dependent(rows, planes, columns, **{p: _FORMS[name] for p, name in FORMS.items()})
 
 
-def _blur(rows, planes, columns, precision, dtype=None):
-    # One banded matrix per image and direction: exact borders, and matrix units do the work.
-    dtype, product = dtype or planes.dtype, functools.partial(jnp.einsum, preferred_element_type=planes.dtype)
-    rows, planes, columns = (x.astype(dtype) for x in (rows, planes, columns))
-    halfway = product("nij,ncjk->ncik", rows, planes, precision=precision)
-    return product("ncik,nlk->ncil", halfway.astype(dtype), columns, precision=precision)
+# One banded matrix per image and direction: exact borders, and matrix units do the work.
+def _in_float32(rows, planes, columns):
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    return product("ncik,nlk->ncil", product("nij,ncjk->ncik", rows, planes), columns)
 
 
-_FORMS = {
-    "float32": functools.partial(_blur, precision=jax.lax.Precision.HIGHEST),
-    "tensorfloat32": functools.partial(_blur, precision=jax.lax.Precision.DEFAULT),
-    "bfloat16": functools.partial(_blur, precision=jax.lax.Precision.DEFAULT, dtype=jnp.bfloat16),
-}
+def _in_float16(rows, planes, columns):
+    # A channel at a time: as arrays of their own they need not be written side by side before and taken apart after.
+    rows, columns = rows.astype(jnp.float16), columns.astype(jnp.float16)
+
+    def blur(channel):
+        halfway = jnp.einsum("nij,njk->nik", rows, channel.astype(jnp.float16))
+        return jnp.einsum("nik,nlk->nil", halfway, columns)
+
+    return jnp.stack([blur(planes[:, c]) for c in range(planes.shape[1])], axis=1).astype(planes.dtype)
+
+
+_FORMS = {"float32": _in_float32, "float16": _in_float16}
 
 
 def _three_boxes(size: int, sigma: Float[Array, " batch"], max_sigma: float) -> Float[Array, "batch size size"]:

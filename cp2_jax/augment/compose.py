@@ -96,7 +96,9 @@ def augment(
         planes = color.jitter(planes, draw.factors, draw.order)
     planes = inputs.to_float(planes)
     if options.grayscale > 0:
-        planes = jnp.where(draw.gray[:, None, None, None], color.grayscale(planes), planes)
+        # A channel at a time, as jitter gives them and blur takes them: compilers then make one pass of both.
+        gray, luma = draw.gray[:, None, None], color.grayscale(planes)[:, 0]
+        planes = jnp.stack([jnp.where(gray, luma, planes[:, c]) for c in range(3)], axis=1)
     if options.blur > 0:
         planes = blur.gaussian_blur(planes, draw.sigma, options.blur_sigma[1])
     return planes

@@ -83,7 +83,7 @@ def test_the_step_beside_a_peer(toy, monkeypatch, tmp_path):
 def test_the_whole_step_and_its_memory(toy):
     """A program compiled once is timed, profiled, and is the plan's."""
     found = toy("whole_step").main(["--tiny", "--batch", "8", "--steps", "1", "--only", "whole,augment"])
-    assert found["whole_seconds"] > 0 and found["augment_ms"] > 0 and found["blur_bfloat16_ms"] > 0
+    assert found["whole_seconds"] > 0 and found["augment_ms"] > 0 and found["blur_float16_ms"] > 0
     assert found["profile_ms"]["busy"] > 0 and found["profile_ms"]["optimizer"] > 0
     found = toy("card_memory").main(["--tiny", "--batch", "8"])
     assert found["predicted_gb"] > found["temporaries_gb"] > 0 and found["prediction"] is None  # CPUs do not tell
