@@ -77,10 +77,9 @@ def attend(
     took 68.1 ms instead of 92.3 and 12.9 GB of temporaries instead of 21.0 (H200, batch 256, 26 November 2026).
     """
     cards = _cards()
-    if not cards:
-        return jax.nn.dot_product_attention(query, key, value)
     if reason := obstacle(query, cards):
-        _say_once(f"attention is computed by XLA, not by cuDNN's fused kernels: {reason}")
+        if cards:
+            _say_once(f"attention is computed by XLA, not by cuDNN's fused kernels: {reason}")
         return jax.nn.dot_product_attention(query, key, value)
     branches = {"cuda": attend_padded, "default": jax.nn.dot_product_attention}
     return jax.lax.platform_dependent(query, key, value, **branches)
@@ -91,12 +90,13 @@ def obstacle(query: Float[Array, "batch tokens heads size"], cards: Sequence[jax
 
     Args:
       query: only shape and dtype are read.
-      cards: NVIDIA devices, at least one; each has `compute_capability`, such as "8.0".
+      cards: NVIDIA devices, each with a `compute_capability`, such as "8.0". Without any, the program may still be compiled
+        for cards elsewhere (`planning.cards`), and those are new enough.
     """
     if query.dtype != jnp.bfloat16:
         return f"they take model.dtype=bfloat16, not {query.dtype}"
-    oldest = min(cards, key=lambda card: _version(card.compute_capability))
-    if _version(oldest.compute_capability) < _AMPERE:
+    oldest = min(cards, key=lambda card: _version(card.compute_capability), default=None)
+    if oldest and _version(oldest.compute_capability) < _AMPERE:
         return f"they need compute capability 8.0 (Ampere) or newer, {oldest.device_kind} has {oldest.compute_capability}"
     try:  # JAX has the rest of the rules: cuDNN's version, the heads' sizes
         jax.eval_shape(attend_padded, query, query, query)

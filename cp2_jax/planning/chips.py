@@ -1,4 +1,4 @@
-"""Chips and slices: their public specifications, and their names made into devices, present or described by libtpu."""
+"""Chips and slices: their public specifications, and their names made into devices, present or described."""
 
 import dataclasses
 import importlib.util
@@ -7,27 +7,10 @@ import re
 
 import jax
 
+from cp2_jax.planning import cards
+from cp2_jax.planning.specifications import Chip, PlanError
 
-class PlanError(Exception):
-    """A plan cannot be made; the message says why and what would work."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What JAX calls one device: a chip, or on TPU v2 and v3 one of a chip's two cores.
-
-    Attributes:
-      memory: bytes of HBM.
-      flops: peak per second, bfloat16 (float16 on older GPUs).
-      memory_rate: bytes per second of HBM.
-      link_rate: bytes per second of all links to other chips together, one direction.
-    """
-
-    memory: float
-    flops: float
-    memory_rate: float
-    link_rate: float
-
+__all__ = ["Chip", "PlanError", "Topology", "get", "names"]
 
 # From the makers' public tables; TPU v2 and v3 halved, for a device is a core there.
 TPUS = {
@@ -38,15 +21,6 @@ TPUS = {
     "v5p": Chip(95e9, 459e12, 2765e9, 300e9),
     "v6e": Chip(32e9, 918e12, 1640e9, 224e9),
 }
-GPUS = {
-    "H200": Chip(141e9, 989e12, 4800e9, 450e9),
-    "H100 PCIe": Chip(80e9, 756e12, 2000e9, 300e9),
-    "H100": Chip(80e9, 989e12, 3350e9, 450e9),
-    "A100-SXM4-80GB": Chip(80e9, 312e12, 2039e9, 300e9),
-    "A100": Chip(40e9, 312e12, 1555e9, 300e9),
-    "V100": Chip(16e9, 125e12, 900e9, 150e9),
-}
-
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8", 1024: "8x8x8"}
 # Names as Cloud TPU gives them: the number counts cores up to v4 and in v5p, chips in v5e and v6e.
@@ -67,7 +41,7 @@ class Topology:
 
     Attributes:
       name: as it was typed.
-      devices: JAX's, present or described by libtpu.
+      devices: JAX's, present or described.
       chip: its specification; None where it is not known.
       hosts: number of processes.
     """
@@ -79,26 +53,33 @@ class Topology:
 
 
 def names() -> list[str]:
-    """Return the names of all slices, and "local"."""
-    return [f"{kind}-{count}" for kind, counts in SLICES.items() for count in counts] + [LOCAL]
+    """Return the names of all slices and cards, and "local"."""
+    return [f"{kind}-{count}" for kind, counts in SLICES.items() for count in counts] + [*cards.CARDS, LOCAL]
 
 
 def get(name: str) -> Topology:
     """Return a topology by name.
 
     Args:
-      name: "local" (the devices of this machine), a slice such as "v4-32", or one by its shape, such as "v4:2x2x4".
+      name: "local" (the devices of this machine), a slice such as "v4-32", or one by its shape, such as "v4:2x2x4"; a
+        card, such as "h100", eight of them, "h100-8", or two hosts of eight, "h100:2x8".
 
     Raises:
-      PlanError: for an unknown name, with those that exist; without libtpu, saying how to install it.
+      PlanError: for an unknown name, with those that exist; without what compiles for it, saying how to install it.
     """
     if name == LOCAL:
         return _local()
+    if named := cards.parse(name):
+        card, hosts, count = named
+        chip = dataclasses.replace(card.chip, memory=cards.memory_for_jax(card))
+        return Topology(name, cards.devices(name, card, hosts, count), chip, hosts)
     match = re.fullmatch(r"(v\w+)[-:](.+)", name.replace("v5litepod", "v5e"))
     kind, size = (match[1], match[2]) if match else ("", "")
     shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
     if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
-        raise PlanError(f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4")
+        raise PlanError(
+            f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4 and h100:2x8"
+        )
     # Otherwise libtpu asks a metadata server which machine it is on, and serves one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -123,7 +104,7 @@ def get(name: str) -> Topology:
 def _local() -> Topology:
     devices = jax.devices()
     kind = devices[0].device_kind
-    chip = next((spec for name, spec in GPUS.items() if name in kind), None)
+    chip = next((spec for name, spec in cards.PRESENT.items() if name in kind), None)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
     if chip and limit:
         chip = dataclasses.replace(chip, memory=limit)

@@ -123,7 +123,7 @@ def compile_step(config: ConfigDict, topology: Topology, images: int) -> Program
         seconds, text = time.monotonic() - begin, str(error)
         return Program(**known, **unknown, peak=_wanted(text), compile_seconds=seconds, error=_reason(text))
     seconds = time.monotonic() - begin
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = compiled.as_text()
     looped = config.get("accumulate", 1) > 1
     counted = not looped and topology.devices[0].platform not in profiling.GPUS

@@ -79,9 +79,10 @@ def test_without_cards_it_is_xlas_and_nothing_is_said(caplog):
     assert caplog.messages == []
 
 
-def test_the_platform_compiled_for_decides(cards):
+@pytest.mark.parametrize("found", [[AMPERE], []], ids=["a card here", "compiled for one elsewhere"])
+def test_the_platform_compiled_for_decides(found, cards):
     """200 tokens, 197 padded, are what the kernels get; a program for CPUs or TPUs has none of it."""
-    cards(AMPERE)
+    cards(*found)
     traced = jax.jit(attention.attend).trace(*arrays())
     for platform, fused in (("cuda", True), ("cpu", False), ("tpu", False)):
         assert ("x200x3x" in traced.lower(lowering_platforms=(platform,)).as_text()) == fused, platform

@@ -14,7 +14,7 @@ from helpers import command_line, compiling
 from helpers.paths import DATA, ROOT
 
 from configs import finetune_demo, pretrain_r50_aspp
-from cp2_jax.planning import chips, collectives, program, report, traffic
+from cp2_jax.planning import cards, chips, collectives, program, report, traffic
 from cp2_jax.planning.collectives import Collective
 
 HLO = DATA / "hlo"  # lines as XLA 0.10.2 writes them for CPUs and TPUs
@@ -169,7 +169,7 @@ def rows(table):
 @pytest.mark.parametrize("platform", ["gpu", "cuda", "rocm"])
 def test_on_gpus_what_their_libraries_compute_is_not_counted_and_no_bound_is_given(platform, small_step):
     """Memory and traffic by part are known, as they come from the program's arrays and text."""
-    found, plan, table = small_step(platform, chips.GPUS["H100"])
+    found, plan, table = small_step(platform, cards.PRESENT["H100"])
     assert found.flops is None and found.bytes_accessed is None
     assert {plan.compute, plan.memory, plan.links, plan.bound, plan.epochs_per_day, plan.decode_rate} == {None}
     assert plan.hours == {} and plan.largest_batch > 256 and found.fits and found.traffic["optimizer"] > 0

@@ -13,18 +13,20 @@ Say what a run needs before it is started.
   cp2 plan --config quick_tune:small --images 500 --sizes
 
 The first compiles the config's real step for the topology, without having it
-(for TPUs: pip install "cp2_jax[tpu]"), and prints memory, work, communication
-and bounds on time. That takes a minute or, for TPUs, ten. The second prints
-the sizes that `small` chooses for 500 images, at once.
+(for TPUs: pip install "cp2_jax[tpu]", for cards: "cp2_jax[gpu]"), and prints
+memory, work, communication and bounds on time. That takes a minute or, for
+what is not here, ten. The second prints the sizes that `small` chooses for
+500 images, at once.
 
-Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), or
-"local": the devices of this machine."""
+Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), NVIDIA cards
+(h100, h200-8, a100-40gb, two hosts of eight: h100:2x8), or "local": the
+devices of this machine."""
 # Measured on two idle cores (docs/scaling.md, runs.progress_line).
 HERE, THERE = "about 40 s, less if it was compiled before", "2 to 11 minutes"
 
 
 def _options(made):
-    made.add_argument("--topology", default="local", help="slice, shape of a slice, or local (%(default)s)")
+    made.add_argument("--topology", default="local", help="slice, shape of a slice, cards, or local (%(default)s)")
     made.add_argument(
         "--images",
         metavar="N",
