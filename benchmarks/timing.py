@@ -53,8 +53,9 @@ def use_forms(path):
     if path is None:
         return
     found = json.loads(path.read_text())
-    if found.get("pool_taps_gradient_ms", 1) < found.get("pool_scatter_gradient_ms", 0):
-        measured.POOL = {**measured.POOL, "cuda": "taps"}
+    pool = {form: found[name] for form in ("taps", "scatter") if (name := f"pool_{form}_gradient_ms") in found}
+    if pool:
+        measured.POOL = {**measured.POOL, "cuda": min(pool, key=pool.get)}
     times = {
         form: [v for k, v in found.items() if k.endswith(f"{form}_gradient_ms")] for form in ("differentiated", "two_sums")
     }

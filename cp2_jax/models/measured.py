@@ -81,10 +81,11 @@ MEASURED = (
 _GAIN = 0.95
 
 # Forms of the rest by platform, "default" being any that is not named: see `pooling.max_pool`, `norm.BatchNorm` and
-# `augment.blur`. The others of each have not been measured on any card. On a CPU, 8 images in float32, seconds of all
-# threads (2 cores of an AMD EPYC, 2026-11-26): the pool forward and back 0.228 by scatter, on one thread, and 0.020 by
-# taps; batch norm with ReLU on 56 x 56 x 256 0.020 differentiated and 0.046 by two sums.
-POOL = {"default": "scatter", "cpu": "taps"}
+# `augment.blur`. On a CPU, 8 images in float32, seconds of all threads (2 cores of an AMD EPYC, 2026-11-26): the pool
+# forward and back 0.228 by scatter, on one thread, and 0.020 by taps; batch norm with ReLU on 56 x 56 x 256 0.020
+# differentiated and 0.046 by two sums. For cards nothing of it was timed but XLA's scatter, 1.1 ms; compiled for an H100,
+# the pool and what follows it backwards move 17.4 MB a sample by scatter and 6.0 by taps (docs/performance.md).
+POOL = {"default": "scatter", "cpu": "taps", "cuda": "taps"}
 NORM = {"default": "differentiated"}
 
 
