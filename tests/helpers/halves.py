@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from cp2_jax.models.backbones import BACKBONES
+from helpers import toy_backbone
 from helpers.miniatures import write_pair
 from helpers.tiny import tiny_config
 
@@ -30,12 +32,13 @@ def folder_config(root, **changes):
     return config
 
 
-def finetuned(root, workdir, steps=2, **changes):
-    """Finetune `folder_config` on `root` for a few steps and return the config; `workdir` is then a run with scores."""
+def finetuned(root, workdir, monkeypatch, steps=2, **changes):
+    """Finetune the toy network on `root` for a few steps and return the config; `workdir` is then a run with scores."""
     from cp2_jax.segmentation import run
 
     config = folder_config(root, steps=steps, batch_size=4, save_every=1, keep=9, eval_every=1)
-    config.model.resnet.stage_sizes = (1, 1, 1, 1)
+    monkeypatch.setitem(BACKBONES, "toy", toy_backbone.BACKBONE)
+    toy_backbone.choose(config.model)
     config.data.update(num_classes=2, class_names=("left", "right"))
     config.model.num_classes = 2
     config.update_from_flattened_dict(changes)

@@ -20,6 +20,7 @@ from cp2_jax.runs import distributed, mesh
 from cp2_jax.segmentation import step as finetune_step
 from cp2_jax.segmentation.evaluation import Evaluator
 from helpers.halves import folder_config
+from helpers.tiny import choose_vit
 
 BATCH, STEPS = 8, 2
 
@@ -48,9 +49,7 @@ def inputs(data, device_mesh):
 def finetune(data, device_mesh):
     """Return the first batches of a finetuning, their losses, and the variables that come out."""
     config = small_config(data, batch_size=BATCH)
-    config.model.update(backbone="vit", head="fcn")  # compiles in a tenth of a ResNet's time
-    config.model.vit.update(width=12, depth=1, heads=3, patch=8)
-    config.model.fcn.update(channels=4, num_convs=1, dilation=1)
+    choose_vit(config.model)  # compiles in a tenth of a ResNet's time
     examples = open_examples(config.data, "train")
     rows = mesh.local_rows(device_mesh, BATCH)
     options = training_options(config.data)

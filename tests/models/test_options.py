@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers.tiny import tiny_config
+from helpers.tiny import choose_vit, tiny_config
 
 from configs import pretrain
 from cp2_jax.models import inputs, resize, segmenter
@@ -94,9 +94,8 @@ def test_a_vit_drops_or_pads_what_is_no_whole_patch(remainder):
 def test_the_originals_way_with_any_size_in_training_and_prediction():
     """The map of the whole patches is taken for one of the whole image: labels are upsampled from it, without a cut."""
     config = tiny_config()
-    config.model.update(backbone="vit", head="fcn")
-    config.model.vit.update(width=12, depth=1, heads=3, patch=8, remainder="drop")
-    config.model.fcn.update(channels=4, num_convs=1, dilation=1)
+    choose_vit(config.model)
+    config.model.vit.remainder = "drop"
     config.evaluation.resize = ()
     Network.from_config(config.model).check_sides("data.crop_size", (21, 30))
     model, variables = finetune_step.build_model(config), finetune_step.init_variables(config)

@@ -99,6 +99,16 @@ def random_case(seed, batch=4, side=3, channels=6):
     return [jnp.asarray(x, jnp.float32) for x in (*features, mq, mk, unit(rng, 2, batch, channels))]
 
 
+@jax.jit
+def usual_loss(*arrays):
+    return losses.cp2_loss(*arrays, **options())
+
+
+@jax.jit
+def usual_gradient(q, *others):
+    return jax.grad(lambda q: losses.cp2_loss(q, *others, **options()).loss)(q)
+
+
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 @pytest.mark.parametrize("side", ["query", "key"])
 def test_empty_and_full_masks_add_zero_and_are_counted(fill, side):
@@ -106,16 +116,14 @@ def test_empty_and_full_masks_add_zero_and_are_counted(fill, side):
     q, k, mq, mk, bank = random_case(3)
     bad = {"query": (mq.at[1].set(fill), mk), "key": (mq, mk.at[1].set(fill))}[side]
     good = np.array([0, 2, 3])
-    whole = losses.cp2_loss(q, k, *bad, bank, **options())
-    part = losses.cp2_loss(q[good], k[good], mq[good], mk[good], bank, **options())
+    whole, part = usual_loss(q, k, *bad, bank), usual_loss(q[good], k[good], mq[good], mk[good], bank)
     np.testing.assert_allclose(whole.loss_dense, part.loss_dense * 3 / 4, rtol=1e-5)
     assert whole.skipped == 1
     if fill == 0:
         np.testing.assert_allclose(whole.loss_instance, part.loss_instance * 3 / 4, rtol=1e-5)
     else:  # a full mask still pools: global average pooling, as in "no copy-paste"
         assert whole.loss_instance > part.loss_instance * 3 / 4
-    gradient = jax.grad(lambda q: losses.cp2_loss(q, k, *bad, bank, **options()).loss)(q)
-    assert np.isfinite(gradient).all()
+    assert np.isfinite(usual_gradient(q, k, *bad, bank)).all()
 
 
 @pytest.mark.parametrize("filled", [0, 1, 3, 5])
@@ -147,8 +155,8 @@ def test_full_masks_are_not_counted_without_dense_loss():
 @given(st.integers(0, 2**31), st.floats(0.1, 10))
 def test_loss_ignores_the_scale_of_features_and_the_order_of_the_queue(seed, scale):
     q, k, mq, mk, bank = random_case(seed)
-    a = losses.cp2_loss(q, k, mq, mk, bank, **options())
-    b = losses.cp2_loss(q * scale, k / scale, mq, mk, bank.reshape(-1, 1, 6)[::-1], **options())
+    a = usual_loss(q, k, mq, mk, bank)
+    b = usual_loss(q * scale, k / scale, mq, mk, bank.reshape(-1, 1, 6)[::-1])
     np.testing.assert_allclose(a.loss, b.loss, rtol=2e-5)
     # Equation 5.
     np.testing.assert_allclose(a.loss, a.loss_instance + 0.2 * a.loss_dense, rtol=1e-6)

@@ -51,12 +51,12 @@ def test_the_network_is_backbone_pooling_and_a_two_layer_mlp(trained):
     shapes = {name: layer["kernel"].shape[2:] for name, layer in state.params["projection"].items()}
     assert shapes == {"conv1": (width, width), "conv2": (width, 128)}
     images = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    maps = np.asarray(model.apply(variables, images, method="stages")[-1])
+    maps = np.asarray(jax.jit(lambda v, x: model.apply(v, x, method="stages")[-1])(variables, images))
     assert maps.shape == (2, 2, 2, width)  # output stride 32
     pooled, mlp = maps.mean((1, 2)), state.params["projection"]
     hidden = np.maximum(pooled @ mlp["conv1"]["kernel"][0, 0] + mlp["conv1"]["bias"], 0)
     expected = hidden @ mlp["conv2"]["kernel"][0, 0] + mlp["conv2"]["bias"]
-    found = model.apply(variables, images, train=False)
+    found = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     assert found.shape == (2, 1, 1, 128)
     np.testing.assert_allclose(found[:, 0, 0], expected, rtol=1e-4, atol=1e-5)
 
@@ -66,12 +66,13 @@ def test_the_steps_loss_is_info_nce_over_the_queue(trained):
     config, state, crops, after, metrics = trained
     options = compose.AugmentOptions.from_config(config)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
-    pair = compose.compose_pairs(key, crops, crops[::-1], options)
+    pair = jax.jit(compose.compose_pairs, static_argnums=3)(key, crops, crops[::-1], options)
     query_model, key_model = forward.build_models(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
     def unit_output(model, images):
-        x = np.asarray(model.apply(variables, images, train=True, mutable=["batch_stats"])[0])[:, 0, 0]
+        apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[0])
+        x = np.asarray(apply(variables, images))[:, 0, 0]
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
     query, positive = unit_output(query_model, pair.image_query), unit_output(key_model, pair.image_key)

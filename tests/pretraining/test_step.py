@@ -34,13 +34,6 @@ def small_config(backbone="resnet", dtype="float32"):
     return config
 
 
-def shallow_config(dtype="float32"):
-    """For what does not depend on the network: one block a stage, which compiles in a third of the time."""
-    config = small_config(dtype=dtype)
-    config.model.resnet.update(depth=18, stage_sizes=(1, 1, 1, 1))
-    return config
-
-
 def recorded_state(config, optimizer, run, dtype):
     """The state that the recorded run starts from."""
     prefix = "init/encoder_q."
@@ -323,15 +316,16 @@ def test_strided_groups_are_one_of_the_permutations(x64, monkeypatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), a.key_batch_stats, b.key_batch_stats)
 
 
-def test_key_encoder_follows_by_momentum_and_keeps_its_own_statistics():
-    config = shallow_config()
+def test_key_encoder_follows_by_momentum_and_keeps_its_own_statistics(monkeypatch):
+    config = tiny.toy_pretrain_config(monkeypatch)
     config.loss.momentum = 0.9
     optimizer, update = make(config)
     first, _ = update(pretrain_step.init_state(config, optimizer), random_pair(0))
     second, _ = update(first, random_pair(1))
     expected = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * q, first.key_params, first.params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), second.key_params, expected)
-    assert not np.allclose(second.key_batch_stats["backbone"]["bn1"]["mean"], second.batch_stats["backbone"]["bn1"]["mean"])
+    means = (s["head"]["convs_0"]["bn"]["mean"] for s in (second.key_batch_stats, second.batch_stats))
+    assert not np.allclose(*means)
 
 
 def uint8_batch(seed, batch=8, size=64):
@@ -344,6 +338,8 @@ def test_full_step_runs_and_repeats_exactly(monkeypatch, shuffle):
     """From uint8 crops to a new state; the same seed gives the same losses to the bit."""
     config = tiny.toy_pretrain_config(monkeypatch)
     config.update(bn_groups=2, key_shuffle=shuffle)
+    if shuffle != "strided":  # every draw once is enough
+        config.augment.update(jitter_probability=0.0, grayscale=0.0, blur=0.0)
     device_mesh = mesh.make_mesh()
     initial_state, step = pretrain_step.make_step(config, 10, 5, device_mesh)
 
@@ -359,12 +355,12 @@ def test_full_step_runs_and_repeats_exactly(monkeypatch, shuffle):
     assert np.isfinite(losses).all() and run() == losses
 
 
-def test_state_starts_with_equal_encoders_and_random_queue():
-    config = shallow_config()
+def test_state_starts_with_equal_encoders_and_random_queue(monkeypatch):
+    config = tiny.toy_pretrain_config(monkeypatch)
     optimizer, _ = make(config)
     state = pretrain_step.init_state(config, optimizer)
     jax.tree.map(np.testing.assert_array_equal, state.params, state.key_params)
-    assert state.queue.shape == (8, 8, 128)
+    assert state.queue.shape == (2, 8, 128)
     assert memory_bank.age(state.queue, state.step) == 0
     assert not any(
         re.search("classifier|conv_seg", jax.tree_util.keystr(p))

@@ -16,7 +16,7 @@ from helpers.command_line import cp2
 from helpers.halves import folder_config, halves_on_disk
 from helpers.miniatures import write_pair
 from helpers.paths import ROOT
-from helpers.tiny import tiny_config
+from helpers.tiny import choose_vit, tiny_config
 from PIL import Image
 
 from configs import finetune_voc
@@ -296,11 +296,16 @@ def test_checkpoint_of_another_model_is_refused():
 
 
 SMALL = (
-    "--config.model.resnet.depth=18",
-    "--config.model.resnet.stage_sizes=(1,1,1,1)",
-    "--config.model.resnet.width=4",
-    "--config.model.resnet.stem_width=4",
-    "--config.model.aspp.channels=8",
+    "--config.model.backbone=vit",  # as choose_vit
+    "--config.model.vit.width=12",
+    "--config.model.vit.depth=1",
+    "--config.model.vit.heads=3",
+    "--config.model.vit.patch=8",
+    "--config.model.head=fcn",
+    "--config.model.fcn.channels=4",
+    "--config.model.fcn.num_convs=1",
+    "--config.model.fcn.dilation=1",
+    "--config.image_size=32",
     "--config.model.dtype=float32",
     "--config.model.num_classes=2",
     "--config.data.num_classes=2",
@@ -333,8 +338,10 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path, capsys):
         halves_on_disk(tmp_path / "data", split, count)
     common = ("--config", "finetune_camvid", f"--config.data.path={tmp_path / 'data'}", *SMALL)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    start = finetune_step.init_variables(tiny_config())
-    checkpoints.write_variables(tmp_path / "converted", {k: {"backbone": t["backbone"]} for k, t in start.items()}, {})
+    config = tiny_config()
+    choose_vit(config.model)
+    backbone = finetune_step.init_variables(config)["params"]["backbone"]
+    checkpoints.write_variables(tmp_path / "converted", {"params": {"backbone": backbone}}, {})
     loading = f"--config.init.checkpoint={tmp_path / 'converted'}"
     run = (*common, "--config.steps=4", "--config.save_every=2", "--config.eval_every=2", "--config.keep=2")
 
@@ -373,7 +380,7 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path, capsys):
     assert "no checkpoint at" in out and "Traceback" not in out
 
 
-def test_two_processes_finetune_and_evaluate_as_one(tmp_path):
+def test_two_processes_finetune_and_evaluate_as_one(tmp_path, capsys):
     """Each with its part: the same losses and confusion matrix as one; class maps of all images; the pictures."""
     for split, count in (("train", 6), ("val", 5)):  # 5 images in batches of 4: the second has rows without an image
         halves_on_disk(tmp_path / "data", split, count)
@@ -381,10 +388,14 @@ def test_two_processes_finetune_and_evaluate_as_one(tmp_path):
     common = (*common, "--config.evaluation.batch_size=4", "--config.steps=2")
 
     def run(processes, what, work, *extra):
-        command = ["bash", "scripts/launch/local_multihost.sh", processes, "1", f"scripts/{what}.py", f"--workdir={work}"]
-        environment = os.environ | {"PYTHON": sys.executable}
-        done = subprocess.run([*command, *common, *extra], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        if processes == "1":
+            assert cp2(capsys, what, f"--workdir={work}", *common, *extra)[0] == 0
+        else:
+            command = ["bash", "scripts/launch/local_multihost.sh", processes, "1", f"scripts/{what}.py"]
+            command += [f"--workdir={work}", *common, *extra]
+            environment = os.environ | {"PYTHON": sys.executable}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
         lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
         pictures = sorted(path.name for path in (work / "pictures").glob("evaluation_*.png"))
         matrix = np.array(json.loads((work / "scores.json").read_text())["matrix"])

@@ -47,11 +47,11 @@ def test_features_that_know_the_classes_score_high_and_others_do_not(data):
         assert np.isnan(good[name].iou[2])  # the third class does not occur
 
 
-def test_a_checkpoint_is_probed_and_bad_sizes_are_refused(data, tmp_path):
-    config = halves.finetuned(data, tmp_path / "run", steps=1)
+def test_a_checkpoint_is_probed_and_bad_sizes_are_refused(data, tmp_path, monkeypatch):
+    config = halves.finetuned(data, tmp_path / "run", monkeypatch, steps=1)
     found = probe(tmp_path / "run", config=config, size=32)
     assert found.keys() == {"linear", "knn"} and all(0 <= scores.mean_iou <= 1 for scores in found.values())
-    with pytest.raises(ConfigError, match="size=33: must be a multiple of 8; use 32 or 40"):
+    with pytest.raises(ConfigError, match="size=33: must be a multiple of 4; use 32 or 36"):
         probe(tmp_path / "run", config=config, size=33)
     config.kind = "pretrain"
     with pytest.raises(ConfigError, match="a probe needs labelled images"):

@@ -21,9 +21,9 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     halves.halves_on_disk(root / "data", "train", 4)
     halves.halves_on_disk(root / "data", "val", 3)
-    changes = {"model.aspp.dilations": (1, 3), "model.mean": (0.3, 0.3, 0.3)}
-    config = halves.finetuned(root / "data", root / "run", **changes)
-    return root, config
+    changes = {"model.head": "aspp", "model.aspp.dilations": (1, 3), "model.mean": (0.3, 0.3, 0.3)}
+    with pytest.MonkeyPatch.context() as patch:
+        yield root, halves.finetuned(root / "data", root / "run", patch, **changes)
 
 
 def scores(root, file="scores.json"):
@@ -79,7 +79,7 @@ def test_checkpoints_by_name(trained, capsys):
     [
         ("model.aspp.dilations", (1, 2), r"model.aspp.dilations=\(1, 2\) would make another network .* \(1, 3\)"),
         ("model.mean", (0.5, 0.5, 0.5), "model.mean=.* would make another network"),
-        ("model.resnet.output_stride", 16, "model.resnet.output_stride=16 would make another network"),
+        ("model.toy.channels", 7, "model.toy.channels=7 would make another network"),
         ("image_size", 64, "image_size=64 would make another network"),
         ("optimizer.learning_rate", 1.0, "optimizer.learning_rate=1.0: this is of training"),
     ],
@@ -123,8 +123,8 @@ def test_models_without_classes_or_config_are_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match="has no config of its own"):
         saved.open_saved(tmp_path / "plain")
     assert saved.open_saved(tmp_path / "plain", config=config).own is None
-    parts = {kind: {"backbone": tree["backbone"]} for kind, tree in variables.items()}
-    write_variables(tmp_path / "backbone", parts, {})
+    backbone = {"params": {"backbone": variables["params"]["backbone"]}}
+    write_variables(tmp_path / "backbone", backbone, {})
     with pytest.raises(CheckpointError, match="has no classifier, only backbone; finetune it first"):
         saved.open_saved(tmp_path / "backbone", config=config)
 

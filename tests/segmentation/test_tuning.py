@@ -7,7 +7,7 @@ import optax
 import pytest
 from helpers import halves, toy
 from helpers.permuted import variables_of
-from helpers.tiny import differs, tiny_config
+from helpers.tiny import choose_vit, differs, tiny_config
 
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
@@ -19,9 +19,7 @@ from cp2_jax.segmentation.tuning import TuningOptions
 
 def vit_config(**changes):
     config = tiny_config(**changes)
-    config.model.update(backbone="vit", head="fcn")
-    config.model.vit.update(width=12, depth=3, heads=3, patch=8)
-    config.model.fcn.update(channels=4, num_convs=1, dilation=1)
+    choose_vit(config.model, depth=3)
     config.data.path = "somewhere"
     return config
 
@@ -213,11 +211,11 @@ def test_a_hook_ends_the_loop_and_the_state_is_saved():
     assert int(state.step) == 3 and saved == [(3, 3)]
 
 
-def test_a_run_that_learns_nothing_ends_early_and_stays_ended(tmp_path, capsys):
+def test_a_run_that_learns_nothing_ends_early_and_stays_ended(tmp_path, capsys, monkeypatch):
     halves.halves_on_disk(tmp_path / "data", "train", 4)
     halves.halves_on_disk(tmp_path / "data", "val", 2)
     changes = {"optimizer.learning_rate": 1e-30, "optimizer.min_learning_rate": 0.0, "tuning.patience": 2}
-    config = halves.finetuned(tmp_path / "data", tmp_path / "run", steps=9, **changes)
+    config = halves.finetuned(tmp_path / "data", tmp_path / "run", monkeypatch, steps=9, **changes)
     assert "ended after step 3: no better mean IoU in 2 evaluations since step 1" in capsys.readouterr().out
     assert (tmp_path / "run/scores.json").exists()
     again = run.train(config, tmp_path / "run")
