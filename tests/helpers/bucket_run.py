@@ -22,6 +22,9 @@ def config(source, data, **changes):
     made = pretrain_r50_aspp.get_config()
     made.update(image_size=32, batch_size=4, bn_groups=1, steps=STEPS, save_every=2, log_every=1, keep=9)
     made.update(picture_every=4, probe_every=0)
+    made.augment.update(
+        jitter_probability=0.0, grayscale=0.0, blur=0.0
+    )  # flips and masks are random, too, and compile sooner
     toy_backbone.choose(made.model)
     made.model.dtype = "float32"
     made.loss.queue_size = 16

@@ -16,19 +16,21 @@ from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
+from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.runs import distributed, mesh
 from cp2_jax.segmentation import step as finetune_step
 from cp2_jax.segmentation.evaluation import Evaluator
+from helpers import toy_backbone
 from helpers.halves import folder_config
-from helpers.tiny import choose_vit
 
 BATCH, STEPS = 8, 2
 
 
 def small_config(data, **changes):
-    """Return `folder_config` with one block in each stage, which compiles sooner."""
+    """Return `folder_config` of the toy network, with batch norm and image pooling in its head."""
     config = folder_config(data, **changes)
-    config.model.resnet.stage_sizes = (1, 1, 1, 1)
+    toy_backbone.choose(config.model)
+    config.model.head = "aspp"
     return config
 
 
@@ -49,7 +51,6 @@ def inputs(data, device_mesh):
 def finetune(data, device_mesh):
     """Return the first batches of a finetuning, their losses, and the variables that come out."""
     config = small_config(data, batch_size=BATCH)
-    choose_vit(config.model)  # compiles in a tenth of a ResNet's time
     examples = open_examples(config.data, "train")
     rows = mesh.local_rows(device_mesh, BATCH)
     options = training_options(config.data)
@@ -100,6 +101,7 @@ def work(data, out, device_mesh):
 
 
 def main(data, out, port, count, index):
+    BACKBONES["toy"] = toy_backbone.BACKBONE
     distributed.initialize(f"localhost:{port}", int(count), int(index))
     devices = jax.devices()
     orders = {"0101": [0, 2, 1, 3], "0110": [0, 2, 3, 1], "1001": [3, 0, 1, 2]}

@@ -48,6 +48,7 @@ def toy_study(config, data, monkeypatch):
         part.data.path = str(data)
         toy_backbone.choose(part.model)
     config.pretrain.loss.queue_size, config.pretrain.probe_images = 8, 4
+    config.pretrain.augment.update(jitter_probability=0.0, grayscale=0.0)  # shown elsewhere; each arm would compile them
     config.finetune.data.crop_size = (32, 32)
     config.finetune.evaluation.batch_size = 4
     return config

@@ -35,11 +35,12 @@ assert not any(name.startswith(("cp2_jax", "flax", "ml_collections")) for name i
 def run(folder, kind="finetune", dtype="bfloat16", **model):
     """A model with random weights, as a run leaves it."""
     config = tiny_config()
+    config.model.resnet.stage_sizes = (1, 1, 1, 1)
     config.model.update(model)
     config.model.dtype, config.evaluation.resize = dtype, ()
     top = "classifier" if kind == "finetune" else "projection"
     module = segmenter.build(config.model, top=top, image_size=32)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    variables = jax.jit(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()
     write_variables(folder, dict(variables), {"kind": kind, "config": settings.as_plain(config)})
     return folder
 

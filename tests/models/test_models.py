@@ -190,7 +190,7 @@ def test_paper_dilates_every_3x3_convolution_of_the_last_stage():
         model = segmenter.build(config, top="projection")
         if not outputs:  # both have the same variables
             variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=False)
-        outputs.append(model.apply(variables, images, method="stages"))
+        outputs.append(jax.jit(lambda v, m=model: m.apply(v, images, method="stages"))(variables))
     assert [x.shape[1] for x in outputs[0]] == [16, 8, 4, 4]
     np.testing.assert_array_equal(outputs[0][2], outputs[1][2])
     assert not np.allclose(outputs[0][3], outputs[1][3])
@@ -198,8 +198,12 @@ def test_paper_dilates_every_3x3_convolution_of_the_last_stage():
 
 def apply_norm(x, **options):
     norm = BatchNorm(**options)
-    variables = norm.init(jax.random.key(0), x, train=False)
-    return norm.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    @jax.jit
+    def run(x):
+        return norm.apply(norm.init(jax.random.key(0), x, train=False), x, train=True, mutable=["batch_stats"])
+
+    return run(x)
 
 
 @settings(max_examples=15, deadline=None)

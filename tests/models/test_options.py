@@ -35,7 +35,7 @@ def test_configs_have_every_option_with_its_default(name):
 
 def stage_of(options, image):
     model = ResNet(options)
-    variables = model.init(jax.random.key(0), image, False)
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), image, False)
     return variables, jax.jit(lambda v: model.apply(v, image, False))(variables)
 
 
@@ -78,10 +78,11 @@ def test_a_vit_drops_or_pads_what_is_no_whole_patch(remainder):
     options = ViTOptions(patch=8, width=12, depth=1, heads=3, mlp_ratio=2)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 21, 30, 3)), jnp.float32)
     plain = ViT(options, image_size=16)
-    variables = plain.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), False)
-    (found,) = ViT(dataclasses.replace(options, remainder=remainder), image_size=16).apply(variables, image, False)
+    variables = jax.jit(plain.init, static_argnums=2)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), False)
+    other = ViT(dataclasses.replace(options, remainder=remainder), image_size=16)
+    (found,) = jax.jit(other.apply, static_argnums=2)(variables, image, False)
     whole = image[:, :16, :24] if remainder == "drop" else jnp.zeros((1, 24, 32, 3)).at[:, :21, :30].set(image)
-    np.testing.assert_array_equal(found, plain.apply(variables, whole, False)[0])
+    np.testing.assert_array_equal(found, jax.jit(plain.apply, static_argnums=2)(variables, whole, False)[0])
     with pytest.raises(ValueError, match="21 x 30 pixels: a ViT needs multiples of its patch, 8"):
         plain.apply(variables, image, False)
     network = Network.from_config({"backbone": "vit", "vit": dataclasses.asdict(options) | {"remainder": remainder}})

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import compiling, permuted
+from helpers import compiling, permuted, toy_backbone
 from helpers.halves import halves_on_disk
 from helpers.paths import DATA, ROOT
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from cp2_jax.data.labelled.examples import SegmentationError
+from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.runs import mesh
 
 FOUR = AbstractMesh((4,), (mesh.DATA,))
@@ -139,12 +140,13 @@ def run_processes(command, count, devices):
     return printed[0]
 
 
-def test_two_processes_in_any_order_are_one_to_the_last_pixel(tmp_path):
+def test_two_processes_in_any_order_are_one_to_the_last_pixel(tmp_path, monkeypatch):
     """Pretraining's and finetuning's input, losses, confusion matrix, scores per image, pictures and class maps.
 
     Two processes with two devices each, in the orders 0101, 0110 and 1001; seven images of three sizes in batches of
     four, so that sizes are mixed and the last batch has rows without an image.
     """
+    monkeypatch.setitem(BACKBONES, "toy", toy_backbone.BACKBONE)
     data = tmp_path / "data"
     halves_on_disk(data, "train", 6)
     halves_on_disk(data, "val", 7, sizes=[(32, 40), (40, 32), (30, 37)])
@@ -179,6 +181,7 @@ def test_pixels_lost_on_the_way_to_the_devices_are_an_error(tmp_path, monkeypatc
         return jax.tree.map(lambda x: x[::-1], place(device_mesh, batch))
 
     monkeypatch.setattr(mesh, "place_batch", swapped)
+    monkeypatch.setitem(BACKBONES, "toy", toy_backbone.BACKBONE)
     config = permuted.small_config(tmp_path)
     with pytest.raises(SegmentationError, match=r"holds \d+ pixels of image \d+, of which \d+ are labelled"):
         permuted.evaluate(tmp_path, tmp_path / "out", mesh.make_mesh(jax.devices()[:1]), permuted.variables_of(config))

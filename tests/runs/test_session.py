@@ -43,6 +43,8 @@ def tiny(images, **changes):
             "data.workers": 0,
             "loss.queue_size": 8,
             "augment.blur": 0.0,
+            "augment.jitter_probability": 0.0,
+            "augment.grayscale": 0.0,
             "model.projection_dim": 8,
             "optimizer.warmup_steps": 1,
         }
