@@ -150,12 +150,11 @@ def compare_norm(batch, repeats, dtype, maps=((56, 256), (14, 1024))):
     for size, channels in maps:
         x, g = draw(*[(batch, size, size, channels)] * 2, dtype=dtype)
         ones = jnp.ones(channels)
-        for layout, split, axes in (("one_group", (1, batch), (1, 2, 3)), ("strided", (batch // 4, 4), (0, 2, 3))):
+        for layout, groups in (("one_group", norm.Groups(1, batch)), ("strided", norm.Groups(4, batch // 4, strided=True))):
             for form in ("differentiated", "two_sums"):
 
-                def run(x, split=split, axes=axes, form=form, ones=ones):
-                    grouped = x.reshape(*split, *x.shape[1:])
-                    return norm.normalize(grouped, ones, ones, axes, 1e-5, x.dtype, True, form)[0].reshape(x.shape)
+                def run(x, groups=groups, form=form, ones=ones):
+                    return norm.normalize(x, ones, ones, groups, 1e-5, x.dtype, True, form)[0]
 
                 name = f"norm_{size}_{layout}_{form}"
                 found[f"{name}_forward_ms"] = measure(jax.jit(run), (x,), repeats)[1]

@@ -133,8 +133,24 @@ def _interleaved(x, kernel, stride, dilation):
     return y.reshape(batch, rows * dilation, columns * dilation, -1)[:, :height, :width]
 
 
+@jax.custom_vjp
 def _matmul(x, matrix):
     return jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _matmul_forward(x, matrix):
+    return _matmul(x, matrix), (x, matrix)
+
+
+def _matmul_backward(saved, cotangent):
+    # JAX's own rule gives the matrix's gradient transposed, which XLA on CPUs makes good by turning the cotangent around.
+    x, matrix = saved
+    last, others = x.ndim - 1, tuple(range(x.ndim - 1))
+    by_x = jax.lax.dot_general(cotangent, matrix, (((last,), (1,)), ((), ())))
+    return by_x, jax.lax.dot_general(x, cotangent, ((others, others), ((), ())))
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _blocks(x, kernel, stride, dilation, multiple=1):

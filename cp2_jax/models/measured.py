@@ -84,9 +84,10 @@ _GAIN = 0.95
 # `augment.blur`. On a CPU, 8 images in float32, seconds of all threads (2 cores of an AMD EPYC, 2026-11-26): the pool
 # forward and back 0.228 by scatter, on one thread, and 0.020 by taps; batch norm with ReLU on 56 x 56 x 256 0.020
 # differentiated and 0.046 by two sums. For cards nothing of it was timed but XLA's scatter, 1.1 ms; compiled for an H100,
-# the pool and what follows it backwards move 17.4 MB a sample by scatter and 6.0 by taps (docs/performance.md).
+# the pool and what follows it backwards move 17.4 MB a sample by scatter and 6.0 by taps, the whole step 676 MB with
+# differentiated norms and 665 with two sums (docs/performance.md).
 POOL = {"default": "scatter", "cpu": "taps", "cuda": "taps"}
-NORM = {"default": "differentiated"}
+NORM = {"default": "differentiated", "cuda": "two_sums"}
 
 
 def by_platform(table: Mapping[str, str], forms: Mapping[str, Callable], *arrays: Any, **options: Any) -> Any:
@@ -101,12 +102,16 @@ def choose(platform: str, shape: Shape) -> Forms:
     """Return the forms for a convolution on a platform: "cpu", "cuda" or, for any other, "default".
 
     CPUs by a rule that `benchmarks/convs.py` gave: XLA's native convolution there reads all the padding of rates 6 and
-    12, and takes 2 to 8 times as long over the weight gradient of a 1x1 as a matrix product does; at rates 1 and 2 no
-    form is clearly better than it. NVIDIA cards by `MEASURED`, each pass by itself. TPUs get XLA's own, unmeasured.
+    12, and takes 2 to 8 times as long over the weight gradient of a 1x1 as a matrix product does; of many channels, rate
+    2 and the gradient by a map of many more channels than come out gain a seventh. NVIDIA cards by `MEASURED`, each pass
+    by itself. TPUs get XLA's own, unmeasured.
     """
     if platform == "cpu":
         few = shape.taps == (1, 1) or (shape.stride == 1 and shape.dilation > 2)
-        return Forms(*["shifted" if few else "cropped"] * 3)
+        wide = shape.stride == 1 and shape.inputs >= 512
+        by_rate = few or (wide and shape.dilation == 2)
+        chosen = by_rate, by_rate or (wide and shape.inputs > 4 * shape.outputs), few
+        return Forms(*("shifted" if shift else "cropped" for shift in chosen))
     if platform != "cuda":
         return Forms()
     rows = {row.form: row for row in MEASURED if row.shape == shape}  # of several runs the last in the table

@@ -1,5 +1,6 @@
 """Batch normalisation over groups of the batch: what several devices with their own statistics compute, on any number."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -54,92 +55,111 @@ class BatchNorm(nn.Module):
         batch = x.shape[0]
         if batch % self.groups:
             raise ValueError(f"batch of {batch} cannot be split into {self.groups} batch-norm groups of equal size")
-        split = (batch // self.groups, self.groups) if self.strided else (self.groups, batch // self.groups)
-        grouped = x.reshape(*split, *x.shape[1:])
-        axes = tuple(a for a in range(grouped.ndim - 1) if a != int(self.strided))
-        y, mean, var = normalize(grouped, scale, bias, axes, self.epsilon, self.dtype, self.relu)
+        layout = Groups(self.groups, batch // self.groups, self.strided)
+        y, mean, var = normalize(x, scale, bias, layout, self.epsilon, self.dtype, self.relu)
 
         if not self.is_initializing():
             count = x.size // channels // self.groups
-            new_mean = jnp.mean(mean, axis=tuple(range(grouped.ndim - 1)))
-            new_var = jnp.mean(var, axis=tuple(range(grouped.ndim - 1))) * (count / max(count - 1, 1))
+            new_mean, new_var = jnp.mean(mean, axis=0), jnp.mean(var, axis=0) * (count / max(count - 1, 1))
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * new_mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * new_var
-        return y.reshape(x.shape)
+        return y
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """How a batch falls into groups, and averages over them, each taken over every sample first.
+
+    So groups are a matter of small arrays: were the activations themselves reshaped into them, compilers would not fuse
+    what comes before and after (699 MB a sample instead of 665, compiled for an H100: docs/performance.md).
+
+    Attributes:
+      count, size: number of groups, and samples of each.
+      strided: see `BatchNorm`.
+    """
+
+    count: int
+    size: int
+    strided: bool = False
+
+    def average(self, values: Float[Array, "batch *space channels"]) -> Float[Array, "groups channels"]:
+        """Return each group's average."""
+        each = jnp.mean(values, axis=tuple(range(1, values.ndim - 1)))
+        if self.strided:
+            return jnp.mean(each.reshape(self.size, self.count, -1), axis=0)
+        return jnp.mean(each.reshape(self.count, self.size, -1), axis=1)
+
+    def spread(self, values: Float[Array, "groups channels"], dimensions: int) -> Float[Array, "batch *_ channels"]:
+        """Return, for each sample, what its group has, with as many dimensions as the activations."""
+        values = values[None, :] if self.strided else values[:, None]
+        shape = (self.size, self.count) if self.strided else (self.count, self.size)
+        each = jnp.broadcast_to(values, (*shape, values.shape[-1]))
+        return each.reshape(self.count * self.size, *[1] * (dimensions - 2), -1)
 
 
 def normalize(
-    x: Float[Array, "*axes channels"],
+    x: Float[Array, "batch *space channels"],
     scale: Float[Array, " channels"],
     bias: Float[Array, " channels"],
-    axes: tuple[int, ...],
+    groups: Groups,
     epsilon: float,
     dtype: Any,
     relu: bool,
     form: str = "auto",
-) -> tuple[Float[Array, "*axes channels"], Float[Array, "*_ channels"], Float[Array, "*_ channels"]]:
-    """Return x normalised over some axes, of `dtype`, and the mean and the variance, whose axes have length 1.
+) -> tuple[Float[Array, "batch *space channels"], Float[Array, "groups channels"], Float[Array, "groups channels"]]:
+    """Return x normalised within groups, of `dtype`, and the groups' means and variances.
 
     Args:
       relu: whether a ReLU is part of it.
-      form: "differentiated": JAX differentiates it. "two_sums": a gradient of its own, which reads x and its cotangent
-        twice and writes once, the least there is (the two sums must be known before anything can be written), and keeps
-        no mask: the sign of the result is computed again from x. All sums are taken over each sample first, so that
-        groups and how they are laid out are a matter of small arrays. Mean and variance have no gradient of their own.
-        "auto": `measured.NORM` for the platform that the program is compiled for.
+      form: of the gradient. "differentiated": JAX differentiates it. "two_sums": one of its own, which reads x and its
+        cotangent twice and writes once, the least there is (the two sums must be known before anything can be written),
+        and keeps no mask: the sign of the result is computed again from x. Mean and variance have no gradient of their
+        own. "auto": `measured.NORM` for the platform that the program is compiled for.
 
     Raises:
       KeyError: for an unknown form.
     """
-    options = dict(axes=axes, epsilon=epsilon, dtype=dtype, relu=relu)
+    options = dict(groups=groups, epsilon=epsilon, dtype=dtype, relu=relu)
     return measured.by_platform(measured.NORM if form == "auto" else {"default": form}, _FORMS, x, scale, bias, **options)
 
 
-def _differentiated(x, scale, bias, axes, epsilon, dtype, relu, average=jnp.mean):
+def _normalize(x, scale, bias, groups, epsilon, dtype, relu):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # One pass over the activations. Cancellation is harmless: activations' means are of the size of their spread.
-    mean = average(wide, axis=axes, keepdims=True)
-    var = jnp.maximum(average(wide * wide, axis=axes, keepdims=True) - mean * mean, 0)
-    factor = scale / jnp.sqrt(var + epsilon)
-    y = (wide * factor + (bias - mean * factor)).astype(dtype)
+    mean = groups.average(wide)
+    var = jnp.maximum(groups.average(wide * wide) - mean * mean, 0)
+    y = _scaled(wide, scale, bias, mean, var, groups, epsilon).astype(dtype)
     return nn.relu(y) if relu else y, mean, var
 
 
-def _average(x, axis, keepdims):
-    """The mean, over each sample first (the first two axes are groups and samples)."""
-    space = tuple(range(2, x.ndim - 1))
-    if space:  # the barrier keeps the compiler from making one sum of the two
-        x = jax.lax.optimization_barrier(jnp.mean(x, axis=space, keepdims=True))
-    return jnp.mean(x, axis=axis, keepdims=keepdims)
+def _scaled(wide, scale, bias, mean, var, groups, epsilon):
+    factor = scale / jnp.sqrt(var + epsilon)
+    return wide * groups.spread(factor, wide.ndim) + groups.spread(bias - mean * factor, wide.ndim)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _two_sums(x, scale, bias, axes, epsilon, dtype, relu):
-    return _differentiated(x, scale, bias, axes, epsilon, dtype, relu, _average)
+_two_sums = functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))(_normalize)
 
 
-def _own_forward(x, scale, bias, axes, epsilon, dtype, relu):
-    y, mean, var = _differentiated(x, scale, bias, axes, epsilon, dtype, relu, _average)
+def _own_forward(x, scale, bias, groups, epsilon, dtype, relu):
+    y, mean, var = _normalize(x, scale, bias, groups, epsilon, dtype, relu)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
-def _own_backward(axes, epsilon, dtype, relu, saved, cotangents):
+def _own_backward(groups, epsilon, dtype, relu, saved, cotangents):
     x, scale, bias, mean, var = saved
-    wide = x.astype(mean.dtype)
-    inverse = 1 / jnp.sqrt(var + epsilon)
-    gradient = cotangents[0].astype(mean.dtype)
+    wide, gradient = x.astype(mean.dtype), cotangents[0].astype(mean.dtype)
     if relu:
-        factor = scale / jnp.sqrt(var + epsilon)
-        positive = (wide * factor + (bias - mean * factor)).astype(dtype) > 0
+        positive = _scaled(wide, scale, bias, mean, var, groups, epsilon).astype(dtype) > 0
         gradient = jnp.where(positive, gradient, 0)
-    unit = (wide - mean) * inverse
+    spread, inverse = functools.partial(groups.spread, dimensions=x.ndim), 1 / jnp.sqrt(var + epsilon)
+    unit = (wide - spread(mean)) * spread(inverse)
     # Both sums in one pass over x and the cotangent; of each group the mean.
-    total, along = (_average(v, axes, True) for v in (gradient, gradient * unit))
-    by_x = scale * inverse * (gradient - total - unit * along)
-    outer, count = tuple(range(x.ndim - 1)), x.size // total.size
-    return by_x.astype(x.dtype), count * jnp.sum(along, axis=outer), count * jnp.sum(total, axis=outer)
+    total, along = groups.average(gradient), groups.average(gradient * unit)
+    by_x = spread(scale * inverse) * (gradient - spread(total) - unit * spread(along))
+    count = x.size // total.size
+    return by_x.astype(x.dtype), count * jnp.sum(along, axis=0), count * jnp.sum(total, axis=0)
 
 
 _two_sums.defvjp(_own_forward, _own_backward)
 
-_FORMS = {"differentiated": _differentiated, "two_sums": _two_sums}
+_FORMS = {"differentiated": _normalize, "two_sums": _two_sums}

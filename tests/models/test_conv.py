@@ -170,12 +170,13 @@ def test_each_pass_is_chosen_by_what_was_measured(monkeypatch):
 def test_what_is_chosen_by_platform_dtype_and_size(size, dtype):
     """CPUs by a rule that knows neither; NVIDIA cards by what was measured of just this; any other platform XLA's."""
     native, shifted = conv.Forms(), conv.Forms("shifted", "shifted", "shifted")
+    few_weights, to_few = conv.Forms("shifted", "shifted", "cropped"), conv.Forms("cropped", "shifted", "cropped")
     for taps, stride, rate, expected in (
         ((3, 3), 1, 12, shifted),
         ((3, 3), 1, 6, shifted),
         ((3, 3), 1, 3, shifted),
         ((5, 3), 1, 3, shifted),
-        ((3, 3), 1, 2, native),
+        ((3, 3), 1, 2, few_weights),
         ((3, 3), 1, 1, native),
         ((3, 3), 2, 1, native),
         ((3, 3), 2, 6, native),
@@ -189,6 +190,8 @@ def test_what_is_chosen_by_platform_dtype_and_size(size, dtype):
             assert {measured.choose(platform, shape) for platform in ("default", "tpu", "rocm")} == {native}
             known = (size, dtype, channels, taps, stride, rate) == ((14, 14), "bfloat16", 2048, (3, 3), 1, 12)
             assert measured.choose("cuda", shape) == (conv.Forms("taps", "taps", "taps") if known else native), shape
+    for inputs, outputs, rate, expected in ((511, 512, 2, native), (2560, 512, 1, to_few), (2048, 512, 1, native)):
+        assert measured.choose("cpu", conv.Shape(size, inputs, outputs, (3, 3), 1, rate, dtype)) == expected
 
 
 def test_the_table_names_forms_and_says_where_and_when():
