@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from cp2_jax.models.activations import gelu
 from cp2_jax.models.attention import ATTENTIONS, NORMAL, Attention, dense, split_heads
 from cp2_jax.models.initial import torch_bias_init, torch_linear_init
 from cp2_jax.models.interface import Backbone, Described, Shapes, axis, count, limit, read
@@ -31,7 +32,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         width = x.shape[-1]
-        x = nn.gelu(dense(width, self.hidden, self.dtype, "fc1")(x), approximate=False)
+        x = gelu(dense(width, self.hidden, self.dtype, "fc1")(x))
         return dense(self.hidden, width, self.dtype, "fc2")(x)
 
 

@@ -1,0 +1,33 @@
+"""The exact GELU, as PyTorch computes it, with a gradient that keeps nothing but its argument."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return x times the normal distribution's share below it, computed in float32 (float64 stays) and rounded once.
+
+    JAX's own keeps two more arrays for its gradient and rounds in between; compiled for an H100, a step of ViT-S moves a
+    ninth less with this one (docs/performance.md).
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * _below(wide)).astype(x.dtype)
+
+
+def _below(wide):
+    return 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
+
+
+def _forward(x):
+    return gelu(x), x
+
+
+def _backward(x, cotangent):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    density = jnp.exp(-0.5 * wide * wide) * (0.5 / jnp.pi) ** 0.5
+    return (((_below(wide) + wide * density) * cotangent).astype(x.dtype),)
+
+
+gelu.defvjp(_forward, _backward)
