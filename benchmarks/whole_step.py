@@ -69,7 +69,7 @@ def whole(config, steps):
 def augment(config):
     """Return milliseconds of augmentation and composition, and of the blur alone in each of its forms."""
     options, batch = compose.AugmentOptions.from_config(config), jax.device_put(timing.crops(config))
-    composed = jax.jit(lambda key, batch: compose.compose_batch(key, batch, options))
+    composed = jax.jit(lambda key, batch: compose.compose_batch(key, batch, options, config.model.dtype))
     found = {"augment_ms": 1e3 * timing.per_call(composed, jax.random.key(0), batch)}
     count, side = 4 * config.batch_size, config.image_size
     planes = jax.random.uniform(jax.random.key(1), (count, 3, side, side))

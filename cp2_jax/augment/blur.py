@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 # The form of the products by platform. NVIDIA's matrix units have no float32: there it ran on other units, at 4.7 ms for
 # the four images of 256 samples (H200, 26 November 2026). float16 has the 11 bits of TensorFloat-32 in half the bytes.
@@ -13,7 +13,11 @@ FORMS = {"default": "float32", "cuda": "float16"}
 
 
 def gaussian_blur(
-    planes: Float[Array, "batch 3 height width"], sigma: Float[Array, " batch"], max_sigma: float, form: str = "auto"
+    planes: Float[Array, "batch 3 height width"],
+    sigma: Float[Array, " batch"],
+    max_sigma: float,
+    form: str = "auto",
+    flip: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, "batch 3 height width"]:
     """Blur each image as `PIL.ImageFilter.GaussianBlur(sigma)` does, which is what MoCo v2 ran, but without rounding.
 
@@ -24,6 +28,7 @@ def gaussian_blur(
       form: "float32"; "float16": operands and results rounded to 11 bits, sums in float32, for images in [0, 1] or so: at
         most 0.06 of 255 from the exact blur on average (tests/augment/test_blur.py); "auto": that of `FORMS` for the
         platform that the program is compiled for.
+      flip: which images come out with left and right exchanged; None: no image.
 
     Pillow runs three box filters of fractional width per direction (Gwosdek et al., "Theoretical foundations of
     Gaussian convolution by extended box filtering"), each of which repeats its input's border pixels outwards. A
@@ -34,7 +39,7 @@ def gaussian_blur(
     """
     height, width = planes.shape[2:]
     rows = _three_boxes(height, sigma, max_sigma)
-    columns = rows if height == width else _three_boxes(width, sigma, max_sigma)
+    columns = rows if height == width and flip is None else _three_boxes(width, sigma, max_sigma, flip)
     if form != "auto":
         return _FORMS[form](rows, planes, columns)
     return jax.lax.platform_dependent(rows, planes, columns, **{p: _FORMS[name] for p, name in FORMS.items()})
@@ -60,8 +65,10 @@ def _in_float16(rows, planes, columns):
 _FORMS = {"float32": _in_float32, "float16": _in_float16}
 
 
-def _three_boxes(size: int, sigma: Float[Array, " batch"], max_sigma: float) -> Float[Array, "batch size size"]:
-    """Return the matrix that applies Pillow's three box filters along a line of `size` pixels.
+def _three_boxes(
+    size: int, sigma: Float[Array, " batch"], max_sigma: float, flip: Bool[Array, " batch"] | None = None
+) -> Float[Array, "batch size size"]:
+    """Return the matrix that applies Pillow's three box filters along a line of `size` pixels, and may turn it round.
 
     All lines are alike: their ends are those of a short line, and what lies between is that line's middle pixel's row,
     moved along. Only the short line's matrix is a product of three.
@@ -70,13 +77,22 @@ def _three_boxes(size: int, sigma: Float[Array, " batch"], max_sigma: float) -> 
     reach = 3 * _widest(max_sigma)
     short = 2 * reach + 1
     if size <= short:
-        return _short_boxes(size, sigma, max_sigma)
+        return _turned(_short_boxes(size, sigma, max_sigma), flip)
     ends = _short_boxes(short, sigma, max_sigma)
     offsets = jnp.arange(size)[None, :] - jnp.arange(size - 2 * reach)[:, None]
+    # Turned round are only the numbers that it is made of and a few rows, not the matrix: that would be two more passes.
+    offsets = _turned(jnp.broadcast_to(offsets, (1, *offsets.shape)), flip)
     middle = sum(ends[:, reach, d, None, None] * (offsets == d) for d in range(short))
     before = jnp.pad(ends[:, :reach], ((0, 0), (0, 0), (0, size - short)))
     after = jnp.pad(ends[:, reach + 1 :], ((0, 0), (0, 0), (size - short, 0)))
+    if flip is not None:
+        turned = flip[:, None, None]
+        before, after = jnp.where(turned, after[:, ::-1], before), jnp.where(turned, before[:, ::-1], after)
     return jnp.concatenate([before, middle, after], axis=1)
+
+
+def _turned(rows: Shaped[Array, "_ size _"], flip: Bool[Array, " batch"] | None) -> Shaped[Array, "_ size _"]:
+    return rows if flip is None else jnp.where(flip[:, None, None], rows[:, ::-1], rows)
 
 
 def _widest(max_sigma: float) -> int:

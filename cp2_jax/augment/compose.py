@@ -89,8 +89,9 @@ def augment(
       draw: from `draw_view`, with one leading axis.
       options: only the largest sigma and which probabilities are 0 are read.
     """
-    # Flipping commutes with all the rest; here it moves a quarter of the bytes.
-    images = jnp.where(draw.flip[:, None, None, None], images[:, :, ::-1], images)
+    # Flipping commutes with all the rest: the blur writes its result turned round, which moves nothing.
+    if options.blur == 0:
+        images = jnp.where(draw.flip[:, None, None, None], images[:, :, ::-1], images)
     planes = jnp.transpose(images, (0, 3, 1, 2))
     if options.jitter_probability > 0:
         planes = color.jitter(planes, draw.factors, draw.order)
@@ -100,7 +101,7 @@ def augment(
         gray, luma = draw.gray[:, None, None], color.grayscale(planes)[:, 0]
         planes = jnp.stack([jnp.where(gray, luma, planes[:, c]) for c in range(3)], axis=1)
     if options.blur > 0:
-        planes = blur.gaussian_blur(planes, draw.sigma, options.blur_sigma[1])
+        planes = blur.gaussian_blur(planes, draw.sigma, options.blur_sigma[1], flip=draw.flip)
     return planes
 
 
@@ -117,6 +118,7 @@ def compose_pairs(
     background: UInt8[Array, "batch 2 height width 3"],
     options: AugmentOptions,
     attention: UInt8[Array, "batch 2 height width"] | None = None,
+    dtype: jnp.dtype = jnp.float32,
 ) -> Pair:
     """Augment four crops per row and paste the foregrounds onto the backgrounds: I = F * M + B * (1 - M) (equation 1).
 
@@ -126,6 +128,7 @@ def compose_pairs(
       background: crops of two other images: for the query, for the key.
       options: static.
       attention: with the mask "attention", the foreground's crops of its attention map.
+      dtype: of the images of the result. They are rounded before they are pasted: fewer bytes, the same bits as after.
 
     Raises:
       ValueError: if that is lacking, or if the images are not uint8 of one shape [batch, 2, height, width, 3].
@@ -145,7 +148,11 @@ def compose_pairs(
     draw = jax.vmap(lambda k: draw_view(k, options))(fold(rows, views).reshape(-1))
     # Views lead from here on, so that each is one contiguous array to select from.
     draw = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(batch, -1, *x.shape[1:]), 1, 0), draw)
-    planes = jax.vmap(lambda images, draw: augment(images, draw, options))(jnp.moveaxis(crops, 1, 0), draw)
+
+    def augmented(images, draw):
+        return normalize(augment(images, draw, options), options).astype(dtype)
+
+    images = jax.vmap(augmented)(jnp.moveaxis(crops, 1, 0), draw)
 
     if options.mask == "attention":
         if attention is None:
@@ -162,15 +169,16 @@ def compose_pairs(
 
     def composed(view):
         # A selection, not a blend: the masks are binary and the result is the crop's pixel to the bit.
-        chosen = planes[view]
-        if options.mask != "full":
-            chosen = jnp.where(mask[view][:, None] > 0, chosen, planes[2 + view])
-        return normalize(chosen, options)
+        if options.mask == "full":
+            return images[view]
+        return jnp.where(mask[view][..., None] > 0, images[view], images[2 + view])
 
     return Pair(composed(0), composed(1), *mask)
 
 
-def compose_batch(key: Key[Array, ""], batch: Mapping[str, Array], options: AugmentOptions) -> Pair:
+def compose_batch(
+    key: Key[Array, ""], batch: Mapping[str, Array], options: AugmentOptions, dtype: jnp.dtype = jnp.float32
+) -> Pair:
     """Return `compose_pairs` of a batch as `data.images.stream` yields it.
 
     Args:
@@ -179,10 +187,11 @@ def compose_batch(key: Key[Array, ""], batch: Mapping[str, Array], options: Augm
         shape; without it a batch takes backgrounds from its own foregrounds, see `in_batch_backgrounds`. Perhaps
         'attention', uint8 (batch, 2, height, width).
       options: what to draw.
+      dtype: of the images of the result.
     """
     foreground = batch["foreground"]
     background = batch["background"] if "background" in batch else in_batch_backgrounds(foreground)
-    return compose_pairs(key, foreground, background, options, batch.get("attention"))
+    return compose_pairs(key, foreground, background, options, batch.get("attention"), dtype)
 
 
 def _draw_masks(keys, height, width, options):

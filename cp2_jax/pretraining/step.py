@@ -167,7 +167,7 @@ def make_train(
 
     def train(state: State, batch: dict[str, Array], seed: int | Int[Array, ""]):
         key = rngs.key(seed, "augment", state.step)
-        pair = jax.named_scope("augment")(compose.compose_batch)(key, batch, options)
+        pair = jax.named_scope("augment")(compose.compose_batch)(key, batch, options, config.model.dtype)
         pair = mesh.constrain_batch(pair, device_mesh)
         permutation = None
         if config.key_shuffle == "permutation":

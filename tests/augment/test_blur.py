@@ -100,6 +100,15 @@ def test_a_larger_bound_changes_nothing():
     np.testing.assert_allclose(blur.gaussian_blur(image, jnp.array([1.5]), 6.0), got, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [(40, 56), (12, 9), (7, 40)])
+def test_what_is_turned_round_is_the_mirror_image_of_what_is_not(size):
+    batch = jnp.concatenate([planes(smooth_image(i, *size)) for i in range(3)])
+    sigma, flip = jnp.array([1.5, 0.0, 0.7]), jnp.array([True, True, False])
+    got, plain = blur.gaussian_blur(batch, sigma, 2.0, flip=flip), blur.gaussian_blur(batch, sigma, 2.0)
+    np.testing.assert_allclose(got[:2], plain[:2, :, :, ::-1], atol=1e-4)  # 0-255 here
+    np.testing.assert_array_equal(got[2], plain[2])
+
+
 def test_constant_images_stay():
     image = jnp.full((1, 3, 9, 12), 0.7)
     np.testing.assert_allclose(blur.gaussian_blur(image, jnp.array([2.0]), 2.0), image, atol=1e-6)

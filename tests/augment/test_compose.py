@@ -47,6 +47,17 @@ def test_equation_1(mask):
         assert image.dtype == mask.dtype == jnp.float32
 
 
+def test_rounding_before_pasting_gives_the_bits_of_rounding_after():
+    foreground, background = crops(2)
+    composed = jax.jit(compose.compose_pairs, static_argnames=("options", "dtype"))
+    wide, narrow = (
+        composed(jax.random.key(0), foreground, background, options=PLAIN, dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    assert narrow.image_query.dtype == jnp.bfloat16 and narrow.mask_query.dtype == jnp.float32
+    for one, other in zip(jax.tree.leaves(wide), jax.tree.leaves(narrow), strict=True):
+        np.testing.assert_array_equal(one.astype(other.dtype), other)
+
+
 def test_query_and_key_get_different_masks_and_views():
     foreground, background = crops(6)
     foreground, background = foreground.at[:, 1].set(foreground[:, 0]), background.at[:, 1].set(background[:, 0])
@@ -159,6 +170,9 @@ def test_nothing_drawn_is_only_normalised():
 def test_flip_mirrors_left_and_right():
     images = crops(1)[0][:, 0]
     got = augmented(images, single_draw(flip=jnp.array([True])))
+    np.testing.assert_allclose(got, normalized(images[:, :, ::-1]), atol=1e-5)
+    # Without a blur, which turns images round as it writes them.
+    got = augmented(images, single_draw(flip=jnp.array([True])), dataclasses.replace(USUAL, blur=0.0))
     np.testing.assert_allclose(got, normalized(images[:, :, ::-1]), atol=1e-5)
 
 
