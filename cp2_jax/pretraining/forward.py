@@ -102,9 +102,8 @@ def make_learn(config: ConfigDict, place: Placement) -> Callable[..., Learned]:
         params: Any, batch_stats: Any, pair: compose.Pair, keys: Array, queue: Array, step: Int[Array, ""]
     ) -> Learned:
         stride = pair.image_key.shape[1] // keys.shape[1]
-        # Of the few bytes that also the composition selects by: the float32 masks need not be written.
-        masks = (compose.feature_mask(mask > 0, stride) for mask in (pair.mask_query, pair.mask_key))
-        masks = [mask.astype(jnp.float32) for mask in masks]
+        # Of the booleans that the composition selects by: the masks themselves, 4 bytes a pixel, need not be written.
+        masks = (compose.feature_mask(m > 0, stride).astype(m.dtype) for m in (pair.mask_query, pair.mask_key))
         filled = memory_bank.age(queue, step) if config.loss.queue_start == "keys" else None
 
         def learn_part(part):
