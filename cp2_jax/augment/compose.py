@@ -106,10 +106,10 @@ def augment(
 
 
 def normalize(
-    planes: Float[Array, "batch 3 height width"], options: AugmentOptions
+    planes: Float[Array, "batch 3 height width"], options: AugmentOptions, dtype: jnp.dtype = jnp.float32
 ) -> Float[Array, "batch height width 3"]:
-    """Return the planes of `augment` with channels last, normalised."""
-    return inputs.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std)
+    """Return the planes of `augment` with channels last, normalised and then rounded to `dtype`."""
+    return inputs.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std).astype(dtype)
 
 
 def compose_pairs(
@@ -148,11 +148,7 @@ def compose_pairs(
     draw = jax.vmap(lambda k: draw_view(k, options))(fold(rows, views).reshape(-1))
     # Views lead from here on, so that each is one contiguous array to select from.
     draw = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(batch, -1, *x.shape[1:]), 1, 0), draw)
-
-    def augmented(images, draw):
-        return normalize(augment(images, draw, options), options).astype(dtype)
-
-    images = jax.vmap(augmented)(jnp.moveaxis(crops, 1, 0), draw)
+    images = jax.vmap(lambda x, d: normalize(augment(x, d, options), options, dtype))(jnp.moveaxis(crops, 1, 0), draw)
 
     if options.mask == "attention":
         if attention is None:
