@@ -54,7 +54,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.folders = ("scenes", "scenes")  # in it: of pretraining, of finetuning
     config.seeds = tuple(range(100, 136))  # pilots have lower numbers
     config.seeds_at_once = 0  # seeds in one program; 0: one on a CPU, all on an accelerator
-    config.methods = tuple(name for name in ARMS if name != "continued_fine")  # those that were fixed in advance
+    config.methods = tuple(name for name, arm in ARMS.items() if not arm.later)  # those that were fixed in advance
     config.base_steps = 1500  # of the MoCo v2 checkpoint that all arms start from
     config.labels = (20, 80)  # labelled images of the two finetunings
 

@@ -13,9 +13,7 @@ from ml_collections import ConfigDict
 from cp2_jax import config_files
 from cp2_jax.cli.errors import UsageError
 from cp2_jax.interface import overrides
-from cp2_jax.options import ConfigError
-
-WIDTH = 80
+from cp2_jax.options import WIDTH, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

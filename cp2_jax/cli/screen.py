@@ -3,10 +3,9 @@
 import dataclasses
 import logging
 import shutil
-import textwrap
 from typing import TextIO
 
-WIDTH = 80
+from cp2_jax.options import WIDTH, wrap
 
 
 def width(stream: TextIO) -> int:
@@ -22,13 +21,11 @@ def wrapped(text: str, columns: int) -> str:
     """
     if not columns:
         return text
-    keep = dict(break_long_words=False, break_on_hyphens=False)
-    return "\n".join(
-        textwrap.fill(line, columns, subsequent_indent=f"{line[: len(line) - len(line.lstrip())]}  ", **keep)
-        if len(line) > columns
-        else line
-        for line in text.split("\n")
-    )
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += wrap(line, columns, further=f"{indent}  ") if len(line) > columns else [line]
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)

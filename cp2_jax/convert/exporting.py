@@ -3,7 +3,6 @@
 import io
 import pathlib
 import struct
-import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +11,7 @@ from jaxtyping import Shaped
 
 from cp2_jax.convert import names
 from cp2_jax.models.network import Network
+from cp2_jax.options import wrap
 from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs.checkpoints import CheckpointError
 
@@ -88,7 +88,7 @@ def mmsegmentation(meta: Mapping) -> str:
     scaled = {"mean": [round(255 * v, 4) for v in mean], "std": [round(255 * v, 4) for v in std], "to_rgb": True}
     lines = [f"model = {_call(parts)}", f"img_norm_cfg = {_call(scaled)}"]
     # No string in them has a space, so that lines are broken between arguments.
-    return "\n".join(textwrap.fill(line, 80, subsequent_indent="    ", break_on_hyphens=False) for line in lines)
+    return "\n".join(part for line in lines for part in wrap(line, further="    ", cut=True))
 
 
 def _model(meta: Mapping) -> tuple[Mapping, Sequence[float], Sequence[float], int] | None:

@@ -1,14 +1,13 @@
 """The table that a conversion prints: what went where, what was left out and why, what keeps its initial value."""
 
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cp2_jax.convert import names
+from cp2_jax.options import WIDTH, wrap
 
-_WIDTH = 80  # columns; a name that is longer stays whole
 _LEAST = 27  # columns for the right side of two; with less, it goes below the left
 
 
@@ -102,7 +101,7 @@ def _entries(tree: Any, where: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
     rows = list(rows)
-    width = min(max((len(left) for left, _ in rows), default=0), _WIDTH - 4 - _LEAST)
+    width = min(max((len(left) for left, _ in rows), default=0), WIDTH - 4 - _LEAST)
     lines = []
     for left, right in rows:
         if len(left) <= width:
@@ -113,8 +112,7 @@ def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _lines(text: str, first: str = "  ", further: str = "    ") -> list[str]:
-    keep = dict(break_long_words=False, break_on_hyphens=False)
-    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=further, **keep)
+    return wrap(text, first=first, further=further)
 
 
 def _three(values: Iterable[float]) -> str:

@@ -1,11 +1,12 @@
 """A plan from a compiled step: bounds on time, what the host must deliver, and both as a table."""
 
 import dataclasses
-import textwrap
+import itertools
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from cp2_jax.options import wrap
 from cp2_jax.planning.chips import Topology
 from cp2_jax.planning.program import Program, decoded_per_sample
 from cp2_jax.runs import settings
@@ -117,10 +118,8 @@ def table(program: Program, plan: Plan) -> str:
         *((f"  at {100 * share:.0f}% of that speed", f"{hours:.1f} hours") for share, hours in plan.hours.items()),
         ("compiled in", f"{program.compile_seconds:.0f} s"),
     ]
-    return "\n".join(
-        textwrap.fill(value, 80, initial_indent=f"{name:28s} ", subsequent_indent=" " * 31, break_on_hyphens=False)
-        for name, value in rows
-    )
+    lines = [wrap(value, first=f"{name:28s} ", further=" " * 31, cut=True) for name, value in rows]
+    return "\n".join(itertools.chain.from_iterable(lines))
 
 
 def _collective_rows(program: Program) -> list[tuple[str, str]]:

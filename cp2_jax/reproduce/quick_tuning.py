@@ -46,6 +46,7 @@ class Arm:
       trained: the arm whose training this one shares.
       equal_compute: as many steps as cost what CP²'s do, rather than as many.
       start: "tuned": backbone from the checkpoint, the rest at random; "continued": all of it; "scratch": nothing.
+      later: added when the results of the others were known; the studies make it on request alone.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Arm:
     trained: str = ""
     equal_compute: bool = False
     start: str = "tuned"
+    later: bool = False
 
 
 ARMS = {
@@ -63,13 +65,13 @@ ARMS = {
     "continued_compute": Arm(
         "MoCo v2 continued, equal compute", MOCO | _TUNED, "random", equal_compute=True, start="continued"
     ),
-    # Of the network that will be finetuned the stride alone. Added when the results of the others were known, to find out
-    # what of CP²'s gain it explains; no default of the studies.
+    # Of the network that will be finetuned the stride alone: what of CP²'s gain does it explain?
     "continued_fine": Arm(
         "MoCo v2 continued, finetuning's stride",
         NO_COPY_PASTE | {"model.head": "pool"} | _TUNED,
         "random",
         start="continued",
+        later=True,
     ),
     "no_copy_paste": Arm("no copy-paste", NO_COPY_PASTE | _TUNED),
     "instance_only": Arm("instance loss only", {"loss.alpha": 0.0} | _TUNED),

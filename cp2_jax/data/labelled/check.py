@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.labelled import survey
 from cp2_jax.data.labelled.examples import Examples, layout, open_examples
 from cp2_jax.data.labelled.pairs import match_pairs
+from cp2_jax.options import wrap
 from cp2_jax.runs import progress
 
 
@@ -130,7 +130,7 @@ def report(checks: Sequence[Check], names: Sequence[str], ignore_label: int = 25
         absent = [name for label, name in enumerate(names) if not check.present[label]]
         if absent and check.images:
             text = f"{check.split}: no pixel of {len(absent)} of {len(names)} classes: {', '.join(absent)}"
-            lines += textwrap.wrap(text, 80, subsequent_indent="  ", max_lines=3, placeholder=" … (0 images above)")
+            lines += wrap(text, further="  ", most=3, rest=" … (0 images above)")
         if check.problems:
             lines += ["", f"{check.split}: {len(check.problems)} problems"]
             lines += [f"  {problem}" for problem in check.problems[:limit]]
