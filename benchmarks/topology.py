@@ -190,7 +190,8 @@ def worker(arguments, task):
 
 
 def checkpoints(folder, topology, dtype):
-    return folder / f"checkpoints {topology.replace(':', ' ')} {dtype}"
+    # By a digest: a topology with many config values is longer than a file's name may be.
+    return folder / f"checkpoints {hashlib.sha256(topology.encode()).hexdigest()[:12]} {dtype}"
 
 
 def run(arguments, topology, dtype, folder):

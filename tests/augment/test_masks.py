@@ -17,11 +17,21 @@ COMPILE_WELL = True  # thousands of masks of full size
 
 
 @functools.cache
+def program(kind, aspect_law, height, width):
+    """250 masks at a time; areas and aspects are arguments, so that one program serves many laws."""
+
+    def one(key, area, aspect):
+        return MASKS[kind](key, height, width, MaskLaw(area, aspect, aspect_law)) > 0
+
+    return jax.jit(jax.vmap(one, (0, None, None)))
+
+
+@functools.cache
 def draw(kind, count, law=DEFAULT, height=SIZE, width=SIZE, seed=0):
     """`count` masks as a bool array, drawn in chunks so that memory stays small."""
-    one = jax.jit(jax.vmap(lambda k: MASKS[kind](k, height, width, law) > 0))
-    keys = jax.random.split(jax.random.key(seed), count)
-    return np.concatenate([np.asarray(one(keys[i : i + 250])) for i in range(0, count, 250)])
+    some, laws = program(kind, law.aspect_law, height, width), (np.float32(law.area), np.float32(law.aspect))
+    keys = jax.random.split(jax.random.key(seed), -(-count // 250) * 250)
+    return np.concatenate([np.asarray(some(part, *laws)) for part in np.split(keys, len(keys) // 250)])[:count]
 
 
 @functools.cache

@@ -95,6 +95,7 @@ def test_many_seeds(benchmark, monkeypatch):
     """Of a small network; the program for two seeds is another one than that for one."""
     pretrain, finetune = tiny.toy_pretrain_config(monkeypatch), finetune_demo.get_config()
     pretrain.batch_size = finetune.batch_size = 4
+    pretrain.augment.update(jitter_probability=0.0, grayscale=0.0, blur=0.0)
     finetune.model = pretrain.model.copy_and_resolve_references()
     finetune.model.num_classes = finetune.data.num_classes
     finetune.data.crop_size = (32, 32)

@@ -16,6 +16,7 @@ from cp2_jax.runs import settings
 from cp2_jax.runs.checkpoints import Checkpoints
 
 TINY = {"model.resnet.width": 4, "model.resnet.stem_width": 4, "model.aspp.channels": 8, "image_size": 32}
+TINY |= {"model.resnet.stage_sizes": (1, 1, 1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def workdir(tmp_path_factory):
     for name, value in TINY.items():
         config.update_from_flattened_dict({name: value})
     model = segmenter.build(config.model, top="projection", image_size=32)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()
     folder = tmp_path_factory.mktemp("run")
     saver = Checkpoints(folder / "checkpoints")
     saver.save(1, dict(variables), {"kind": "pretrain", "config": settings.as_plain(config)})

@@ -21,6 +21,8 @@ from cp2_jax.runs import checkpoints, mesh
 from cp2_jax.runs.checkpoints import CheckpointError
 from cp2_jax.segmentation import step as finetune_step
 
+BLOCKS = (1, 1, 1, 1)
+
 
 def tiny_config(**changes):
     config = tiny.finetune_config()
@@ -74,13 +76,14 @@ def test_merge_refuses_what_does_not_fit():
 
 
 def quick_config(checkpoint, **changes):
-    """Quick Tuning of a ResNet-18 two channels wide, as `make.resnet` writes one."""
+    """Quick Tuning of a residual network two channels wide, as `converted` has one."""
     config = quick_tune_r50_fcn.get_config()
     config.update(image_size=32, batch_size=8, bn_groups=2, steps=2)
     config.init.checkpoint = str(checkpoint)
     config.model.dtype = "float32"
-    config.model.resnet.update(depth=18, width=2, stem_width=2, output_stride=8)
+    config.model.resnet.update(depth=18, stage_sizes=BLOCKS, width=2, stem_width=2, output_stride=8)
     config.model.fcn.channels = 4
+    config.augment.update(jitter_probability=0.0, grayscale=0.0, blur=0.0)
     config.loss.queue_size = 16
     config.update_from_flattened_dict(changes)
     return config
@@ -88,16 +91,18 @@ def quick_config(checkpoint, **changes):
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """A converted torchvision ResNet-18, and one of CP2's own models with head and projection."""
+    """A converted torchvision ResNet of one block a stage, and one of CP2's own models with head and projection."""
     folder = tmp_path_factory.mktemp("converted")
-    backbone = make.resnet(18)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(make.STAGES, 18, BLOCKS)
+        backbone = make.resnet(18)
     cp2 = make.under("module.encoder_q.backbone.", backbone)
     cp2 |= make.under("module.encoder_q.decode_head.", make.head("fcn", 16))
     moco = make.under("module.encoder_q.", backbone | make.some("fc.0.weight"))
     make.save_torch(folder / "moco.pth.tar", {"state_dict": moco})
     make.save_torch(folder / "cp2.pth.tar", {"state_dict": cp2})
     for name in ("moco", "cp2"):
-        imported = import_checkpoint(folder / f"{name}.pth.tar")
+        imported = import_checkpoint(folder / f"{name}.pth.tar", stage_sizes=BLOCKS)
         checkpoints.write_variables(folder / name, imported.variables, imported.meta)
     return folder
 
@@ -171,7 +176,7 @@ def test_what_cannot_be_started_from_is_an_error(converted, fresh, name, changes
 def test_finetuning_compares_with_the_pretraining_run_and_its_input(tmp_path, converted):
     """Heads and input that weights do not tell are in the run's own config."""
     config = tiny_config(**{"model.head": "fcn", "model.fcn.channels": 4, "init.head": "random"})
-    config.model.resnet.update(width=2, stem_width=2, stage_sizes=())
+    config.model.resnet.update(width=2, stem_width=2)
     config.init.checkpoint = str(tmp_path)
     loaded, _ = checkpoints.read_variables(converted / "moco")
     run = quick_config("", **{"model.std": (0.5, 0.5, 0.5)}).to_dict()
@@ -198,9 +203,14 @@ def test_one_command_from_a_converted_file_to_a_finished_run(tmp_path, converted
         bn_groups=2,
         data__workers=0,
         picture_every=0,
+        probe_every=0,
         log_every=1,
+        augment__jitter_probability=0.0,
+        augment__grayscale=0.0,
+        augment__blur=0.0,
         model__dtype="float32",
         model__resnet__depth=18,
+        model__resnet__stage_sizes=BLOCKS,
         model__resnet__width=2,
         model__resnet__stem_width=2,
         model__fcn__channels=4,

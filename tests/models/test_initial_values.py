@@ -14,18 +14,22 @@ from cp2_jax.models import segmenter
 def fresh():
     """Variables of models wide enough for statistics, with a projection and a classifier."""
 
-    def make(backbone, top, **resnet):
+    def make(backbone, top, channels=256, **resnet):
         model = pretrain_r50_aspp.get_config().model
         model.update(backbone=backbone, dtype="float32")
-        model.resnet.update(width=32, stage_sizes=(1, 1, 1, 1), **resnet)
+        model.resnet.update(width=8, stage_sizes=(1, 1, 1, 1), **resnet)
         model.vit.update(width=192, depth=1, heads=3)
-        model.aspp.update(channels=256)
+        model.aspp.update(channels=channels)
         model.num_classes, model.dropout = 64, 0.1
         built = segmenter.build(model, top=top, image_size=64)
         init = jax.jit(lambda key: built.init(key, jnp.zeros((1, 64, 64, 3)), train=False))
         return jax.tree.map(np.asarray, init(jax.random.key(7)))
 
-    return make("resnet", "projection"), make("resnet", "classifier", zero_init_residual=True), make("vit", "projection")
+    return (
+        make("resnet", "projection"),
+        make("resnet", "classifier", 128, zero_init_residual=True),
+        make("vit", "projection", 8),
+    )
 
 
 def law_p(values, distribution):

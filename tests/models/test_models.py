@@ -1,6 +1,5 @@
 """Models against the recorded forward passes of the original, and the laws of grouped batch norm and initialisation."""
 
-import functools
 import json
 
 import jax
@@ -112,8 +111,10 @@ def test_full_size_shapes_and_initial_spread_equal_the_original(name, drawn):
     config.update(backbone=backbone, head=head, dtype="float32")
     config.resnet.update(zero_init_residual=True)
     model = segmenter.build(config, top="projection")
-    make = jax.jit(lambda k: model.init(k, jnp.zeros((1, 64, 64, 3)), train=False))
-    variables = (make if drawn else functools.partial(jax.eval_shape, make))(jax.random.key(0))
+    images = jnp.zeros((2, 224, 224, 3))
+    out, variables = at_224 = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
+    if drawn:
+        variables = jax.jit(lambda k: model.init(k, jnp.zeros((1, 64, 64, 3)), train=False))(jax.random.key(0))
     nothing = np.zeros(())
     filled = variables if drawn else jax.tree.map(lambda x: np.broadcast_to(nothing, x.shape), variables)
     ours = names.torch_from_variables({"params": filled["params"]})
@@ -123,14 +124,11 @@ def test_full_size_shapes_and_initial_spread_equal_the_original(name, drawn):
     assert sum(v.size for v in jax.tree.leaves(variables["batch_stats"])) == recorded["bn_running_stat_elements"]
 
     # What comes out of each stage and of the whole at 224 x 224.
-    images = jnp.zeros((2, 224, 224, 3))
-
     def shapes(out):
         return [[x.shape[i] for i in (0, 3, 1, 2)] for x in jax.tree.leaves(out)]
 
-    out, at_224 = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
     assert shapes(out) == [recorded["out_shape"]]
-    stages = jax.eval_shape(lambda v: model.apply(v, images, False, method="stages"), at_224)
+    stages = jax.eval_shape(lambda v: model.apply(v, images, False, method="stages"), at_224[1])
     assert shapes(stages) == recorded["backbone_out_shapes"]
     config.num_classes, config.dropout = 21, 0.1
     full = segmenter.build(config, top="classifier")

@@ -25,7 +25,7 @@ VIT = ViT(ViTOptions(patch=4, width=12, depth=2, heads=3, mlp_ratio=2), image_si
 
 @pytest.fixture(scope="module")
 def variables():
-    found = VIT.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), False)
+    found = jax.jit(VIT.init, static_argnums=2)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), False)
     # Large weights, so that attention is far from even.
     return {"params": jax.tree.map(lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), found["params"])}
 

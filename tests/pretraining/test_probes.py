@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.tiny import choose_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,10 +142,9 @@ def tiny():
 
     config = pretrain_demo.get_config()
     config.image_size, config.probe_every = 32, 2
-    config.model.resnet.update(width=4, stem_width=4, stage_sizes=(1, 1, 1, 1))
-    config.model.aspp.update(channels=8, dilations=(1, 2))
     config.update(batch_size=4)
     crops = np.random.default_rng(0).integers(0, 256, (2, 6, 2, 32, 32, 3), np.uint8)
+    choose_vit(config.model)
     return config, {"foreground": crops[0], "background": crops[1]}, forward.build_models(config)[0]
 
 
@@ -198,6 +198,6 @@ def test_pooled_models_are_probed_at_the_backbone_alone(tiny):
 
     model = forward.build_models(config)[0]
     variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False)
-    assert model.apply(variables, jnp.zeros((2, 32, 32, 3)), train=False).shape == (2, 1, 1, 128)
+    assert jax.eval_shape(lambda: model.apply(variables, jnp.zeros((2, 32, 32, 3)), train=False)).shape == (2, 1, 1, 128)
     found = hooks.make_probe(config)(variables, hooks.probe_pairs(config, crops))
     assert set(found) == {"backbone"} and 0 <= found["backbone"]["auc"] <= 1

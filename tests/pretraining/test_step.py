@@ -67,6 +67,11 @@ def make(config):
     return optimizer, jax.jit(pretrain_step.make_update(config, optimizer, schedule))
 
 
+def begin(config, optimizer):
+    """The state before the first step, compiled whole."""
+    return jax.jit(lambda: pretrain_step.init_state(config, optimizer))()
+
+
 def assert_torch_equal(kind, tree, batch_stats, recorded, tolerance):
     """Compare a params-like tree with arrays recorded under state_dict names; errors relative to each array's size."""
     ours = names.torch_from_variables({"params": tree, "batch_stats": batch_stats})
@@ -282,7 +287,7 @@ def test_the_queue_wraps_and_holds_the_newest_keys(monkeypatch):
     config = tiny.toy_pretrain_config(monkeypatch)
     config.loss.queue_size = 16
     optimizer, update = make(config)
-    state = pretrain_step.init_state(config, optimizer)
+    state = begin(config, optimizer)
     banks = [state.queue]
     for step in range(3):
         state, _ = update(state, random_pair(step))
@@ -309,7 +314,7 @@ def test_strided_groups_are_one_of_the_permutations(x64, monkeypatch):
     optimizer, moved = make(config)
     config.key_shuffle = "strided"
     _, strided = make(config)
-    state = pretrain_step.init_state(config, optimizer)
+    state = begin(config, optimizer)
     order = jnp.asarray([0, 2, 4, 6, 1, 3, 5, 7])
     a, b = strided(state, random_pair(0))[0], moved(state, random_pair(0), order)[0]
     np.testing.assert_allclose(a.queue, b.queue, atol=1e-6)
@@ -320,7 +325,7 @@ def test_key_encoder_follows_by_momentum_and_keeps_its_own_statistics(monkeypatc
     config = tiny.toy_pretrain_config(monkeypatch)
     config.loss.momentum = 0.9
     optimizer, update = make(config)
-    first, _ = update(pretrain_step.init_state(config, optimizer), random_pair(0))
+    first, _ = update(begin(config, optimizer), random_pair(0))
     second, _ = update(first, random_pair(1))
     expected = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * q, first.key_params, first.params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), second.key_params, expected)
@@ -358,7 +363,7 @@ def test_full_step_runs_and_repeats_exactly(monkeypatch, shuffle):
 def test_state_starts_with_equal_encoders_and_random_queue(monkeypatch):
     config = tiny.toy_pretrain_config(monkeypatch)
     optimizer, _ = make(config)
-    state = pretrain_step.init_state(config, optimizer)
+    state = begin(config, optimizer)
     jax.tree.map(np.testing.assert_array_equal, state.params, state.key_params)
     assert state.queue.shape == (2, 8, 128)
     assert memory_bank.age(state.queue, state.step) == 0

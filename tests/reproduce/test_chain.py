@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from helpers import checkpoints as make_checkpoints
+from helpers.command_line import cp2
 from helpers.paths import ROOT
 
+from cp2_jax.cli import main
 from cp2_jax.reproduce import chain, listing
 
 CELL = ("table1", "CP2 QT r.800", "PASCAL")
@@ -101,9 +104,16 @@ def command(stand_ins, workdir, *more):
     ]
 
 
-def test_a_chain_of_table_one_runs_and_is_skipped_when_run_again(stand_ins, tmp_path):
-    first = subprocess.run(command(stand_ins, tmp_path), capture_output=True, text=True)
-    assert first.returncode == 0, first.stdout + first.stderr
+def here(command, check):
+    """A stage's command in this process, which need not import everything again; the next test runs them as programs."""
+    assert command[:3] == (sys.executable, "-m", "cp2_jax.cli")
+    return SimpleNamespace(returncode=main.run(command[3], list(command[4:]), f"cp2 {command[3]}"))
+
+
+def test_a_chain_of_table_one_runs_and_is_skipped_when_run_again(stand_ins, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(chain, "subprocess", SimpleNamespace(run=here))
+    status, first, errors = cp2(capsys, "reproduce", *command(stand_ins, tmp_path)[2:])
+    assert status == 0, first + errors
     (result,) = (json.loads(p.read_text()) for p in (tmp_path / "results").glob("*.json"))
     scores = json.loads((tmp_path / result["directory"] / "scores.json").read_text())
     assert 0 <= result["value"] <= 100 and result["value"] == 100 * scores["mean_iou"]
@@ -113,14 +123,14 @@ def test_a_chain_of_table_one_runs_and_is_skipped_when_run_again(stand_ins, tmp_
     assert config["compare_with"] == [["paper", 78.6]]  # a line in its curves
     # What each stage started from, as it reported it.
     stages = ["convert", "pretrain", "finetune", "evaluate"]
-    assert [name for name in stages if f"{name}: " in first.stdout] == stages
+    assert [name for name in stages if f"{name}: " in first] == stages
     for folder, head in (("pretrained", "initial"), ("finetuned", "loaded")):
         (overview,) = (tmp_path / folder).glob("*/overview.txt")
         parts = [line.split()[:2] for line in overview.read_text().splitlines()]
         assert ["backbone", "loaded"] in parts and ["head", head] in parts
 
-    second = subprocess.run(command(stand_ins, tmp_path), capture_output=True, text=True)
-    assert second.returncode == 0 and second.stdout.count("done before") == 4
+    status, second, _ = cp2(capsys, "reproduce", *command(stand_ins, tmp_path)[2:])
+    assert status == 0 and second.count("done before") == 4
     collected = listing.collect(tmp_path, tmp_path / "tables")
     assert "not comparable with the paper" in collected and f"{result['value']:.1f}" in collected
 
