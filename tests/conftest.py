@@ -39,6 +39,7 @@ def pytest_collection_finish(session):
 LONGEST = (
     "pretraining/test_step.py",
     "benchmarks/test_topology.py",
+    "segmentation/test_entry_points.py",
     "segmentation/test_evaluation.py",
     "models/test_models.py",
     "runs/test_mesh.py",

@@ -46,10 +46,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 330, 60
 LONG_FILES = {
     "tests": {
         "helpers/checkpoints.py",
-        "data/test_labelled.py",
-        "segmentation/test_evaluation.py",
-        "convert/test_importing.py",
-        "runs/test_loop.py",
         "pretraining/test_step.py",
         "runs/test_checkpoints.py",
     },

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import scipy.io
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.finetune_cityscapes import IDS
@@ -125,3 +126,22 @@ def write_pair(root, stem, size=(12, 16), mask=None, split="train", image_suffix
         picture.putpalette(PALETTE)
     picture.save(label_path)
     return image_path, label_path
+
+
+def folder_section(root, **changes):
+    """Return `config.data` of pairs that `write_pair` wrote, with four classes."""
+    return ConfigDict(
+        dict(
+            source="folder",
+            path=str(root),
+            images="images",
+            labels="labels",
+            image_suffix="",
+            label_suffix="",
+            classes="",
+            num_classes=4,
+            label_map=(),
+            ignore_label=255,
+        )
+        | changes
+    )
