@@ -24,10 +24,12 @@ PADDED = functools.partial(attention.attend_padded, implementation="xla")
 def cards(monkeypatch):
     """Puts cards into this machine, and in the place of cuDNN's kernels XLA's on the same padded sequences."""
 
+    def undetected(*_):
+        raise RuntimeError("cuDNN is not detected.")  # JAX's words, where it is not installed
+
     def put(*found, cudnn=True):
         monkeypatch.setattr(attention, "_cards", lambda: list(found))
-        if cudnn:
-            monkeypatch.setattr(attention, "attend_padded", PADDED)
+        monkeypatch.setattr(attention, "attend_padded", PADDED if cudnn else undetected)
 
     attention._say_once.cache_clear()
     return put
@@ -57,7 +59,7 @@ def test_padded_attention_equals_attention_and_its_gradient(tokens):
         ([TURING], jnp.bfloat16, True, "they need compute capability 8.0 (Ampere) or newer, Tesla T4 has 7.5"),
         ([HOPPER, TURING], jnp.bfloat16, True, "Tesla T4 has 7.5"),
         ([HOPPER], jnp.float32, True, "they take model.dtype=bfloat16, not float32"),
-        ([HOPPER], jnp.bfloat16, False, "cuDNN is not detected."),  # JAX's words on this machine
+        ([HOPPER], jnp.bfloat16, False, "cuDNN is not detected."),
     ],
 )
 def test_what_rules_the_fused_kernels_out(found, dtype, cudnn, reason, cards, caplog):
