@@ -24,7 +24,9 @@ import cp2_jax
 
 run = cp2_jax.pretrain(
     "photos", "runs/photos", config="pretrain:demo", steps=2, batch_size=4, bn_groups=1, data={"workers": 1},
-    loss={"queue_size": 8}, model={"resnet": {"width": 4, "stem_width": 4}, "aspp": {"channels": 8}},
+    loss={"queue_size": 8}, augment={"jitter_probability": 0.0, "grayscale": 0.0, "blur": 0.0},
+    model={"backbone": "vit", "vit": {"width": 12, "depth": 1, "heads": 3, "patch": 8},
+           "head": "fcn", "fcn": {"channels": 8}},
     picture_every=0, probe_every=0,
 )
 assert run.steps == 2 and run.metrics["loss"] > 0, run

@@ -44,7 +44,7 @@ def test_padded_attention_equals_attention_and_its_gradient(tokens):
     """What cuDNN's kernels are given: padded sequences and their lengths, here computed by XLA. 1025: crops of 512."""
     inputs, weights = arrays(tokens, jnp.float32), jax.random.normal(jax.random.key(3), (2, tokens, 3, 8))
     found = [
-        jax.value_and_grad(lambda *qkv, f=f: jnp.sum(f(*qkv) * weights), argnums=(0, 1, 2))(*inputs)
+        jax.jit(jax.value_and_grad(lambda *qkv, f=f: jnp.sum(f(*qkv) * weights), argnums=(0, 1, 2)))(*inputs)
         for f in (attention.ATTENTIONS["xla"], PADDED)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)

@@ -15,11 +15,12 @@ from cp2_jax.pretraining import memory_bank
 @settings(max_examples=25, deadline=None)
 @given(rows=st.integers(1, 5), batch=st.integers(1, 4), steps=st.integers(1, 12))
 def test_queue_holds_the_newest_batches(rows, batch, steps):
-    bank = memory_bank.init(jax.random.key(0), rows * batch, batch, channels=2)
+    bank = jax.jit(memory_bank.init, static_argnums=(1, 2, 3))(jax.random.key(0), rows * batch, batch, 2)
+    enqueue = jax.jit(memory_bank.enqueue)
     oracle = collections.deque([np.asarray(row) for row in bank], maxlen=rows)
     for step in range(steps):
         keys = jnp.full((batch, 2), step, jnp.float32)
-        bank = memory_bank.enqueue(bank, keys, jnp.int32(step))
+        bank = enqueue(bank, keys, jnp.int32(step))
         oracle.append(np.asarray(keys))
     got = sorted(np.asarray(bank).reshape(rows, -1).tolist())
     assert got == sorted(np.asarray(oracle).reshape(rows, -1).tolist())
