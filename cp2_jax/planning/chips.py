@@ -78,7 +78,7 @@ def get(name: str) -> Topology:
     shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
     if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise PlanError(
-            f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4 and h100:2x8"
+            f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4, h100-8 and h100:2x8"
         )
     # Otherwise libtpu asks a metadata server which machine it is on, and serves one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
