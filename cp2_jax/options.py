@@ -1,21 +1,17 @@
 """What sections of a config are read with: frozen options that check themselves, and one line for what is wrong.
 
 Each section of a config has one owner, a frozen dataclass with `from_config` (see `runs.optim.OptimizerOptions`), which
-knows the section's fields, their allowed values and their meaning. This module holds what the owners share, and how
-messages and reports are broken into lines (`wrap`).
+knows the section's fields, their allowed values and their meaning. This module holds what the owners share.
 """
 
 import dataclasses
 import difflib
 import math
 import numbers
-import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-
-WIDTH = 80  # columns of what is printed
 
 
 class ConfigError(Exception):
@@ -174,27 +170,3 @@ def nearest_divisors(value: int, of: int) -> str:
     below = max((d for d in divisors if d <= value), default=1)
     above = min((d for d in divisors if d >= value), default=of)
     return " or ".join(str(d) for d in sorted({below, above}))
-
-
-def wrap(
-    text: str, columns: int = WIDTH, first: str = "", further: str = "", *, cut: bool = False, most: int = 0, rest: str = ""
-) -> list[str]:
-    """Return a paragraph as lines, broken at spaces and never at hyphens, which names and values have.
-
-    Args:
-      columns: the most that a line has.
-      first, further: what the first line and the others begin with.
-      cut: a word (a path, a value) that is longer than a line is cut; otherwise it stays whole and its line is longer.
-      most: the number of lines at most, 0 for any number.
-      rest: the end of the last line where `most` left something out.
-    """
-    limit = {"max_lines": most, "placeholder": rest} if most else {}
-    return textwrap.wrap(
-        text,
-        columns,
-        initial_indent=first,
-        subsequent_indent=further,
-        break_long_words=cut,
-        break_on_hyphens=False,
-        **limit,
-    )

@@ -10,6 +10,7 @@ from helpers.paths import ROOT
 # The rooms of the package from the lowest to the highest, and what each may import besides itself. Every name stands in a
 # line above, so that imports only ever go down. A new room is written here and in its `__init__`.
 LAYERS = {
+    "lines": (),
     "options": (),
     "config_files": ("options",),
     "paths": ("options",),
@@ -17,12 +18,12 @@ LAYERS = {
     "models": ("options",),
     "runs": ("options", "paths", "pictures"),
     "augment": ("options", "models.inputs", "runs.rngs"),
-    "data": ("options", "paths", "pictures", "runs.progress"),
-    "convert": ("options", "paths", "models", "runs.checkpoints"),
+    "data": ("lines", "options", "paths", "pictures", "runs.progress"),
+    "convert": ("lines", "options", "paths", "models", "runs.checkpoints"),
     "pretraining": ("options", "paths", "pictures", "models", "runs", "augment", "data", "convert"),
     "segmentation": ("options", "paths", "pictures", "models", "runs", "data", "convert"),
     "features": ("options", "models", "runs", "convert", "pretraining"),
-    "planning": ("options", "models", "runs", "pretraining", "segmentation"),
+    "planning": ("lines", "options", "models", "runs", "pretraining", "segmentation"),
     "reproduce": ("options", "pictures", "models", "runs", "augment", "data", "convert", "pretraining", "segmentation"),
 }
 LAYERS["reproduce"] += ("config_files",)

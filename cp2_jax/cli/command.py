@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from cp2_jax import config_files
 from cp2_jax.cli.errors import UsageError
 from cp2_jax.interface import overrides
-from cp2_jax.options import WIDTH, ConfigError
+from cp2_jax.lines import WIDTH
+from cp2_jax.options import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import logging
 import shutil
 from typing import TextIO
 
-from cp2_jax.options import WIDTH, wrap
+from cp2_jax.lines import WIDTH, wrap
 
 
 def width(stream: TextIO) -> int:

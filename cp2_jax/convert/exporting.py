@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from cp2_jax.convert import names
+from cp2_jax.lines import wrap
 from cp2_jax.models.network import Network
-from cp2_jax.options import wrap
 from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs.checkpoints import CheckpointError
 

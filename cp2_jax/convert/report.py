@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cp2_jax.convert import names
-from cp2_jax.options import WIDTH, wrap
+from cp2_jax.lines import WIDTH, wrap
 
 _LEAST = 27  # columns for the right side of two; with less, it goes below the left
 

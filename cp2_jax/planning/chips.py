@@ -77,9 +77,8 @@ def get(name: str) -> Topology:
     kind, size = (match[1], match[2]) if match else ("", "")
     shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
     if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
-        raise PlanError(
-            f"no topology {name!r}; there are {', '.join(names())}, and shapes of these, such as v4:2x2x4, h100-8 and h100:2x8"
-        )
+        known = f"{', '.join(names())}, and shapes of these, such as v4:2x2x4, h100-8 and h100:2x8"
+        raise PlanError(f"no topology {name!r}; there are {known}")
     # Otherwise libtpu asks a metadata server which machine it is on, and serves one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

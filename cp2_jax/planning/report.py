@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from cp2_jax.options import wrap
+from cp2_jax.lines import wrap
 from cp2_jax.planning.chips import Topology
 from cp2_jax.planning.program import Program, decoded_per_sample
 from cp2_jax.runs import settings

@@ -15,7 +15,7 @@ from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.labelled import survey
 from cp2_jax.data.labelled.examples import Examples, layout, open_examples
 from cp2_jax.data.labelled.pairs import match_pairs
-from cp2_jax.options import wrap
+from cp2_jax.lines import wrap
 from cp2_jax.runs import progress
 
 
