@@ -119,8 +119,15 @@ def normalize(
     Raises:
       KeyError: for an unknown form.
     """
+    table = tuple(sorted((measured.NORM if form == "auto" else {"default": form}).items()))
+    return _by_platform(x, scale, bias, table, groups, epsilon, jnp.dtype(dtype), relu)
+
+
+# Compiled into whatever calls it; by itself, for tracing: a network has few different norms, and each is traced once.
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+def _by_platform(x, scale, bias, table, groups, epsilon, dtype, relu):
     options = dict(groups=groups, epsilon=epsilon, dtype=dtype, relu=relu)
-    return measured.by_platform(measured.NORM if form == "auto" else {"default": form}, _FORMS, x, scale, bias, **options)
+    return measured.by_platform(dict(table), _FORMS, x, scale, bias, **options)
 
 
 def _normalize(x, scale, bias, groups, epsilon, dtype, relu):
