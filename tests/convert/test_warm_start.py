@@ -9,6 +9,7 @@ import pytest
 from helpers import checkpoints as make
 from helpers import tiny
 from helpers.command_line import cp2
+from helpers.networks import STAGES
 from helpers.tiny import differs
 from PIL import Image
 
@@ -94,7 +95,7 @@ def converted(tmp_path_factory):
     """A converted torchvision ResNet of one block a stage, and one of CP2's own models with head and projection."""
     folder = tmp_path_factory.mktemp("converted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(make.STAGES, 18, BLOCKS)
+        patch.setitem(STAGES, 18, BLOCKS)
         backbone = make.resnet(18)
     cp2 = make.under("module.encoder_q.backbone.", backbone)
     cp2 |= make.under("module.encoder_q.decode_head.", make.head("fcn", 16))

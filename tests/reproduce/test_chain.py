@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import checkpoints as make_checkpoints
 from helpers.command_line import cp2
+from helpers.networks import STAGES
 from helpers.paths import ROOT
 
 from cp2_jax.cli import main
@@ -54,7 +55,7 @@ def stand_ins(tmp_path_factory):
     """MoCo v2's training file with random weights, a folder of images, and a data set laid out as VOC."""
     folder = tmp_path_factory.mktemp("stand_ins")
     make = pytest.MonkeyPatch()
-    make.setitem(make_checkpoints.STAGES, 18, (1, 1, 1, 1))
+    make.setitem(STAGES, 18, (1, 1, 1, 1))
     encoder = {
         name: array * np.float32(0.1) if name.endswith("weight") and array.ndim == 4 else array
         for name, array in make_checkpoints.resnet(18, width=4).items()
