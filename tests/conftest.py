@@ -37,7 +37,7 @@ def pytest_collection_finish(session):
 # The files that take longest, the longest first. Several processes take whole files: these must not be left for the end,
 # when one process works and the others wait.
 LONGEST = (
-    "pretraining/test_step.py",
+    "pretraining/test_recorded_steps.py",
     "benchmarks/test_topology.py",
     "runs/test_buckets.py",
     "segmentation/test_entry_points.py",
