@@ -31,7 +31,7 @@ def test_other_names_are_no_cards(name):
 
 @pytest.fixture
 def plugin(monkeypatch):
-    """JAX's plugin in place of which a function answers; returns what it was asked."""
+    """JAX's plugin in place of which a function answers; returns what it was asked, and what JAX was told before."""
     asked = {}
 
     def described(**options):
@@ -40,7 +40,7 @@ def plugin(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None)
     monkeypatch.setattr(topologies, "get_topology_desc", described)
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     return asked
 
@@ -51,6 +51,7 @@ def test_xla_is_told_of_the_card_and_the_plan_of_what_jax_may_take(plugin, monke
     topology = chips.get("a100-40gb:2x8")
     assert (topology.hosts, len(topology.devices), topology.chip.memory) == (2, 16, memory)
     assert plugin["platform"] == "cuda" and plugin["topology"] == "1x2x8"
+    assert plugin["jax_platforms"] == "cpu" and plugin["jax_enable_compilation_cache"] is False
     lines = [line.strip() for line in plugin["target_config"].splitlines()]
     assert "core_count: 108" in lines and "memory_bandwidth: 1555000000000" in lines
     assert "cuda_compute_capability { major: 8 minor: 0 }" in lines and "device_memory_size: 42331013120" in lines
@@ -72,7 +73,8 @@ def test_a_jax_that_cannot_is_named(plugin, monkeypatch):
 
 
 @pytest.mark.skipif(not PLUGIN, reason="JAX's CUDA plugin is not installed")
-def test_a_program_for_a_card_that_is_not_there():
+def test_a_program_for_a_card_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # the other tests' JAX stays as it is
     where = jax.sharding.SingleDeviceSharding(chips.get("h100").devices[0])
     shape = jax.ShapeDtypeStruct((8, 16), "bfloat16", sharding=where)
     compiled = jax.jit(lambda x: x @ x.T, out_shardings=where).lower(shape).compile()
