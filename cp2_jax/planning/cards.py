@@ -108,6 +108,12 @@ def memory_for_jax(card: Card) -> float:
     return card.memory * float(os.environ.get(_SHARE_VARIABLE) or _SHARE)
 
 
+def compile_only() -> None:
+    """Let this process compile for devices that are not there, and run nothing but on its CPU."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # a program read back wants its device, and JAX warns of that
+
+
 def devices(name: str, card: Card, hosts: int, count: int) -> list[jax.Device]:
     """Return devices to compile for, of cards that need not be there.
 
@@ -120,8 +126,7 @@ def devices(name: str, card: Card, hosts: int, count: int) -> list[jax.Device]:
     """
     # Without a driver the plugin's own checks of what is installed fail, and it is left out.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    jax.config.update("jax_platforms", "cpu")  # the machine that compiles need have no card
-    jax.config.update("jax_enable_compilation_cache", False)  # a program read back wants a card, and JAX warns of that
+    compile_only()
     if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
         raise PlanError(f"{name}: programs for NVIDIA cards are compiled by JAX's plugin: pip install 'cp2_jax[gpu]'")
     from jax.experimental import topologies

@@ -82,7 +82,7 @@ def get(name: str) -> Topology:
     # Otherwise libtpu asks a metadata server which machine it is on, and serves one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.config.update("jax_platforms", "cpu")  # the machine that compiles need have no TPU
+    cards.compile_only()
     if importlib.util.find_spec("libtpu") is None:
         raise PlanError(f"{name}: TPU programs are compiled by libtpu: pip install 'cp2_jax[tpu]'")
     from jax.experimental import topologies
