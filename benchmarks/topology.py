@@ -12,6 +12,7 @@ against their distance to the float64 run, in which ReLUs and max-pools decide n
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -156,6 +157,7 @@ def worker(arguments, task):
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
+    gc.disable()  # a few steps: what tracing leaves behind fits the memory, and looking through it takes long
     from cp2_jax.pretraining import step as pretrain_step
     from cp2_jax.runs import distributed, mesh
 

@@ -21,7 +21,7 @@ def config(source, data, **changes):
     """Two convolutions on 32x32 images, a save every second step."""
     made = pretrain_r50_aspp.get_config()
     made.update(image_size=32, batch_size=4, bn_groups=1, steps=STEPS, save_every=2, log_every=1, keep=9)
-    made.update(picture_every=4, probe_every=0)
+    made.update(picture_every=0, probe_every=0)  # of pictures, the curves
     made.augment.update(
         jitter_probability=0.0, grayscale=0.0, blur=0.0
     )  # flips and masks are random, too, and compile sooner

@@ -71,6 +71,13 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
+def complete(finished, tmp_path):
+    """A copy of it."""
+    shutil.copytree(finished, tmp_path / "complete")
+    return tmp_path / "complete"
+
+
+@pytest.fixture
 def cut_off(finished, tmp_path):
     """The same after four of its steps."""
     shutil.copytree(finished, tmp_path / "copy")
@@ -131,13 +138,13 @@ def test_a_work_directory_that_is_a_file_or_cannot_be_made(finished, tmp_path):
 
 
 @pytest.mark.parametrize("left", ['{"seed": ', "", "[]", None])
-def test_a_config_that_was_broken_off_is_that_of_the_checkpoint(cut_off, left, caplog):
-    path = cut_off / "run" / "config.json"
+def test_a_config_that_was_broken_off_is_that_of_the_checkpoint(complete, left, caplog):
+    path = complete / "run" / "config.json"
     path.unlink() if left is None else path.write_text(left)
     with pytest.raises(ConfigError, match="loss.alpha: was 0.2, now 0.5\nResume"):
-        run.train(tiny(cut_off / "images", **{"loss.alpha": 0.5}), cut_off / "run")
-    assert "the config of" in caplog.text and "checkpoints/4 is taken in its place" in caplog.text
-    assert run.train(tiny(cut_off / "images"), cut_off / "run").steps == 6
+        run.train(tiny(complete / "images", **{"loss.alpha": 0.5}), complete / "run")
+    assert "the config of" in caplog.text and "checkpoints/6 is taken in its place" in caplog.text
+    assert run.train(tiny(complete / "images"), complete / "run").steps == 6
     assert json.loads(path.read_text())["loss"]["alpha"] == 0.2
 
 
