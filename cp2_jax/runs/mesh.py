@@ -94,9 +94,14 @@ def local_copy(mesh: Mesh, tree: Any) -> Any:
 
     All processes call it, for split arrays are gathered.
     """
-    if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
-        tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), gathered(mesh, tree))
+
+
+def gathered(mesh: Mesh, tree: Any) -> Any:
+    """Return a pytree of global arrays so that every device holds all of them. All processes call it."""
+    if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:

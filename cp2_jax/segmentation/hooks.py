@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cp2_jax.paths import AnyPath, at
+from cp2_jax.runs import mesh
 from cp2_jax.runs.bucket_checkpoints import open_checkpoints
 from cp2_jax.runs.checkpoints import read
 from cp2_jax.runs.loop import Finished
@@ -46,6 +47,8 @@ class Periodic:
         if number % self._every and number != self._total:
             return
         variables = {"params": state.params, "batch_stats": state.batch_stats}
+        # With `shard_state` each device has its share: gathered once, not for each batch of images.
+        variables = mesh.gathered(self._evaluator.device_mesh, variables)
         result = self._evaluator(variables)
         scores = result.scores
         values = {"miou": scores.mean_iou, "mean_accuracy": scores.mean_accuracy}

@@ -64,30 +64,43 @@ def test_a_step_saved_twice_stays_and_an_earlier_one_is_refused(tmp_path):
 
 
 def test_restores_onto_another_topology(tmp_path):
-    """Saved by one device; restored, split and replicated, on four: each device holds its part."""
-    save_steps(tmp_path, 4)
+    """Saved by one device; restored on four, the queue split and the rest as `shard_state` splits it: each device holds its
+    part. What these save is restored on two that split it, and on one."""
+    saver = Checkpoints(tmp_path)
+    saver.save(4, make_state(4, width=8), META)
+    saver.close()
     script = f"""
-import jax, numpy as np, sys
+import jax, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 from helpers import states as t
+from cp2_jax.pretraining.step import state_sharding
 from cp2_jax.runs.checkpoints import Checkpoints
-mesh = Mesh(jax.devices(), "data")
-like = jax.eval_shape(lambda: t.make_state(0))
-place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-like = jax.tree.map(lambda x: place(x, P()), like).replace(queue=place(like.queue, P(None, "data")))
-state, _ = t.restore({str(tmp_path)!r}, like)
-assert len(jax.devices()) == 4 and state.queue.sharding.spec == P(None, "data")
-assert state.queue.addressable_shards[3].data.shape == (2, 2, 4)
-t.assert_equal(state, t.make_state(4))
+
+def restored(devices):
+    like = jax.eval_shape(lambda: t.make_state(0, width=8))
+    places = state_sharding(Mesh(jax.devices()[:devices], "data"), like, split=True)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
+    state, _ = t.restore({str(tmp_path)!r}, like)
+    for tree in (state.params, state.key_params, state.opt_state[1][0].trace):
+        kernel = tree["backbone"]["conv1"]["kernel"]
+        assert kernel.sharding.spec == P(None, None, None, "data"), kernel.sharding
+        assert kernel.addressable_shards[1].data.shape == (3, 3, 2, 8 // devices)
+    assert state.queue.sharding.spec == P(None, "data")
+    assert state.queue.addressable_shards[1].data.shape == (2, 8 // devices, 4)
+    return state
+
+state = restored(4)
+t.assert_equal(state, t.make_state(4, width=8))
 saver = Checkpoints({str(tmp_path)!r})
 saver.save(5, state.replace(step=state.step + 1), t.META)
 saver.close()
+t.assert_equal(restored(2), restored(4))
 """
     done = subprocess.run([sys.executable, "-c", script], env=compiling.environment(4), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    state, _ = restore(tmp_path)  # and what four devices saved, on one
-    assert_equal(state, make_state(4).replace(step=jnp.int32(5)))
+    state, _ = restore(tmp_path, make_state(0, width=8))
+    assert_equal(state, make_state(4, width=8).replace(step=jnp.int32(5)))
 
 
 def test_restores_to_the_placement_and_dtype_of_the_target(tmp_path):
