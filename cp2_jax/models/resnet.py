@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cp2_jax.models.conv import Conv
+from cp2_jax.models.conv_forms import materialize
 from cp2_jax.models.interface import Backbone, Described, Masking, Shapes, axis, count, limit, read
 from cp2_jax.models.norm import BatchNorm
 from cp2_jax.models.pooling import max_pool
@@ -113,7 +115,14 @@ class Block(nn.Module):
         if self.stride != 1 or x.shape[-1] != outputs:
             x = self.conv(outputs, 1, stride=self.stride, name="downsample_conv")(x)
             x = self.norm(name="downsample_bn")(x, train)
-        return nn.relu(x + y)
+        return _settled(nn.relu(x + y), self.variables["params"]["bn1"]["scale"])
+
+
+def _settled(
+    x: Float[Array, "batch height width channels"], scale: Float[Array, " _"]
+) -> Float[Array, "batch height width channels"]:
+    """Return x; on CPUs as an array, where XLA computes all blocks before it once more for whoever reads it."""
+    return jax.lax.platform_dependent(x, scale, cpu=materialize, default=lambda x, _: x)
 
 
 class ResNet(nn.Module):
@@ -144,7 +153,7 @@ class ResNet(nn.Module):
         # `train` is the second argument after self, and no array.
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         x = norm(name="bn1", relu=True)(conv(options.stem_width, 7, stride=2, name="conv1")(x), train)
-        x = self.pool(x)
+        x = _settled(self.pool(x), self.variables["params"]["bn1"]["scale"])
         outputs, reached, dilation = [], 4, 1
         for stage, blocks in enumerate(options.sizes, 1):
             stride, before = (1, dilation) if stage == 1 else (2, dilation)
