@@ -148,6 +148,13 @@ def test_a_config_that_was_broken_off_is_that_of_the_checkpoint(complete, left, 
     assert json.loads(path.read_text())["loss"]["alpha"] == 0.2
 
 
+def test_without_its_config_a_run_that_was_cut_off_goes_on(cut_off, finished):
+    (cut_off / "run" / "config.json").unlink()
+    assert run.train(tiny(cut_off / "images"), cut_off / "run").steps == 6
+    ours, theirs = (checkpoints.read(folder / "run")[0]["params"] for folder in (cut_off, finished))
+    np.testing.assert_array_equal(ours["backbone"]["first"]["kernel"], theirs["backbone"]["first"]["kernel"])
+
+
 def test_whatever_is_raised_the_save_under_way_is_finished(finished, tmp_path, monkeypatch):
     """The validation that follows a save, say, meets a mask that it cannot read."""
 
