@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import checkpoints as make
+from helpers import networks
 from helpers.checkpoints import RESNET, TORCH, VIT, some, under
 from helpers.paths import ROOT
 from safetensors.numpy import save_file
@@ -81,7 +82,7 @@ def test_haiku_and_tensorflow_formats(tmp_path, name, save):
 @pytest.mark.parametrize("modern", [False, True])
 @pytest.mark.parametrize("prefix", ["", "vit."])
 def test_hugging_face_fuses_query_key_value(tmp_path, prefix, modern):
-    state = under(prefix, make.hugging_face(VIT, modern)) | some("classifier.weight", f"{prefix}pooler.dense.weight")
+    state = under(prefix, networks.hugging_face(VIT, modern)) | some("classifier.weight", f"{prefix}pooler.dense.weight")
     save_file(state, tmp_path / "model.safetensors")
     imported = import_checkpoint(tmp_path / "model.safetensors")
     assert imported.meta["format"] == "hugging_face"
@@ -233,7 +234,7 @@ def test_segmentation_models_state_their_strides_and_rates(tmp_path):
 
 
 def test_config_files_beside_a_file_tell_heads_and_input(tmp_path):
-    save_file(make.hugging_face(VIT, False), tmp_path / "model.safetensors")
+    save_file(networks.hugging_face(VIT, False), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     meta = import_checkpoint(tmp_path / "model.safetensors").meta
