@@ -16,7 +16,7 @@ LAYERS = {
     "paths": ("options",),
     "pictures": ("options", "paths"),
     "models": ("options",),
-    "runs": ("options", "paths", "pictures"),
+    "runs": ("lines", "options", "paths", "pictures"),
     "augment": ("options", "models.inputs", "runs.rngs"),
     "data": ("lines", "options", "paths", "pictures", "runs.progress"),
     "convert": ("lines", "options", "paths", "models", "runs.checkpoints"),

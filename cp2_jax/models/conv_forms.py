@@ -96,15 +96,15 @@ def _shifted(x, kernel, stride, dilation):
     return materialize(total.astype(x.dtype), kernel)
 
 
-def materialize(x, kernel):
+def materialize(x: Float[Array, "*shape"], parameter: Float[Array, "*_"]) -> Float[Array, "*shape"]:
     """Return x, and pass on its cotangent, as an array that is written once and read by all that need it.
 
     XLA on CPUs fuses the sum of the taps, or the batch norm's gradient that leads to the cotangent, into every product
     that reads it and computes it again for each: three times the time of a whole training step. It drops optimisation
-    barriers before it fuses, but nothing is fused across a conditional. The condition, whether the kernel's (or any
-    parameter's) first number is NaN, needs no communication where the batch is split over devices, for they are not.
+    barriers before it fuses, but nothing is fused across a conditional. The condition, whether the first number of a
+    parameter (a kernel, a scale) is NaN, needs no communication where the batch is split over devices, for those are not.
     """
-    return jax.lax.cond(jnp.isnan(kernel.ravel()[0]), lambda x: x * jnp.nan, lambda x: x, x)
+    return jax.lax.cond(jnp.isnan(parameter.ravel()[0]), lambda x: x * jnp.nan, lambda x: x, x)
 
 
 def _columns(x, kernel, stride, dilation):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-WIDTH = 80
+from cp2_jax.lines import WIDTH
 
 # Name of a metric → what the line calls it, in the order in which they are given room. Shares are shown in percent.
 _SHARES = {
