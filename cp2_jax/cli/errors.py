@@ -22,6 +22,10 @@ from typing import NoReturn
 from cp2_jax.cli import screen
 
 ERROR, USAGE, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
+# Seconds that a process gives the others of its run to meet the same error. One that is stopped waits longer: all are, and
+# process 0 may have pictures and scores to write.
+_PATIENCE = {ERROR: 10, USAGE: 10, INTERRUPTED: 2}
+_PATIENCE_OF_THE_STOPPED = 600
 # Modules that are no requirements, by the extra of pyproject.toml that brings them.
 EXTRAS = {"jax2onnx": "onnx", "onnxruntime": "onnx", "pyarrow": "parquet", "libtpu": "tpu"}
 EXTRAS |= {"mlflow": "mlflow", "wandb": "wandb"}
@@ -52,7 +56,8 @@ def guarded(call: Callable[[], None]) -> int:
         message, status = explain(error)
         if message is None:
             return _end(traceback.format_exc(), status)
-        return _end(screen.wrapped(message, screen.width(sys.stderr)), status)
+        stopped = type(error).__name__ == "Preempted"
+        return _end(screen.wrapped(message, screen.width(sys.stderr)), status, stopped)
 
 
 def leave(status: int) -> NoReturn:
@@ -140,11 +145,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-def _end(message: str, status: int) -> int:
+def _end(message: str, status: int, stopped: bool = False) -> int:
     if "jax" in sys.modules:
         from cp2_jax.runs import distributed
 
-        if distributed.several():  # an orderly end would wait for the other processes
-            distributed.leave(message.rstrip("\n"), status)
+        if distributed.several():
+            patience = _PATIENCE_OF_THE_STOPPED if stopped else _PATIENCE.get(status, 0)
+            distributed.leave(message.rstrip("\n"), status, patience)
     print(message.rstrip("\n"), file=sys.stderr, flush=True)
     return status

@@ -1,5 +1,6 @@
 """The start and the end of a run on several processes: who takes part, that all run the same, that none waits for ever."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -188,13 +189,25 @@ def several() -> bool:
     return jax.distributed.is_initialized()
 
 
-def leave(message: str, status: int) -> None:
-    """Print a message and end this process at once.
+def leave(message: str, status: int, patience: float = 0) -> None:
+    """Print a message and end this process, at once or together with the others.
 
-    An orderly end would wait for the other processes, which may be waiting for this one; they notice its absence.
+    Args:
+      patience: seconds to wait for all others to leave, too, as they do where all meet the same error or are stopped. An
+        orderly end waits for them without limit, and they may be waiting for this one. Without any waiting, process 0
+        takes JAX's coordination service along, which aborts (SIGABRT) every process that has not left by then.
     """
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     for child in multiprocessing.active_children():  # processes that decode
         child.terminate()
+    if patience:
+        together = threading.Thread(target=_shut_down, daemon=True)
+        together.start()
+        together.join(patience)
     os._exit(status)
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(RuntimeError):  # another process is gone: what was to be said is said
+        jax.distributed.shutdown()

@@ -22,11 +22,21 @@ from cp2_jax.runs.writers import Writer
 def options(made):
     command.place(made, "workdir", "of the run")
     made.add_argument("--act", default="", help="kill, freeze, sleep, raise: what process 1 does in step 5")
+    made.add_argument("--late", type=int, default=-1, help="index of the process that is slow to leave after an error")
     made.add_argument("--steps", type=int, default=200, help="length of the run")
     processes.add_options(made)
 
 
 def run(flags):
+    try:
+        train(flags)
+    except Exception:
+        if flags.late == flags.process_id:
+            time.sleep(5)
+        raise
+
+
+def train(flags):
     processes.join(flags)
     distributed.agree(distributed.facts(command.typed_config(flags), {"--workdir": flags.workdir}))
     device_mesh = mesh.make_mesh()

@@ -95,8 +95,10 @@ def finish(processes, timeout=300):
             process.kill()
 
 
-def test_processes_with_different_configs_all_stop(tmp_path):
-    results = finish(start(tmp_path, different=["--config.seed=3", "--config.loss.alpha=0.3"]))
+@pytest.mark.parametrize("late", [0, 1])
+def test_processes_with_different_configs_all_stop(tmp_path, late):
+    """All say why, with a status of ours, though one of them takes long to come to its end."""
+    results = finish(start(tmp_path, different=["--config.seed=3", "--config.loss.alpha=0.3"], late=late))
     for (_, errors), status in results:
         assert status == 1
         assert "started differently:\n  config.loss.alpha: process 0 has 0.2, process 1 has 0.3\n" in errors
@@ -141,8 +143,10 @@ def test_a_process_that_hangs_stops_all(tmp_path, act, flags):
             process.kill()
 
 
-def test_sigterm_saves_on_all_and_leaves_with_75(tmp_path):
-    processes = start(tmp_path, steps=100000)
+@pytest.mark.parametrize("late", [0, 1])
+def test_sigterm_saves_on_all_and_leaves_with_75(tmp_path, late):
+    """Also where one of them takes long to leave: without process 0, JAX's service would abort it (SIGABRT)."""
+    processes = start(tmp_path, steps=100000, late=late)
     log = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
