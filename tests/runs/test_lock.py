@@ -83,8 +83,8 @@ def test_another_hosts_lock_without_a_sign_of_life_is_taken_over(tmp_path):
         assert json.loads((tmp_path / lock.NAME).read_text())["host"] == socket.gethostname()
     os.utime(elsewhere(tmp_path), (0, 0))
     begin = time.monotonic()
-    with lock.held(tmp_path, patience=5.0):  # long gone: nobody waits
-        assert time.monotonic() - begin < 4
+    with lock.held(tmp_path, patience=60.0):  # long gone: nobody waits
+        assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7"])
