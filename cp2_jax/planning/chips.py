@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 
@@ -70,15 +71,9 @@ def get(name: str) -> Topology:
     if name == LOCAL:
         return _local()
     if named := cards.parse(name):
-        card, hosts, count = named
-        chip = dataclasses.replace(card.chip, memory=cards.memory_for_jax(card))
-        return Topology(name, cards.devices(name, card, hosts, count), chip, hosts)
-    match = re.fullmatch(r"(v\w+)[-:](.+)", name.replace("v5litepod", "v5e"))
-    kind, size = (match[1], match[2]) if match else ("", "")
-    shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
-    if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
-        known = f"{', '.join(names())}, and shapes of these, such as v4:2x2x4, h100-8 and h100:2x8"
-        raise PlanError(f"no topology {name!r}; there are {known}")
+        card, hosts, each = named
+        return Topology(name, cards.devices(name, card, hosts, each), _of_card(card), hosts)
+    kind, shape = _slice(name)
     # Otherwise libtpu asks a metadata server which machine it is on, and serves one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -98,6 +93,38 @@ def get(name: str) -> Topology:
             f"libtpu makes no topology {name!r}: {str(error).splitlines()[0]}. There are {', '.join(names())}"
         ) from None
     return Topology(name, devices, TPUS[kind], len({device.process_index for device in devices}))
+
+
+def count(name: str) -> tuple[int, Chip | None]:
+    """Return how many devices a topology has and what they are; nothing that compiles for them need be installed.
+
+    Raises:
+      PlanError: for an unknown name, with those that exist.
+    """
+    if name == LOCAL:
+        local = _local()
+        return len(local.devices), local.chip
+    if named := cards.parse(name):
+        card, hosts, each = named
+        return hosts * each, _of_card(card)
+    kind, shape = _slice(name)
+    cores = 2 if kind in ("v2", "v3") else 1
+    return cores * math.prod(map(int, shape.split("x"))), TPUS[kind]
+
+
+def _of_card(card: cards.Card) -> Chip:
+    return dataclasses.replace(card.chip, memory=cards.memory_for_jax(card))
+
+
+def _slice(name: str) -> tuple[str, str]:
+    """Return kind and shape of a TPU slice, such as "v4" and "2x2x4" of "v4-32"."""
+    match = re.fullmatch(r"(v\w+)[-:](.+)", name.replace("v5litepod", "v5e"))
+    kind, size = (match[1], match[2]) if match else ("", "")
+    shape = SLICES.get(kind, {}).get(int(size)) if size.isdecimal() else size
+    if kind not in TPUS or not shape or not re.fullmatch(r"\d+(x\d+)+", shape):
+        known = f"{', '.join(names())}, and shapes of these, such as v4:2x2x4, h100-8 and h100:2x8"
+        raise PlanError(f"no topology {name!r}; there are {known}")
+    return kind, shape
 
 
 def _local() -> Topology:

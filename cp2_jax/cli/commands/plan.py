@@ -16,7 +16,7 @@ The first compiles the config's real step for the topology, without having it
 (for TPUs: pip install "cp2_jax[tpu]", for cards: "cp2_jax[gpu]"), and prints
 memory, work, communication and bounds on time. That takes a minute or, for
 what is not here, ten. The second prints the sizes that `small` chooses for
-500 images, at once.
+500 images, at once and without these packages.
 
 Topologies: slices (v3-8, v4-32, v5e-16, …), shapes (v4:2x2x4), NVIDIA cards
 (h100, h200-8, a100-40gb, two hosts of eight: h100:2x8), or "local": the
@@ -53,14 +53,16 @@ _shares.__name__ = "list of numbers, such as 1,0.5,"
 
 
 def _settle(config, topology, images) -> bool:
-    """Choose the sizes that a config leaves open for the topology's devices, and print them; say whether any was open."""
+    """Choose the sizes that a config leaves open for a topology's devices, and print them; say whether any was open."""
+    from cp2_jax.planning import chips
     from cp2_jax.pretraining import sizes as pretraining
     from cp2_jax.runs.sizes import this_machine
     from cp2_jax.segmentation import sizes as segmentation
 
-    machine = dataclasses.replace(this_machine(), devices=len(topology.devices))
-    if topology.chip:
-        machine = dataclasses.replace(machine, memory=topology.chip.memory, accelerator=True)
+    devices, chip = chips.count(topology)
+    machine = dataclasses.replace(this_machine(), devices=devices)
+    if chip:
+        machine = dataclasses.replace(machine, memory=chip.memory, accelerator=True)
     rules = {"pretrain": pretraining, "finetune": segmentation}
     reasons = rules[config.kind].settle(config, images, machine)
     if reasons:
@@ -76,11 +78,11 @@ def _run(arguments):
     from cp2_jax.segmentation import options as segmentation
 
     config = command.typed_config(arguments)
-    topology = chips.get(arguments.topology)
+    topology = None if arguments.sizes else chips.get(arguments.topology)
     if config.kind == "finetune" and config.data.path:
         classes.resolve(config)
     config.data.path = config.data.path or "unread"
-    chosen = _settle(config, topology, arguments.images)
+    chosen = _settle(config, arguments.topology, arguments.images)
     if arguments.sizes:
         if not chosen:
             print(f"{arguments.config} leaves no size open; the variant `small` does (docs/small_data.md)")
