@@ -1,12 +1,13 @@
 """Features of a folder of images as one file: a table of names and vectors, or of names and dense maps."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from cp2_jax.data import files
@@ -17,6 +18,7 @@ from cp2_jax.interface import kinds, processes
 from cp2_jax.options import ConfigError
 from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs import progress
+from cp2_jax.runs.checkpoints import read_variables
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -47,7 +49,8 @@ def embed(
         first; Parquet is written batch by batch.
       features: see `load`.
       dense: write the whole map of each image, [height, width, channels], instead of its mean over all pixels.
-      size: every image is resized to this many pixels square, without cutting anything off.
+      size: every image is resized to this many pixels square, without cutting anything off. More than 8 bits are scaled
+        by the `data.value_range` of the run.
       batch: images that the network sees at once.
       dtype: of the numbers in the file: "float32" or "float16".
 
@@ -68,14 +71,26 @@ def embed(
     kinds.refuse_images(checkpoint)
     extractor, variables = load(checkpoint, features)
     source = open_images(images)
-    found = _features(extractor, variables, source, size, batch, dense, np.dtype(dtype))
+    read = functools.partial(_pixels, source, size, _value_range(checkpoint))
+    found = _features(extractor, variables, source, read, batch, dense, np.dtype(dtype))
     with save_as(output) as file:
         count = (_write_npz if output.suffix == ".npz" else _write_parquet)(file, found)
     print(f"features of {count} images in {processes.relative(output)}")
     return output
 
 
-def _features(extractor: FeatureExtractor, variables: Mapping, source, size, batch, dense, dtype) -> Iterator[tuple]:
+def _value_range(checkpoint) -> tuple[float, ...]:
+    """Return the run's `data.value_range`: images of more than 8 bits are scaled as when it was trained."""
+    _, meta = read_variables(checkpoint)
+    return tuple(meta.get("config", {}).get("data", {}).get("value_range", ()))
+
+
+def _pixels(source, size: int, value_range: tuple[float, ...], index: int) -> UInt8[np.ndarray, "size size 3"]:
+    image = Image.fromarray(decode(source[index], source.name(index), value_range))
+    return np.asarray(image.resize((size, size), Image.BILINEAR))
+
+
+def _features(extractor: FeatureExtractor, variables: Mapping, source, read, batch, dense, dtype) -> Iterator[tuple]:
     """Yield (names, features of shape [images, …]) batch by batch; what cannot be read is left out and named."""
 
     @jax.jit
@@ -86,12 +101,12 @@ def _features(extractor: FeatureExtractor, variables: Mapping, source, size, bat
     names, pixels, unreadable = [], [], []
     for index in progress.track(range(len(source)), "embedding", len(source)):
         try:
-            image = decode(source[index], source.name(index))
+            image = read(index)
         except UnreadableImage as error:
             unreadable.append(str(error))
         else:
             names.append(os.path.relpath(source.name(index), str(source.root)))
-            pixels.append(np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR)))
+            pixels.append(image)
         if pixels and (len(pixels) == batch or index == len(source) - 1):
             missing = batch - len(pixels)  # one program for all batches
             filled = np.stack([*pixels, *[pixels[-1]] * missing])

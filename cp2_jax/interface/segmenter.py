@@ -6,7 +6,6 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,9 +15,9 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageShow
 
 from cp2_jax import pictures
-from cp2_jax.data.errors import UnreadableImage
-from cp2_jax.data.images.decoding import decode
-from cp2_jax.interface import kinds
+from cp2_jax.data.images.formats import SUFFIXES
+from cp2_jax.interface import given, kinds
+from cp2_jax.options import ConfigError
 from cp2_jax.segmentation import class_maps, predictor, saved
 
 
@@ -60,16 +59,23 @@ class Prediction:
         """Write the class map as a palette PNG of class indices, and beside it, as `…_overlay.png`, the overlay.
 
         Args:
-          path: file to write; of a folder, the file gets the image's name. Arrays have none: theirs are `prediction.png`,
-            `prediction_2.png` and so on.
+          path: file to write; of a folder, the file gets the image's name: `IMG_1.png`, or `IMG_1_2.png` where `IMG_1.png`
+            is of another image (cameras use names again), or is no prediction. Arrays have no name: theirs are
+            `prediction.png`, `prediction_2.png` and so on.
 
         Returns:
           The path of the class map.
+
+        Raises:
+          ConfigError: the file's suffix is another image format's.
         """
         path = pathlib.Path(path).expanduser()
+        if path.suffix.lower() in SUFFIXES - {".png"} and not path.is_dir():
+            raise ConfigError(f"{path}: class maps are written as PNG; name a .png file or a folder")
         if path.suffix.lower() != ".png":
-            path = path / f"{pathlib.Path(self.name).stem}.png" if self.name else _free(path)
-        class_maps.save_class_map(path, self.labels, class_maps.class_colors(self._data))
+            path = _free(path, self.name)
+        source = os.path.abspath(self.name) if self.name else ""
+        class_maps.save_class_map(path, self.labels, class_maps.class_colors(self._data), source=source)
         pictures.save_png(path.with_name(f"{path.stem}_overlay.png"), self.overlay())
         return path
 
@@ -111,21 +117,24 @@ class Segmenter:
         Images of one size share a compiled program; each new size compiles once.
 
         Args:
-          images: a path; an array, [height, width, 3] of uint8 in 0-255 or float in [0, 1], RGB; a PIL image; or a list of
-            any of these.
+          images: a path, or the bytes of a file; an array, [height, width, 3] of uint8 in 0-255 or float in [0, 1], RGB; a
+            PIL image; or several of these, as a list or as what a `glob` gives. Files are turned as their EXIF orientation
+            asks (unless the run has `data.exif=False`), PIL images are taken as they are. `data.value_range` of the run
+            says how more than 8 bits are scaled.
 
         Raises:
           UnreadableImage: a file or array that is no image, with the reason.
         """
-        several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-        named = [_read(image) for image in (images if several else [images])]
+        listed, data = given.several(images), self.config.data
+        value_range, turn = tuple(data.get("value_range", ())), data.get("exif", True)
+        named = [given.read(image, value_range, turn) for image in ([images] if listed is None else listed)]
         found: list[Prediction | None] = [None] * len(named)
         sizes = [image.shape[:2] for _, image in named]
         for batch in self._predictor.plan(sizes, 1, self.config.evaluation.programs):
             name, image = named[batch.indices[0]]
             probabilities = self._probabilities(image, batch)
             found[batch.indices[0]] = Prediction(image, probabilities, self.class_names, name, self.config.data)
-        return found if several else found[0]
+        return found[0] if listed is None else found
 
     def _probabilities(self, image, batch) -> Float[np.ndarray, "height width classes"]:
         inputs = self._predictor.inputs([image], batch)
@@ -157,39 +166,14 @@ def load_segmenter(run: str | os.PathLike, checkpoint: str | os.PathLike | None 
     return Segmenter(names, model.config, predictor.make_predictor(model.config), jax.device_put(model.variables))
 
 
-def _free(folder: pathlib.Path) -> pathlib.Path:
-    """Return the first file in a folder that no prediction of an array was written to."""
-    names = (f"prediction_{number}.png" if number > 1 else "prediction.png" for number in itertools.count(1))
-    return next(path for name in names if not (path := folder / name).exists())
+def _free(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Return the first file in a folder that is not there, or that an earlier prediction of the image was written to."""
+    stem = pathlib.Path(name).stem or "prediction"
+    for number in itertools.count(1):
+        path = folder / (f"{stem}_{number}.png" if number > 1 else f"{stem}.png")
+        if not path.exists() or (name and class_maps.source_of(path) == os.path.abspath(name)):
+            return path
 
 
 def _has_display() -> bool:
     return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
-
-
-def _read(image: Any) -> tuple[str, UInt8[np.ndarray, "height width 3"]]:
-    """Return (name, RGB pixels) of a path, an array or a PIL image."""
-    if isinstance(image, str | os.PathLike):
-        path = pathlib.Path(image).expanduser()
-        if path.is_dir():
-            raise UnreadableImage(str(path), f"it is {kinds.kind_of(path)}; give a file, or a list of files")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UnreadableImage(str(path), error.strerror or str(error)) from error
-        return str(path), decode(data, str(path))
-    if isinstance(image, Image.Image):
-        return getattr(image, "filename", "") or "", np.asarray(image.convert("RGB"))
-    pixels = np.asarray(image)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3:
-        turned = ": move the channels to the end" if pixels.ndim == 3 and pixels.shape[0] == 3 else ""
-        one = ": give a list of images" if pixels.ndim == 4 else ""
-        raise UnreadableImage("array", f"its shape is {pixels.shape}, not (height, width, 3){turned}{one}")
-    if pixels.dtype == np.uint8:
-        return "", pixels
-    if not np.issubdtype(pixels.dtype, np.floating):
-        raise UnreadableImage("array", f"its type is {pixels.dtype}; give uint8 in 0-255, or float in [0, 1]")
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (0 <= low and high <= 1):  # also NaN
-        raise UnreadableImage("array", f"its floats lie between {low:g} and {high:g}; give them in [0, 1], or uint8")
-    return "", np.rint(pixels * 255).astype(np.uint8)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cp2_jax import pictures
 from cp2_jax.paths import AnyPath, at
@@ -41,12 +41,14 @@ def save_class_map(
     predicted: UInt8[np.ndarray, "height width"],
     colors: UInt8[np.ndarray, "256 3"] | None = None,
     values: UInt8[np.ndarray, "256"] | None = None,
+    source: str = "",
 ) -> None:
     """Write a class map as a PNG of indices with a palette, as VOC's server takes it.
 
     Args:
       colors: of each label; VOC's palette by default.
       values: that are written for each label, see `mask_values`; the label itself by default.
+      source: noted in the file, see `source_of`.
     """
     path, encoded = at(path), io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,5 +58,17 @@ def save_class_map(
     palette[values[::-1]] = colors[::-1]  # of labels with the same value, the first one's colour
     picture = Image.fromarray(values[predicted])
     picture.putpalette(palette.tobytes())
-    picture.save(encoded, format="PNG")
+    notes = PngImagePlugin.PngInfo()
+    if source:
+        notes.add_itxt("Source", source)
+    picture.save(encoded, format="PNG", pnginfo=notes)
     path.write_bytes(encoded.getbuffer())
+
+
+def source_of(path: str | AnyPath) -> str:
+    """Return the `source` that `save_class_map` has noted in a file, "" for other files."""
+    try:
+        with Image.open(path) as picture:
+            return str(getattr(picture, "text", {}).get("Source", ""))
+    except (OSError, ValueError, SyntaxError):
+        return ""

@@ -165,17 +165,18 @@ def _relative(source: Any, index: int) -> pathlib.PurePath:
 def _predict(config, variables, source, names, folder, own_values) -> Iterator[str]:
     predictor, variables = make_predictor(config), jax.device_put(variables)
     colors, values = class_colors(config.data), mask_values(config.data) if own_values else None
-    sizes, readable, value_range = [], [], tuple(config.data.get("value_range", ()))
+    sizes, readable = [], []
+    value_range, turn = tuple(config.data.get("value_range", ())), config.data.get("exif", True)
     for index in names:
         try:
-            sizes.append(upright_size(source[index], source.name(index)))
+            sizes.append(upright_size(source[index], source.name(index), turn))
             readable.append(index)
         except UnreadableImage as error:
             yield str(error)
     for batch in predictor.plan(sizes, 1, config.evaluation.programs):
         index = readable[batch.indices[0]]
         try:
-            image = decode(source[index], source.name(index), value_range)
+            image = decode(source[index], source.name(index), value_range, turn)
             predicted = _class_map(predictor, variables, image, batch, source.name(index))
         except UnreadableImage as error:
             yield str(error)

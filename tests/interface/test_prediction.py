@@ -2,12 +2,17 @@
 
 import dataclasses
 import pathlib
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cp2_jax.interface import segmenter
+from cp2_jax.data.errors import UnreadableImage
+from cp2_jax.interface import embedding, given, segmenter
+from cp2_jax.options import ConfigError
+from cp2_jax.runs.checkpoints import write_variables
+from cp2_jax.segmentation import folders
 
 
 @pytest.fixture
@@ -45,3 +50,97 @@ def test_arrays_saved_into_one_folder_overwrite_nothing(prediction, tmp_path):
     names = [one.save(tmp_path).name for one in (array, array, prediction, prediction, array)]
     assert names == ["prediction.png", "prediction_2.png", "cat.png", "cat.png", "prediction_3.png"]
     assert len(list(tmp_path.glob("*_overlay.png"))) == 4
+
+
+def test_predictions_of_images_of_one_name_overwrite_nothing(prediction, tmp_path):
+    tmp_path.joinpath("cat.png").write_bytes(b"somebody's own mask")
+    here, there = prediction, dataclasses.replace(prediction, name="other/cat.jpg")
+    names = [one.save(tmp_path).name for one in (here, there, here, there)]
+    assert names == ["cat_2.png", "cat_3.png", "cat_2.png", "cat_3.png"]
+    assert tmp_path.joinpath("cat.png").read_bytes() == b"somebody's own mask"
+    with pytest.raises(ConfigError, match=r"cat\.jpg: class maps are written as PNG"):
+        here.save(tmp_path / "cat.jpg")
+
+
+def test_a_pil_image_is_what_its_file_is(tmp_path, caplog):
+    ramp = np.linspace(0, 65535, 12 * 8).reshape(8, 12)
+    rgba = np.random.default_rng(0).integers(0, 256, (8, 12, 4), dtype=np.uint8)
+    rgba[..., 3] = np.where(rgba[..., 3] > 128, 255, 0)
+    for name, picture in {"deep.png": Image.fromarray(ramp.astype(np.uint16)), "clear.png": Image.fromarray(rgba)}.items():
+        picture.save(tmp_path / name)
+        (_, from_file), (_, opened), (_, made) = map(given.read, (tmp_path / name, Image.open(tmp_path / name), picture))
+        np.testing.assert_array_equal(opened, from_file)
+        np.testing.assert_array_equal(made, from_file)
+    with pytest.raises(UnreadableImage, match="floating-point pixels, whose range is unknown"):
+        given.read(Image.fromarray(ramp.astype(np.float32)))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(rgba[..., :3]).save(tmp_path / "turned.jpg", exif=turned)
+    _, opened = given.read(Image.open(tmp_path / "turned.jpg"))
+    assert opened.shape == (8, 12, 3) and "PIL does not turn it" in caplog.text
+    assert given.read(tmp_path / "turned.jpg")[1].shape == (12, 8, 3)
+    assert given.read(tmp_path / "turned.jpg", turn=False)[1].shape == (8, 12, 3)
+
+
+def test_deep_pixels_are_scaled_by_the_range_of_the_run(tmp_path):
+    deep = np.arange(8 * 12, dtype=np.uint16).reshape(8, 12) * 30
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for image in (tmp_path / "deep.png", (tmp_path / "deep.png").read_bytes(), Image.open(tmp_path / "deep.png")):
+        _, pixels = given.read(image, (0, 3000))
+        np.testing.assert_array_equal(pixels[..., 0], np.rint(deep * (255 / 3000)).clip(0, 255))
+
+
+def test_several_images_in_every_form(tmp_path):
+    assert given.several("a.jpg") is given.several(pathlib.Path("a.jpg")) is given.several(np.zeros((2, 2, 3))) is None
+    tmp_path.joinpath("a.jpg").touch()
+    assert given.several(tmp_path.glob("*")) == [tmp_path / "a.jpg"]
+    assert given.several(np.array(["a.jpg", "b.jpg"])) == ["a.jpg", "b.jpg"]
+    assert given.several(("a.jpg",)) == ["a.jpg"]
+    for wrong, advice in ((np.zeros((2, 2)), "grey"), (np.zeros((2, 2, 4)), "fourth channel"), (3, "give a path")):
+        with pytest.raises(UnreadableImage, match=advice):
+            given.read(wrong)
+
+
+class Half:
+    """Says of every pixel that both classes are equally probable."""
+
+    def plan(self, sizes, batch_size, programs):
+        return [types.SimpleNamespace(indices=[index], size=size) for index, size in enumerate(sizes)]
+
+    def inputs(self, images, batch):
+        assert images[0].shape[:2] == batch.size
+        return images
+
+    def probabilities(self, variables, inputs, batch):
+        return np.full((1, *batch.size, 2), 0.5, np.float32)
+
+    def predict(self, variables, inputs, batch):
+        return np.zeros((1, *batch.size), np.uint8)
+
+
+def test_files_are_read_as_the_run_reads_them(tmp_path, monkeypatch):
+    """By `data.exif` and `data.value_range`, with the object and in a folder."""
+    data = {"value_range": (0, 3000), "exif": False, "class_names": ("a", "b"), "class_colors": (), "label_map": ()}
+    config = segmenter.ConfigDict({"data": data | {"num_classes": 2, "ignore_label": 255}, "evaluation": {"programs": 8}})
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.full((8, 12), 3000, np.uint16)).save(photos / "deep.png")
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.new("RGB", (12, 8)).save(photos / "turned.jpg", exif=turned)
+    model = segmenter.Segmenter(("a", "b"), config, Half(), {})
+    deep, stored = model.predict(sorted(photos.iterdir()))
+    assert (deep.image == 255).all() and stored.labels.shape == (8, 12)
+    seen = []
+    monkeypatch.setattr(folders, "make_predictor", lambda config: Half())
+    monkeypatch.setattr(folders.pictures, "overlay", lambda image, *rest, **more: seen.append(image) or image)
+    count, done = folders.predict_folder(config, {}, photos, tmp_path / "predicted")
+    assert (count, [*done]) == (2, ["", ""])
+    assert (seen[0] == 255).all() and seen[1].shape == (8, 12, 3)
+
+
+def test_features_of_deep_pixels_follow_the_run(tmp_path):
+    write_variables(tmp_path / "run", {"params": {"w": np.ones(1)}}, {"config": {"data": {"value_range": [0, 3000]}}})
+    write_variables(tmp_path / "converted", {"params": {"w": np.ones(1)}}, {})
+    assert embedding._value_range(tmp_path / "run") == (0, 3000)
+    assert embedding._value_range(tmp_path / "converted") == ()

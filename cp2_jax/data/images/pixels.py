@@ -48,6 +48,23 @@ def to_rgb(
     return _from_deep(_values(image, data, name), bits, signed, name, value_range)
 
 
+def from_pillow(image: Image.Image, name: str, value_range: Sequence[float] = ()) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a PIL image, opened or made by others, as `to_rgb` returns a file; it is not turned.
+
+    Args:
+      image: of any mode; name: for messages; value_range: see `to_rgb`.
+
+    Raises:
+      UnreadableImage: as `to_rgb`.
+    """
+    if not image.mode.startswith("I") and image.mode != "F":
+        return _eight_bits(image, name)
+    values = np.asarray(image)[..., None]
+    deep = values.astype(np.int64) if values.dtype.kind in "iu" else values
+    bits = 16 if image.mode.startswith("I;16") or image.format == "PNG" else 32  # older Pillows have 16-bit PNGs as "I"
+    return _from_deep(deep, bits, False, name, value_range)
+
+
 def _from_deep(
     values: Num[np.ndarray, "height width bands"], bits: int, signed: bool, name: str, value_range: Sequence[float]
 ) -> UInt8[np.ndarray, "height width 3"]:
