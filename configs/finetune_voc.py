@@ -202,7 +202,7 @@ def _tuning() -> ConfigDict:
 
 def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
-    evaluation.batch_size = 0  # global; 0: one image a device
+    evaluation.batch_size = 0  # global, rounded up to a multiple of the devices; 0: one image a device
     evaluation.resize = (2048, 512)  # long and short edge the image is fitted into; empty: its own size
     evaluation.ratios = (1.0,)  # several: multi-scale, e.g. (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     evaluation.flip = False  # True: average with the mirrored image

@@ -87,7 +87,8 @@ def evaluate(
     Args:
       examples: the split; every process has the same one and loads its rows of each batch.
       variables: {'params', 'batch_stats'}, on the devices of the mesh.
-      batch_size: global number of images at once; a multiple of the number of devices.
+      batch_size: global number of images at once. Which are predicted together changes nothing, so that it is rounded up to
+        a multiple of the number of devices: a run may go on, or be evaluated, on another number.
       programs: see `batching.plan`.
       threads: that decode and resize, while the device works.
       keep: called as (index, class map) for each image of this process's rows.
@@ -96,11 +97,9 @@ def evaluate(
       What `Examples.load` raises: an image that cannot be read is an error, for a score over fewer images is another
         score.
       SegmentationError: if not every labelled pixel was counted, which would be a fault of this program.
-      ValueError: if `batch_size` is not a multiple of the number of devices.
     """
-    devices, begin = device_mesh.size, time.monotonic()
-    if batch_size % devices:
-        raise ValueError(f"evaluation.batch_size={batch_size} must be a multiple of the {devices} devices")
+    begin = time.monotonic()
+    batch_size = -(-batch_size // device_mesh.size) * device_mesh.size
     rows = mesh.local_rows(device_mesh, batch_size)
     tally = Tally(len(examples), num_classes, rows, keep)
     count = jax.jit(confusion.confusion_matrix, static_argnums=2, out_shardings=mesh.replicated(device_mesh))

@@ -38,7 +38,7 @@ class EvaluationOptions:
     """How images are tested: `config.evaluation`.
 
     Attributes:
-      batch_size: images at once, over all devices; 0: one for each device.
+      batch_size: images at once, over all devices, rounded up to a multiple of their number; 0: one for each device.
       resize: (long, short) edges in pixels that images are fitted into with their aspect kept, such as MMSegmentation's
         (2048, 512); empty: each image's own size.
       ratios: factors of that size, each one pass over the image. Class probabilities are averaged over the passes.
