@@ -1,7 +1,6 @@
 """Pretraining and finetuning as functions: a folder in, a run out."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import textwrap
@@ -20,7 +19,7 @@ from cp2_jax.options import ConfigError, flatten
 from cp2_jax.paths import AnyPath, at, is_bucket
 from cp2_jax.runs import sizes
 from cp2_jax.runs.checkpoints import read_variables
-from cp2_jax.runs.settings import upgrade
+from cp2_jax.runs.settings import saved_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +202,10 @@ def settle(config: ConfigDict, out: str | os.PathLike, explicit: Collection[str]
 
     Raises:
       CheckpointError: there is no checkpoint.
+      ConfigError: the run has no readable config.
     """
     out = at(out)
-    if any(step.name.isdecimal() for step in (out / "checkpoints").glob("*")) and (out / "config.json").is_file():
-        saved = upgrade(json.loads((out / "config.json").read_text()))
+    if saved := saved_config(out, warn=False):
         if saved.get("init", {}).get("checkpoint") == config.init.checkpoint != "":
             _take(config, saved["model"], explicit, str(out))
     elif config.init.checkpoint and (

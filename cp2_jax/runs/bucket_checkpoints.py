@@ -149,7 +149,7 @@ class BucketCheckpoints:
                 damaged[path] = problem or "another process finds it damaged"
                 continue
             for one, reason in damaged.items():
-                self._set_aside(one, reason)
+                self.set_aside(one, reason)
             return restored
         if not damaged:
             return None
@@ -159,7 +159,8 @@ class BucketCheckpoints:
             + "Put back a copy of one, or start anew in another work directory"
         )
 
-    def _set_aside(self, path: BucketPath, problem: str) -> None:
+    def set_aside(self, path: BucketPath, problem: str) -> None:
+        """Move a damaged step to `<step>.damaged`, and say so; all processes call it. See `Checkpoints.set_aside`."""
         aside = path.with_name(path.name + ".damaged")
         while aside.is_dir():
             aside = aside.with_name(aside.name + "_")

@@ -184,10 +184,11 @@ class Checkpoints:
                 + "Put back a copy of one, or start anew in another work directory"
             )
         for path, problem in damaged.items():
-            self._set_aside(path, problem)
+            self.set_aside(path, problem)
         return restored.state, restored.meta
 
-    def _set_aside(self, path: pathlib.Path, problem: str) -> None:
+    def set_aside(self, path: pathlib.Path, problem: str) -> None:
+        """Move a step of which `problem` says what is wrong to `<step>.damaged`; all processes call it."""
         aside = path.with_name(path.name + ".damaged")
         while aside.exists():
             aside = aside.with_name(aside.name + "_")

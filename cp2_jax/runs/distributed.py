@@ -141,6 +141,11 @@ def raise_together(mine: Exception | None) -> None:
         raise DisagreementError(f"process {int(np.argmax(failed))} of this run stopped: see its message")
 
 
+def any_of(mine: bool) -> bool:
+    """Return whether it is so in any process; every one calls it."""
+    return bool(np.any(multihost_utils.process_allgather(np.int32(mine)))) if jax.process_count() > 1 else mine
+
+
 def differences(everyone: list[Mapping[str, str]]) -> str:
     """Return the message on what differs between the first process and others."""
     first, lines = everyone[0], []

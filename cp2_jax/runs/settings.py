@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from cp2_jax.options import ConfigError, flatten
+from cp2_jax.options import ConfigError, flatten, require
 from cp2_jax.paths import AnyPath, refuse_secrets, save_as
 from cp2_jax.runs import files
 
@@ -119,8 +119,14 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def total_steps(config: ConfigDict, num_images: int) -> int:
-    """Return the length of the run: `config.steps`, or else `config.epochs` epochs, at least 1."""
-    return config.steps or max(1, int(config.epochs * steps_per_epoch(num_images, config.batch_size)))
+    """Return the length of the run: `config.steps`, or else `config.epochs` epochs, at least 1.
+
+    Raises:
+      ConfigError: more steps than a state counts.
+    """
+    steps = config.steps or max(1, int(config.epochs * steps_per_epoch(num_images, config.batch_size)))
+    require(steps < 2**31, "steps" if config.steps else "epochs", config.steps or config.epochs, "is 2**31 steps or more")
+    return steps
 
 
 def describe_model(config: ConfigDict) -> str:
@@ -154,7 +160,7 @@ def save_config(workdir: str | AnyPath, config: ConfigDict) -> None:
     workdir, new = files.expand(workdir), as_plain(config)
     for key, value in flatten(new).items():
         refuse_secrets(value, f"config.{key}") if isinstance(value, str) else None
-    old = _saved_config(workdir)
+    old = saved_config(workdir)
     if old is not None:
         _compare(workdir, old, new)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -163,10 +169,16 @@ def save_config(workdir: str | AnyPath, config: ConfigDict) -> None:
         file.write_text(json.dumps(new, indent=2) + "\n")
 
 
-def _saved_config(workdir: AnyPath) -> dict | None:
-    """Return the config of a work directory's run, or None where there is no run.
+def saved_config(workdir: AnyPath, warn: bool = True) -> dict | None:
+    """Return the config of a work directory's run, as `upgrade` returns it, or None where there is no run.
 
     Where `config.json` is damaged, that of the newest checkpoint stands in for it.
+
+    Args:
+      warn: say so.
+
+    Raises:
+      ConfigError: there is no readable config at all.
     """
     steps = [step for step in (workdir / "checkpoints").glob("*") if step.name.isdecimal()]
     if not steps:
@@ -178,10 +190,11 @@ def _saved_config(workdir: AnyPath) -> dict | None:
             found = json.loads(source.read_text())
             config = found if source == path else found["config"]
             upgraded = upgrade(config)
+            upgraded["kind"], upgraded["model"]["backbone"]  # of a training at all
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            problem = problem or f"{path} is no JSON of a config ({error})"
+            problem = problem or f"{path} is no config of a training ({type(error).__name__}: {error})"
             continue
-        if source != path:
+        if source != path and warn:
             logging.warning("%s; the config of %s is taken in its place", problem, source.parent.parent)
         return upgraded
     if not path.exists():  # an older layout, or copied without
@@ -199,11 +212,12 @@ def _compare(workdir: AnyPath, old: Mapping, new: Mapping) -> None:
         for key in sorted(old_flat.keys() | new_flat.keys())
         if old_flat.get(key) != new_flat.get(key) and not _unused(key, new["model"])
     }
-    if changed.keys() - set(_HARMLESS):
+    if refused := changed.keys() - set(_HARMLESS):
+        newer = "a later version of cp2_jax made it (install that one), or " if refused - new_flat.keys() else ""
         raise ConfigError(
             f"{workdir} holds a run with another config:\n"
-            + "".join(f"  {line}\n" for key, line in changed.items() if key not in _HARMLESS)
-            + "Resume with the same values, or use another --workdir"
+            + "".join(f"  {line}\n" for key, line in changed.items() if key in refused)
+            + f"Resume with the same values, or {newer}use another --workdir"
         )
     for key, line in changed.items():
         effect = "; the learning rates of the steps to come follow the new length" if key in ("steps", "epochs") else ""

@@ -5,7 +5,6 @@ A config leaves a key open by the value -1, as the variant `small` does with all
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -97,13 +96,11 @@ def earlier(workdir: str | AnyPath) -> dict[str, Any]:
     """Return the values that a run which is going to be resumed has, by key; {} where there is none.
 
     A run that goes on keeps what was chosen at its start, also on another machine.
+
+    Raises:
+      ConfigError: see `settings.saved_config`.
     """
-    path = at(workdir) / "config.json"
-    started = any(step.name.isdecimal() for step in (path.parent / "checkpoints").glob("*"))
-    try:
-        return flatten(settings.upgrade(json.loads(path.read_text()))) if started else {}
-    except (OSError, ValueError):  # `settings.save_config` says what is wrong with it
-        return {}
+    return flatten(settings.saved_config(at(workdir), warn=False) or {})  # `settings.save_config` says what is wrong
 
 
 def fill(config: ConfigDict, choices: Mapping[str, Choice], before: Mapping[str, Any]) -> str:

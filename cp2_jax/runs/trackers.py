@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError, flatten, nearest
-from cp2_jax.paths import AnyPath, BucketPath, at
+from cp2_jax.paths import AnyPath, BucketPath, at, save_as
 from cp2_jax.runs import settings
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -177,7 +177,7 @@ def open_all(config: ConfigDict, workdir: str | AnyPath, resumed: bool) -> list[
     if jax.process_index() or not names:
         return []
     path = workdir / "trackers.json"
-    known = json.loads(path.read_text()) if resumed and path.exists() else {}
+    known = _known(path) if resumed else {}
     opened = []
     for name in names:
         try:
@@ -186,5 +186,17 @@ def open_all(config: ConfigDict, workdir: str | AnyPath, resumed: bool) -> list[
             raise ConfigError(f"trackers={config.trackers!r}: {name} cannot be opened: {error}") from error
         known[name] = service.run
         opened.append(Tracker(name, service))
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    with save_as(path) as file:
+        file.write_text(json.dumps(known, indent=1) + "\n")
     return opened
+
+
+def _known(path: AnyPath) -> dict[str, str]:
+    """Return the trackers' names of the run; none, with a warning, where the file of them is damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        logging.warning("%s is damaged (%s): the trackers begin another run", path, error)
+        return {}

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import rich.console
 import rich.progress
+from absl import logging
 from jaxtyping import UInt8
 
 from cp2_jax import pictures
@@ -205,25 +206,31 @@ def host_memory() -> dict[str, float]:
 
 
 def read_metrics(path: str | AnyPath) -> list[dict]:
-    """Return the lines of a `metrics.jsonl`; a last line broken off by a kill is left out.
+    """Return the lines of a `metrics.jsonl`. What is none is left out: broken off by a kill, or changed by an editor.
 
     Raises:
       FileNotFoundError: if there is no such file.
     """
-    lines = []
-    for line in at(path).read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return [line for line in map(_parsed, at(path).read_bytes().splitlines()) if line is not None]
+
+
+def _parsed(text: bytes) -> dict | None:
+    """Return a line of metrics, or None for what is none."""
+    try:
+        line = json.loads(text)
+    except ValueError:  # no JSON, or no text
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def _truncate(path: pathlib.Path, start_step: int) -> list[dict]:
     """Drop the lines beyond a step; return the others."""
     if not path.exists():
         return []
-    kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+    read = read_metrics(path)  # of a killed run, the last line may be broken off
+    if broken := sum(_parsed(text) is None for text in path.read_bytes().splitlines()[:-1]):
+        logging.warning("%s: %d lines that are no metrics are left out", path, broken)
+    kept = [line for line in read if line["step"] <= start_step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)

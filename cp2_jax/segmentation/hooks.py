@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from cp2_jax.paths import AnyPath, at
-from cp2_jax.runs import mesh
-from cp2_jax.runs.bucket_checkpoints import open_checkpoints
-from cp2_jax.runs.checkpoints import read
+from cp2_jax.runs import distributed, mesh
+from cp2_jax.runs.bucket_checkpoints import BucketCheckpoints, open_checkpoints
+from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints, first_line, read
 from cp2_jax.runs.loop import Finished
 from cp2_jax.runs.writers import Writer
 from cp2_jax.segmentation.evaluation import Evaluator
@@ -19,9 +19,9 @@ class Periodic:
     """A hook of `loop.fit`: evaluates every so many steps and after the last, and keeps the best model.
 
     The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
-    in its meta; a resumed run goes on comparing with it. The pictures of each evaluation replace the files of the one
-    before, and stay in TensorBoard; the table of the last one is shown and written. With `patience`, the run ends when so
-    many evaluations in a row have found nothing better.
+    in its meta; a resumed run goes on comparing with it (a damaged one is set aside). The pictures of each evaluation
+    replace the files of the one before, and stay in TensorBoard; the table of the last one is shown and written. With
+    `patience`, the run ends when so many evaluations in a row have found nothing better.
 
     Raises:
       Finished: when it is called and patience is at its end; `loop.fit` takes it.
@@ -40,8 +40,7 @@ class Periodic:
         self._evaluator, self._every, self._total, self._writer = evaluator, every, total_steps, writer
         self._workdir, self._meta, self._patience = at(workdir), meta, patience
         self._checkpoints = open_checkpoints(self._workdir / "best", keep=1)
-        known = self._checkpoints.latest_step() is not None
-        self.best = read(self._workdir / "best")[1]["mean_iou"] if known else -1.0
+        self.best = _best_so_far(self._checkpoints)
 
     def __call__(self, number: int, state: Any) -> None:
         if number % self._every and number != self._total:
@@ -73,6 +72,21 @@ class Periodic:
         if reason:
             self._writer.text(reason)
             raise Finished(reason)
+
+
+def _best_so_far(best: Checkpoints | BucketCheckpoints) -> float:
+    """Return the mean IoU of the best model so far, -1 if there is none. One that is damaged is set aside, for the run
+    itself can go on without it; all processes call this."""
+    while (step := best.latest_step()) is not None:
+        score, problem = -1.0, ""
+        try:
+            score = float(read(best.directory / str(step))[1]["mean_iou"])
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            problem = first_line(error)
+        if not distributed.any_of(bool(problem)):
+            return score
+        best.set_aside(best.directory / str(step), problem or "another process cannot read it")
+    return -1.0
 
 
 def ended(step: int, best: int, every: int, patience: int) -> str:

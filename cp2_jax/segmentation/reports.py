@@ -1,5 +1,6 @@
 """What an evaluation comes to, as text and as files; scores of several runs side by side."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -68,7 +69,7 @@ def is_free(path: AnyPath, split: Split) -> bool:
     """Say whether a file of scores may be written for a split: it is not there, or holds scores of the same images."""
     try:
         return json.loads(path.read_text()).get("split_digest", split.digest) == split.digest
-    except (OSError, ValueError):  # absent, or half written by an older version
+    except (OSError, ValueError, AttributeError):  # absent, half written by an older version, or something else
         return True
 
 
@@ -89,7 +90,8 @@ def read_scores(place: str | AnyPath) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         config, job = path.parent / "config.json", ""
         if path.name == "scores.json" and config.is_file():
-            job = json.loads(config.read_text()).get("kind", "")
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                job = json.loads(config.read_text()).get("kind", "")
         if job == "pretrain":
             raise ConfigError(f"{place} is a pretraining run, which has no scores: finetune it first") from error
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error)

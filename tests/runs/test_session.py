@@ -137,7 +137,7 @@ def test_a_work_directory_that_is_a_file_or_cannot_be_made(finished, tmp_path):
             run.train(tiny(finished / "images"), tmp_path / place)
 
 
-@pytest.mark.parametrize("left", ['{"seed": ', "", "[]", None])
+@pytest.mark.parametrize("left", ['{"seed": ', "", "[]", "{}", None])
 def test_a_config_that_was_broken_off_is_that_of_the_checkpoint(complete, left, caplog):
     path = complete / "run" / "config.json"
     path.unlink() if left is None else path.write_text(left)

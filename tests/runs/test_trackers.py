@@ -75,6 +75,17 @@ def test_a_resumed_run_is_the_same_run_at_the_tracker(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"json": "run-1"}
 
 
+@pytest.mark.parametrize("text", ["", '{"json": "ru', "3"])
+def test_a_broken_file_of_names_ends_no_run(tmp_path, monkeypatch, text, caplog):
+    recorder = Recorder()
+    monkeypatch.setitem(trackers.SERVICES, "json", recorder.service)
+    (tmp_path / "trackers.json").write_text(text)
+    for told in trackers.open_all(config("json"), tmp_path, resumed=True):
+        told.close()
+    assert recorder.calls[0][2] is None and "the trackers begin another run" in caplog.text
+    assert json.loads((tmp_path / "trackers.json").read_text()) == {"json": "run-1"}
+
+
 def test_only_the_first_process_opens_any(tmp_path, monkeypatch):
     monkeypatch.setitem(trackers.SERVICES, "json", Recorder().service)
     monkeypatch.setattr(trackers.jax, "process_index", lambda: 1)

@@ -75,6 +75,20 @@ def test_a_last_line_broken_off_by_a_kill(tmp_path, cut):
     assert [line["step"] for line in writers.read_metrics(path)] == [*range(1, whole + 1), 4]
 
 
+@pytest.mark.parametrize(
+    "text", [b"null", b'{"loss": 1}', b'{"step": 2, "lo', b"\xff\xfe\0"], ids=["value", "step", "cut", "binary"]
+)
+def test_lines_that_are_no_metrics_cost_no_others(tmp_path, text, caplog):
+    """An editor or a broken disk changed one; a resumed run keeps all others, and says so."""
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + text + b"\n" + b"".join(others))
+    write(tmp_path, [4], start_step=3)
+    assert [line["step"] for line in writers.read_metrics(path)] == [1, 2, 3, 4]
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: 1 lines that are no metrics are left out"]
+
+
 def test_a_new_run_in_an_old_directory_starts_empty(tmp_path):
     write(tmp_path, range(1, 4))
     write(tmp_path, [1])
