@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import errno
 import hashlib
 import os
+import stat
 import threading
 from typing import Any, BinaryIO
 
@@ -29,12 +31,22 @@ def place(path: str | os.PathLike | BucketPath) -> AnyPath:
 
 
 def read(path: str | AnyPath) -> bytes:
-    """Return the bytes of a file.
+    """Return the bytes of a file. Of a pipe or a device, which might never end, nothing is read.
 
     Raises:
       OSError, BucketError: if it cannot be read.
     """
-    return at(path).read_bytes()
+    path = at(path)
+    if isinstance(path, BucketPath):
+        return path.read_bytes()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is opened at once
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no ordinary file", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def read_range(path: str | AnyPath, offset: int, size: int) -> bytes:

@@ -29,8 +29,8 @@ def test_label_map_equals_replacing_one_value_after_the_other(seed):
     assert table[6] == -1 and table[255] == 255
 
 
-@pytest.mark.parametrize("label_map", [((300, 0),), ((1, 9),), ((1, -2),)])
-def test_label_map_out_of_range_is_refused(label_map):
+@pytest.mark.parametrize("label_map", [((300, 0),), ((1, 9),), ((1, -2),), ((1, 0), (1, 2))])
+def test_label_map_out_of_range_or_of_two_meanings_is_refused(label_map):
     with pytest.raises(SegmentationError, match="label_map"):
         label_table(4, label_map)
 

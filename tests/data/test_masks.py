@@ -60,6 +60,19 @@ def test_loss_is_found_in_any_container(kind, options, reason):
         decode_mask(encode(GREY, kind, **options), "labels/a.png")
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "PNG"])
+def test_several_pictures_are_no_mask(kind):
+    """Some programs write a picture for each class: the first alone would be the background's."""
+    other = Image.fromarray(LABELS[::-1].copy())
+    with pytest.raises(SegmentationError, match="mask m holds 2 pictures of one size; store one"):
+        decode_mask(encode(GREY, kind, save_all=True, append_images=[other]), "m")
+
+
+def test_smaller_copies_in_a_tiff_are_passed_over():
+    data = encode(INDEXED, "TIFF", save_all=True, append_images=[INDEXED.resize((6, 4), 0)])
+    np.testing.assert_array_equal(decode_mask(data, "m.tif"), LABELS)
+
+
 def test_few_levels_are_not_spread():
     body = LABELS.tobytes()
     for levels in (4, 20, 255):

@@ -96,6 +96,18 @@ def test_a_pipe_is_never_opened(tmp_path):
     assert found.files == ["a.png"] and found.passed_over == {"no ordinary file": 2}
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path, kind):
+    """A list may name one, and a file may become one during a run; a device such as /dev/zero has no end."""
+    touch(tmp_path, "a.png")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    os.mkfifo(tmp_path / "b.png") if kind == "pipe" else os.symlink("/dev/zero", tmp_path / "b.png")
+    source = ImageFolder(tmp_path, tmp_path / "list.txt")
+    assert source[0] == b"a.png"
+    with pytest.raises(UnreadableImage, match="b.png: cannot be read: no ordinary file"):
+        source[1]
+
+
 def closed(monkeypatch, name):
     """Let a folder refuse to be listed, which the rights of a file system do not do to root."""
     real = os.scandir

@@ -43,13 +43,15 @@ def label_table(
     otherwise: ((11, 255),) ignores CamVid's void class, ((0, 255), (1, 0), (2, 1), ...) is ADE20K's shift.
 
     Raises:
-      SegmentationError: if `label_map` maps to neither a class nor `ignore_label`, or there is no room for the latter.
+      SegmentationError: if `label_map` maps to neither a class nor `ignore_label`, or a value to two labels; or there is
+        no room for `ignore_label`.
     """
     if not 0 < num_classes <= ignore_label <= 255:
         raise SegmentationError(f"{num_classes} classes and ignored label {ignore_label} do not fit into 8 bits")
     table = np.full(256, -1, np.int16)
     table[:num_classes] = np.arange(num_classes)
     table[ignore_label] = ignore_label
+    given: dict[int, int] = {}
     for pair in label_map if isinstance(label_map, Sequence) else (label_map,):
         if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, int) for number in pair)):
             raise SegmentationError(
@@ -61,6 +63,8 @@ def label_table(
                 f"data.label_map has ({value}, {label}): needs a mask value in 0-255 and a label "
                 f"in 0-{num_classes - 1} or {ignore_label}"
             )
+        if given.setdefault(value, label) != label:
+            raise SegmentationError(f"data.label_map gives the mask value {value} two labels, {given[value]} and {label}")
         table[value] = label
     return table
 

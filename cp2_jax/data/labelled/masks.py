@@ -57,6 +57,7 @@ def read_mask(data: bytes, name: str, turn: bool = True) -> Mask:
     try:
         image = formats.open_image(data, name)
         _refuse_inexact(image, data, name)
+        _refuse_several(image, name)
         if image.mode.startswith("I") or image.mode == "F":
             raise SegmentationError(f"mask {name} has 16 or 32 bits a pixel; labels are 8-bit: convert it")
         if image.mode not in ("P", "L", "1"):
@@ -101,6 +102,23 @@ def _refuse_inexact(image: Image.Image, data: bytes, name: str) -> None:
         raise SegmentationError(f"mask {name} is a WebP compressed with loss, {changed}")
     if kind not in _EXACT:
         raise SegmentationError(f"mask {name} is of the format {kind}, which may change labels; {_STORE}")
+
+
+def _refuse_several(image: Image.Image, name: str) -> None:
+    """Refuse a mask of several pictures, such as one for each class. Smaller copies in a TIFF (overviews) may be there."""
+    try:
+        if not getattr(image, "is_animated", False):
+            return
+        size, count = image.size, image.n_frames
+        image.seek(1)
+        alike = image.size == size
+        image.seek(0)
+    except Exception as error:  # as in `formats.open_image`
+        raise UnreadableImage(name, formats.reason(error)) from error
+    if alike:
+        raise SegmentationError(
+            f"mask {name} holds {count} pictures of one size; store one, with the numbers of the classes"
+        )
 
 
 def _stored(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "height width"]:
