@@ -1,10 +1,11 @@
 """The knobs of the augmentation, as one hashable value."""
 
 import dataclasses
+import math
 from typing import Any
 
 from cp2_jax.augment.masks import MASKS, MaskLaw
-from cp2_jax.options import ConfigError, fields
+from cp2_jax.options import ConfigError, fields, is_number, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class AugmentOptions:
         for name in ("jitter_probability", "grayscale", "blur", "flip"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
         for name in ("brightness", "contrast", "saturation"):
-            self._require(name, getattr(self, name) >= 0, "a number >= 0")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a number >= 0")
         self._require("hue", 0 <= self.hue <= 0.5, "a number in [0, 0.5]")
         self._require("mask", self.mask in (*MASKS, "attention"), f"one of {', '.join(MASKS)}, attention")
         self._require("mask_aspect_law", self.mask_aspect_law in ("uniform", "log_uniform"), "uniform or log_uniform")
@@ -77,12 +78,14 @@ class AugmentOptions:
         self._require("blur_sigma", self._is_range("blur_sigma"), "two numbers with 0 < low <= high")
         self._require("mask_aspect", self._is_range("mask_aspect"), "two numbers with 0 < low <= high")
         self._require("mask_area", self._is_range("mask_area") and self.mask_area[1] < 1, "0 < low <= high < 1")
-        self._require("mean", len(self.mean) == 3, "three numbers")
-        self._require("std", len(self.std) == 3 and min(self.std) > 0, "three numbers > 0")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            require(len(values) == 3 and all(map(is_number, values)), f"model.{name}", values, "give three numbers")
+        require(min(self.std) > 0, "model.std", self.std, "give three numbers above 0")
 
     def _is_range(self, name: str) -> bool:
         value = getattr(self, name)
-        return isinstance(value, tuple) and len(value) == 2 and 0 < value[0] <= value[1]
+        return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value)) and 0 < value[0] <= value[1]
 
     def _require(self, name: str, good: bool, expected: str):
         if not good:

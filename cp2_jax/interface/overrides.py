@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -106,6 +107,8 @@ def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
         now = _lookup(config, name)
         if isinstance(now, tuple) and isinstance(value, list):
             value = tuple(value)
+        if isinstance(value, np.number):
+            value = value.item()
         if isinstance(now, str) and isinstance(value, os.PathLike):
             value = os.fspath(value)
         try:
@@ -128,6 +131,8 @@ def parse(config: ConfigDict, typed: Sequence[tuple[str, str]]) -> None:
     """
     for name, text in typed:
         check(config, name, "--config.")
+        if isinstance(_lookup(config, name), ConfigDict):
+            raise ConfigError(f"--config.{name}={text}: {name} takes {_EXPECTED['ConfigDict']}")
         try:
             argument = f"--config.{name}={text}"
             values = flags.FlagValues()

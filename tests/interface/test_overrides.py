@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
 from cp2_jax import config_files
@@ -31,8 +32,8 @@ def test_values_that_are_typed(config):
 
 def test_values_from_python(config):
     changes = {"epochs": 3, "loss": {"alpha": 1}, "optimizer.learning_rate": 0.5, "data": {"path": pathlib.Path("a/b")}}
-    overrides.update(config, changes | {"data.crop_scale": [0.5, 1.0]})
-    assert (config.epochs, config.loss.alpha, config.optimizer.learning_rate) == (3, 1.0, 0.5)
+    overrides.update(config, changes | {"data.crop_scale": [0.5, 1.0], "seed": np.int64(7), "epochs": np.int32(3)})
+    assert (config.epochs, config.loss.alpha, config.optimizer.learning_rate, config.seed) == (3, 1.0, 0.5, 7)
     assert (config.data.path, config.data.crop_scale) == ("a/b", (0.5, 1.0))
 
 
@@ -50,6 +51,12 @@ def test_values_from_python(config):
 def test_what_cannot_be_taken(config, changes, message):
     with pytest.raises(ConfigError, match=message):
         overrides.update(config, changes)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "x"])
+def test_a_section_is_not_replaced(config, text):
+    with pytest.raises(ConfigError, match=f"--config.data={text}: data takes no value itself, but its keys do"):
+        overrides.parse(config, [("data", text)])
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,9 @@ def test_shipped_finetuning_configs_are_possible(name, tmp_path):
         (dict(data__backgrounds="in_bach"), 1, r"data.backgrounds=in_bach: .*\(did you mean in_batch\?\)$"),
         (dict(data__backgrounds="in_batch", batch_size=2, bn_groups=1), 1, "batch_size=2: is too small for two other"),
         (dict(augment__mask="attention"), 1, "augment.mask=attention needs data.attention"),
+        (dict(augment__blur_sigma=("a", "b")), 1, "augment.blur_sigma is .* two numbers"),
+        (dict(model__mean=("a", 0.5, 0.5)), 1, "model.mean=.*: give three numbers"),
+        (dict(model__std=(0.0, 1.0, 1.0)), 1, "model.std=.*: give three numbers above 0"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(changes, devices, message):
@@ -139,6 +142,8 @@ def test_lengths():
     assert settings.total_steps(make(pretrain_demo, steps=12), 4000) == 12
     assert settings.steps_per_epoch(3, 8) == 1
     assert settings.total_steps(make(epochs=1, batch_size=256), 3) == 1
+    with pytest.raises(ConfigError, match=r"steps=2147483648: is 2\*\*31 steps or more"):
+        settings.total_steps(make(steps=2**31), 3)
 
 
 def test_a_value_of_another_type_in_a_config_file():
@@ -222,7 +227,11 @@ def test_a_work_directory_keeps_its_config(tmp_path, caplog):
     with pytest.raises(ConfigError) as error:
         settings.save_config(tmp_path, make(optimizer__learning_rate=0.1, loss__alpha=0.5, keep=1))
     assert "  loss.alpha: was 0.2, now 0.5\n  optimizer.learning_rate: was 0.03, now 0.1\n" in str(error.value)
-    assert "keep: was" not in str(error.value)
+    assert "keep: was" not in str(error.value) and "later version" not in str(error.value)
+    newer = json.loads((tmp_path / "config.json").read_text()) | {"brand": {"new": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(newer))
+    with pytest.raises(ConfigError, match=r"brand.new: was 1, now absent\n.*or a later version of cp2_jax made it"):
+        settings.save_config(tmp_path, make())
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["log_every"] == 7 and saved["optimizer"]["learning_rate"] == 0.03
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "config.json"]
@@ -236,7 +245,7 @@ def test_without_a_checkpoint_there_is_nothing_to_protect(tmp_path):
 
 def test_a_broken_config_in_the_work_directory(tmp_path):
     (with_checkpoint(tmp_path) / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=f"{tmp_path}/config.json is no JSON"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/config.json is no config of a training"):
         settings.save_config(tmp_path, make())
 
 
