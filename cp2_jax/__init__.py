@@ -7,8 +7,9 @@
     result = cp2_jax.load_segmenter("runs/mine").predict("photo.jpg")
     result.show()
 
-`load` gives a jit-able function from images to dense features, `embed` writes the features of a folder,
-`convert_checkpoint` reads somebody else's checkpoint. Everything is imported when it is used first.
+`evaluate`, `predict` and `export` do what the commands of these names do. `load` gives a jit-able function from images
+to dense features, `embed` writes the features of a folder, `convert_checkpoint` reads somebody else's checkpoint.
+Everything is imported when it is used first.
 """
 
 __version__ = "0.2.0"
@@ -17,10 +18,13 @@ __version__ = "0.2.0"
 _HOMES = {
     "pretrain": "cp2_jax.interface.training",
     "finetune": "cp2_jax.interface.training",
+    "evaluate": "cp2_jax.interface.testing",
+    "predict": "cp2_jax.interface.testing",
     "load_segmenter": "cp2_jax.interface.segmenter",
     "embed": "cp2_jax.interface.embedding",
     "probe": "cp2_jax.interface.probing",
     "convert_checkpoint": "cp2_jax.interface.converting",
+    "export": "cp2_jax.interface.exporting",
     "export_program": "cp2_jax.interface.exporting",
     "load": "cp2_jax.features",
 }

@@ -1,4 +1,4 @@
-"""What users call from Python: pretrain, finetune, predict, embed. `import cp2_jax` offers them all.
+"""What users call from Python: pretrain, finetune, evaluate, predict, export, embed. `import cp2_jax` offers them all.
 
 Each function makes a config, calls one job and says what to do next; the command line calls the same functions. May import
 `lines`, `options`, `config_files`, `paths`, `pictures`, `models`, `runs`, `augment`, `data`, `convert`, `pretraining`,

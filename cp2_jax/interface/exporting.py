@@ -10,11 +10,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import export
+from jax import export as jax_export
 from jaxtyping import Array, UInt8
 
 from cp2_jax import features as dense
-from cp2_jax.interface import kinds
+from cp2_jax.convert import exporting as weights
+from cp2_jax.interface import kinds, layouts
 from cp2_jax.models import segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
@@ -23,7 +24,6 @@ from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.segmentation import saved
 from cp2_jax.segmentation.predictor import WholeImages
 
-LAYOUTS = ("stablehlo", "onnx")
 _RESIZE = jax.image.resize
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -31,11 +31,56 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 Program = Callable[[UInt8[Array, "batch height width 3"]], tuple[Array, ...]]
 
 
+def export(
+    checkpoint: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    layout: str | None = None,
+    projection: bool = True,
+    size: tuple[int, int] = (512, 512),
+    features: str | None = None,
+) -> AnyPath:
+    """Write a model as a file for other programs: PyTorch's weights, or a program (`export_program`).
+
+    Example:
+      cp2_jax.export("runs/mine", "mine.pth")  # for MMSegmentation
+      cp2_jax.export("runs/photos", "backbone.pth", layout="torchvision")
+      torch.load("backbone.pth", weights_only=True)
+
+    Args:
+      checkpoint: a run, one of its checkpoints, or a converted model.
+      output: file to write; without `layout` its suffix says what: `.pth`, `.safetensors`, `.stablehlo` or `.onnx`.
+      layout: "mmseg" (backbone and head under MMSegmentation's names), "merged" (the same without prefixes), "torchvision"
+        or "timm" (the backbone alone), "stablehlo" or "onnx" (a program).
+      projection: weights: keep the projection (`contrast_conv`) beside the head.
+      size, features: of a program, see `export_program`.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      ConfigError, ModuleNotFoundError: see `export_program`; also for a suffix that says nothing.
+      CheckpointError: the checkpoint cannot be read, or has no counterpart in that layout.
+    """
+    layout = layouts.choose(output, layout)
+    if layout in layouts.PROGRAMS:
+        return export_program(checkpoint, output, layout=layout, size=size, features=features)
+    kinds.refuse_images(checkpoint)
+    variables, meta = read_variables(checkpoint)
+    arrays = weights.state_dict(variables, meta, layout, projection)
+    weights.write(output, arrays)
+    total = sum(array.nbytes for array in arrays.values()) / 2**20
+    print(f"{len(arrays)} tensors, {total:.1f} MiB, written to {output}")
+    if layout in ("mmseg", "merged") and (text := weights.mmsegmentation(meta)):
+        print(f"in a config of MMSegmentation:\n{text}")
+    return at(output)
+
+
 def export_program(
     checkpoint: str | os.PathLike,
     output: str | os.PathLike,
     *,
-    layout: str = "stablehlo",
+    layout: str | None = None,
     size: tuple[int, int] = (512, 512),
     features: str | None = None,
 ) -> AnyPath:
@@ -57,6 +102,7 @@ def export_program(
       checkpoint: a run, one of its checkpoints, or a converted model.
       output: file to write.
       layout: "stablehlo", which `jax.export` reads on CPU, GPU and TPU, or "onnx" (needs `pip install "cp2_jax[onnx]"`).
+        Without it, that of the file's suffix; "stablehlo" for a suffix that is no layout's.
       size: height and width of the images.
       features: see `load`.
 
@@ -68,8 +114,11 @@ def export_program(
       CheckpointError: the checkpoint cannot be read, or has no such features.
       ModuleNotFoundError: "onnx" without jax2onnx.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout={layout}: there are {', '.join(LAYOUTS)}")
+    layout = layouts.choose(output, layout or (None if layouts.is_known(output) else "stablehlo"))
+    if layout not in layouts.PROGRAMS:
+        raise ConfigError(
+            f"{output}: layout={layout} is no program; there are {', '.join(layouts.PROGRAMS)}; `export` writes weights"
+        )
     if len(size) != 2 or min(size) < 1:
         raise ConfigError(f"size={size}: give height and width, such as (512, 512)")
     output = at(output)
@@ -108,9 +157,9 @@ def _program(checkpoint, features: str | None) -> tuple[Program, tuple[str, ...]
 
 
 def _stablehlo(program: Program, size: tuple[int, int], names: tuple[str, ...]) -> bytes:
-    (batch,) = export.symbolic_shape("batch")
+    (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    return bytes(export.export(jax.jit(program), platforms=_PLATFORMS)(images).serialize())
+    return bytes(jax_export.export(jax.jit(program), platforms=_PLATFORMS)(images).serialize())
 
 
 def _onnx(program: Program, size: tuple[int, int], names: tuple[str, ...]) -> bytes:

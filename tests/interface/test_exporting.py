@@ -108,13 +108,18 @@ def test_a_jax_that_jax2onnx_does_not_know_is_one_line(monkeypatch):
 
 def test_what_cannot_be(tmp_path, capsys):
     folder = run(tmp_path / "run", "pretrain")
-    with pytest.raises(ConfigError, match="layout=tflite: there are stablehlo, onnx"):
+    with pytest.raises(ConfigError, match="layout=tflite: there are .*stablehlo, onnx"):
         cp2_jax.export_program(folder, "a", layout="tflite")
+    with pytest.raises(ConfigError, match=r"a\.pth: layout=mmseg is no program.*`export` writes weights"):
+        cp2_jax.export_program(folder, tmp_path / "a.pth")  # which would be a program under the name of weights
+    with pytest.raises(ConfigError, match=r"a\.onnx: layout=stablehlo is written to \.stablehlo or \.bin, not to \.onnx"):
+        cp2_jax.export(folder, tmp_path / "a.onnx", layout="stablehlo")
+    assert not list(tmp_path.glob("a.*"))
     with pytest.raises(ConfigError, match=r"size=\(0, 3\): give height and width"):
         cp2_jax.export_program(folder, "a", size=(0, 3))
     with pytest.raises(CheckpointError, match="has no classifier"):
         cp2_jax.export_program(folder, "a", features="logits")
     status, _, error = cp2(capsys, "export", folder, tmp_path / "a.tflite")
-    assert status == 2 and "a.tflite: --layout tells what to write" in error
+    assert status == 2 and "a.tflite: a layout tells what to write" in error
     status, _, error = cp2(capsys, "export", folder, tmp_path / "a.pth", "--size=3")
     assert status == 2 and "argument --size: invalid" in error

@@ -3,6 +3,7 @@
 import io
 import pathlib
 import re
+import zipfile
 
 import jax
 import numpy as np
@@ -84,6 +85,29 @@ def test_a_segmenter_takes_paths_arrays_and_lists(finetuned, data, tmp_path):
     written = one.save(tmp_path / "out")
     assert written == tmp_path / "out/0.png" and written.with_name("0_overlay.png").exists()
     np.testing.assert_array_equal(np.asarray(Image.open(written)), one.labels)
+
+
+def test_a_notebook_evaluates_predicts_and_exports(finetuned, data, tmp_path, capsys):
+    scores = cp2_jax.evaluate(finetuned)
+    assert scores.mean_iou == pytest.approx(finetuned.metrics["miou"])
+    out = capsys.readouterr().out
+    assert "scores in" in out and f'next: cp2_jax.predict("{finetuned.path}", IMAGES, OUTPUT)' in out
+    mirrored = cp2_jax.evaluate(finetuned, 2, data={"eval_split": "train"}, evaluation={"flip": True})
+    assert np.isfinite(mirrored.mean_iou) and (finetuned.path / "scores_train.json").exists()
+    with pytest.raises(ConfigError, match="model.backbone=resnet would make another network"):
+        cp2_jax.evaluate(finetuned, changes={"model.backbone": "resnet"})
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 9"):
+        cp2_jax.evaluate(finetuned, 9)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes((data / "images/val/0.jpg").read_bytes())
+    (tmp_path / "photos/b.jpg").write_bytes(b"no image")
+    done = cp2_jax.predict(finetuned, tmp_path / "photos", tmp_path / "predicted")
+    assert done.count == 1 and len(done.problems) == 1 and "b.jpg" in done.problems[0]
+    assert "1 images, 1 not predicted; masks" in capsys.readouterr().out
+    mask = np.asarray(Image.open(tmp_path / "predicted/masks/a.png"))
+    np.testing.assert_array_equal(mask, cp2_jax.load_segmenter(finetuned).predict(data / "images/val/0.jpg").labels)
+    with zipfile.ZipFile(cp2_jax.export(finetuned, tmp_path / "a.pth", layout="timm")) as written:
+        assert any(name.endswith("data.pkl") for name in written.namelist())
 
 
 @pytest.mark.parametrize(

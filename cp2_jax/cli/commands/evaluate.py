@@ -27,21 +27,16 @@ def _options(made):
 
 
 def _run(arguments):
-    from cp2_jax.interface import kinds, overrides
-    from cp2_jax.interface import processes as job_processes
-    from cp2_jax.segmentation import run
+    from cp2_jax.interface import overrides, testing
 
-    kinds.refuse_images(arguments.workdir)
     processes.join(arguments)
-    found = run.evaluate(
+    testing.run_evaluation(
         arguments.workdir,
-        checkpoint=arguments.checkpoint,
+        arguments.checkpoint,
         config=command.typed_config(arguments) if arguments.config else None,
         adapt=None if arguments.config else lambda config: overrides.parse(config, arguments.changes),
         predictions=arguments.predictions,
     )
-    workdir = job_processes.relative(arguments.workdir)
-    print(f"scores in {job_processes.relative(found.path)}\nnext: cp2 predict {workdir} IMAGES OUTPUT")
 
 
 COMMAND = command.Command(TEXT, _options, _run, config="finetune_folder", sections=("data", "evaluation"))

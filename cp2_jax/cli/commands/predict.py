@@ -23,12 +23,9 @@ def _options(made):
 
 def _run(arguments):
     from cp2_jax.data.errors import UnreadableImage
-    from cp2_jax.interface import kinds, overrides
-    from cp2_jax.segmentation import run
+    from cp2_jax.interface import overrides, testing
 
-    kinds.refuse_images(arguments.checkpoint)
-    kinds.refuse_a_model(arguments.images)
-    done = run.predict(
+    done = testing.run_prediction(
         arguments.checkpoint,
         arguments.images,
         arguments.output,
@@ -36,7 +33,6 @@ def _run(arguments):
         adapt=None if arguments.config else lambda config: overrides.parse(config, arguments.changes),
         own_values=arguments.mask_values,
     )
-    print(f"{done.count} images; masks and overlays in {done.output}")
     if done.problems:
         raise UnreadableImage("not predicted", "\n  ".join(["", *done.problems]))
 
