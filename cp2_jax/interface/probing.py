@@ -1,5 +1,6 @@
 """What the features of a checkpoint know about a labelled data set, without any finetuning."""
 
+import logging
 import os
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cp2_jax import config_files
-from cp2_jax.data.labelled import classes
+from cp2_jax.data.labelled import classes, survey
 from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.features import load
 from cp2_jax.interface import kinds
@@ -59,6 +60,8 @@ def probe(
         raise ConfigError(f"size={size}: must be a multiple of {model.stride}; use {nearest_multiples(size, model.stride)}")
     train = open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
     test = open_examples(config.data, config.data.eval_split, config.evaluation.limit)
+    if shared := survey.shared_images(train, test, config.data.split, config.data.eval_split):
+        logging.warning(shared)
     compute = jax.jit(model)
     return frozen.score(
         lambda images: compute(variables, jnp.asarray(images)),

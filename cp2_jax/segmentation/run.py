@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cp2_jax.convert import warm_start
 from cp2_jax.data.images.sizes import warnings
 from cp2_jax.data.images.stream import Batches
-from cp2_jax.data.labelled import check, classes
+from cp2_jax.data.labelled import check, classes, survey
 from cp2_jax.data.labelled.examples import Examples, open_examples
 from cp2_jax.data.labelled.stream import training_dataset, training_options
 from cp2_jax.data.workers import iterate
@@ -61,6 +61,8 @@ def train(
         logging.warning(line)
     evaluator = Evaluator(config, mesh.make_mesh())
     distributed.agree({"number of images to evaluate": str(len(evaluator.examples))})
+    if shared := survey.shared_images(examples, evaluator.examples, config.data.split, config.data.eval_split):
+        logging.warning(shared)
     device_mesh = evaluator.device_mesh
 
     patience = TuningOptions.from_config(config).patience

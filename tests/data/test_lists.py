@@ -1,15 +1,18 @@
 """Lists of images and folders of pairs as users write and fill them."""
 
+import dataclasses
 import os
 import unicodedata
 
 import numpy as np
 import pytest
-from helpers.miniatures import write_pair
+from helpers.miniatures import folder_section, write_pair
 from PIL import Image
 
 from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
+from cp2_jax.data.labelled import check, survey
+from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.data.labelled.pairs import find_pairs, match_pairs
 
 
@@ -206,3 +209,40 @@ def test_a_turned_mask_has_its_upright_size(tmp_path):
     exif[0x0112] = 6
     Image.fromarray(np.zeros((12, 16), np.uint8)).save(mask, exif=exif)
     assert find_pairs(tmp_path, "train").size(0) == (16, 12)
+
+
+def test_the_suffix_of_masks_is_told_by_their_names(tmp_path):
+    fill(tmp_path, "a", "b")
+    for mask in sorted((tmp_path / "labels").iterdir()):
+        mask.rename(mask.with_name(f"{mask.stem}_mask.png"))
+    _, problems = match_pairs(tmp_path, "")
+    assert len(problems) == 2 and problems[0].endswith("labels/a_mask.png is there: set data.label_suffix=_mask)")
+    assert len(find_pairs(tmp_path, "", label_suffix="_mask")) == 2
+    (tmp_path / "labels/a_mask.png").rename(tmp_path / "labels/ab.png")  # perhaps another image's
+    assert match_pairs(tmp_path, "")[1][0].endswith("labels/a.png is missing")
+
+
+def test_folders_that_are_not_divided_or_divided_otherwise(tmp_path):
+    fill(tmp_path, "a")
+    with pytest.raises(SegmentationError, match=r"images is not divided: write two lists.*data\.split=train\.txt"):
+        find_pairs(tmp_path, "train")
+    fill(tmp_path / "coco", "train2017/a", "val2017/b")
+    with pytest.raises(SegmentationError, match=r"\(images has train2017, val2017: set data\.split and data\.eval_split\)"):
+        find_pairs(tmp_path / "coco", "train")
+
+
+def test_images_that_are_trained_on_and_scored_are_counted(tmp_path):
+    for stem in ("a", "b", "c"):
+        write_pair(tmp_path, stem, split="")
+    for name, stems in (("train.txt", "a\nb\n"), ("val.txt", "b\nc\n"), ("rest.txt", "c\n")):
+        (tmp_path / name).write_text(stems)
+    train, val, rest = (open_examples(folder_section(tmp_path), f"{name}.txt") for name in ("train", "val", "rest"))
+    text = survey.shared_images(train, val, "train.txt", "val.txt")
+    assert text.startswith("1 of the 2 images that are scored (data.eval_split='val.txt')") and "images/b.jpg" in text
+    assert survey.shared_images(train, rest, "train.txt", "rest.txt") == ""
+    packed = [dataclasses.replace(one, pairs=[]) for one in (train, val)]
+    assert survey.shared_images(*packed, "train", "train").startswith("2 of the 2 images")
+    assert survey.shared_images(*packed, "train", "val") == ""
+    data = folder_section(tmp_path, class_names=tuple("abcd"))
+    checks = [check.check_split(data, split) for split in ("train.txt", "val.txt")]
+    assert "\nmind: 1 of the 2 images" in check.report(checks, "abcd")

@@ -98,6 +98,14 @@ def test_protocol_data_and_precision_may_change(trained):
     assert not model.own.evaluation.flip
 
 
+def test_a_split_that_is_also_trained_on_is_told(trained, monkeypatch, tmp_path, caplog):
+    config = saved.open_saved(trained[0] / "run").own
+    config.init.checkpoint, config.data.eval_split = "", "train"
+    monkeypatch.setattr(run.session, "run", lambda job, workdir, **options: "would run")
+    assert run.train(config, tmp_path / "run") == "would run"
+    assert "4 of the 4 images that are scored (data.eval_split='train') are also trained on" in caplog.text
+
+
 def test_a_config_gives_data_and_protocol_and_must_be_of_the_same_network(trained):
     root, config = trained
     given = config.copy_and_resolve_references()

@@ -30,6 +30,7 @@ class Check:
       pixels: int64 [256], of each label after mapping.
       present: int64 [256], images in which it occurs.
       problems: a line each.
+      whole: the split itself.
     """
 
     split: str
@@ -38,6 +39,7 @@ class Check:
     pixels: np.ndarray
     present: np.ndarray
     problems: list[str]
+    whole: Examples | None = None
 
 
 def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
@@ -71,7 +73,7 @@ def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
     which = f"all {sizes.total()} masks"
     if alone := survey.only_one_class(pixels, data.class_names, data.ignore_label, split, which):
         problems.append(alone)
-    return Check(split, sizes.total(), sizes, pixels, present, problems)
+    return Check(split, sizes.total(), sizes, pixels, present, problems, whole)
 
 
 def first_problem(examples: Examples, indices: Sequence[int], threads: int = 4) -> Exception | None:
@@ -135,4 +137,10 @@ def report(checks: Sequence[Check], names: Sequence[str], ignore_label: int = 25
             lines += ["", f"{check.split}: {len(check.problems)} problems"]
             lines += [f"  {problem}" for problem in check.problems[:limit]]
             lines += [f"  … and {len(check.problems) - limit} more"] if len(check.problems) > limit else []
+    if (
+        len(checks) == 2
+        and all(check.whole for check in checks)
+        and (shared := survey.shared_images(*(check.whole for check in checks), *(c.split for c in checks)))
+    ):
+        lines += ["", f"mind: {shared}"]
     return "\n".join(lines)

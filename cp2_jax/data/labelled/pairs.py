@@ -177,9 +177,19 @@ def _listed(listed: Path, images: Named, masks: Named) -> tuple[list[tuple[str, 
 
 def _no_mask(image: Path, masks: Named, name: str) -> str:
     wanted = masks.folder / (name + masks.suffix)
+    return f"image {image} has no mask: {wanted}.png is missing{_hint(masks, name)}"
+
+
+def _hint(masks: Named, name: str) -> str:
+    """Return which file is probably the mask, and what to set for it to be found; "" if there is none."""
     other = next((there for there in masks.files if there.casefold() == name.casefold()), None)
-    hint = f" ({masks.files[other]} is there: names have to agree in upper and lower case)" if other else ""
-    return f"image {image} has no mask: {wanted}.png is missing{hint}"
+    if other:
+        return f" ({masks.files[other]} is there: names have to agree in upper and lower case)"
+    longer = [there for there in masks.files if there.startswith(name) and not there[len(name)].isalnum()]
+    if len(longer) == 1:
+        ending = longer[0][len(name) :] + masks.suffix
+        return f" ({masks.files[longer[0]]} is there: set data.label_suffix={ending})"
+    return ""
 
 
 def _remark_on_masks_alone(images: Named, masks: Named) -> None:
@@ -204,12 +214,27 @@ def _named(folder: Path, key: str, name: str) -> bool:
     return Path(*(name if part == key else part for part in folder.parts)).is_dir()
 
 
+def _other_splits(folder: Path) -> str:
+    """Return what to do where the folder of a split is missing, but the one that it should lie in is there."""
+    above = folder.parent
+    if not above.is_dir():
+        return ""
+    inside = sorted(path.name for path in above.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if any(path.suffix.lower() in SUFFIXES for path in above.iterdir()):
+        return (
+            f"; {above} is not divided: write two lists, with the name of an image on each line, and set "
+            "data.split=train.txt and data.eval_split=val.txt (docs/data.md makes them)"
+        )
+    return f" ({above.name} has {', '.join(inside[:5])}: set data.split and data.eval_split)" if inside else ""
+
+
 def _walked(folder: Path) -> walking.Found:
     if not folder.is_dir():
         key = "labels" if "labels" in folder.parts else "images"
         there = next(
             (f" (is it {name}? then --config.data.{key}={name})" for name in _ALSO if _named(folder, key, name)), ""
         )
+        there = there or _other_splits(folder)
         made = "; `cp2 prepare voc --help` says how it is made" if folder.name == "SegmentationClassAug" else ""
         raise SegmentationError(f"no such folder: {folder}; set data.path, data.images and data.labels{there}{made}")
     found = walking.walk(folder, SUFFIXES)

@@ -89,6 +89,28 @@ def only_one_class(pixels: Int[np.ndarray, "256"], names: Sequence[str], ignore_
     )
 
 
+def shared_images(train: Any, test: Any, split: str, eval_split: str) -> str:
+    """Return a warning if images are both trained on and scored, else "".
+
+    Args:
+      train, test: `Examples`.
+      split, eval_split: what `data.split` and `data.eval_split` say.
+    """
+    if all(hasattr(examples.pairs, "names") for examples in (train, test)):
+        trained = {train.places(index)[0] for index in range(len(train))}
+        shared = [place for index in range(len(test)) if (place := test.places(index)[0]) in trained]
+        such = f", such as {shared[0]}" if shared else ""
+    else:  # packed: all would have to be read to be compared
+        shared, such = list(range(len(test))) if split == eval_split else [], ""
+    if not shared:
+        return ""
+    return (
+        f"{len(shared)} of the {len(test)} images that are scored (data.eval_split={eval_split!r}) are also trained on "
+        f"(data.split={split!r}){such}: the score says how well they are remembered, not how the model does on other "
+        "images; give lists or folders that have no image in common"
+    )
+
+
 def look(
     pairs: Any, table: Int[np.ndarray, "256"], names: Sequence[str], ignore_label: int, split: str, confirmed: bool
 ) -> Palettes:
