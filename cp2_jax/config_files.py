@@ -122,7 +122,7 @@ def keys_with_comments(name: str) -> list[Key]:
       ConfigError: as `load`.
     """
     config, comments, place = load(name), {}, {}
-    found = [_comments(pathlib.Path(module.__file__).read_text()) for module in _with_imports(_module(name))]
+    found = [_comments(pathlib.Path(module.__file__).read_text("utf-8")) for module in _with_imports(_module(name))]
     for one in reversed(found):
         comments |= {key: text for key, text in one.items() if any(text)}
     for one in sorted(found, key=lambda one: "kind" not in one):

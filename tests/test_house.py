@@ -1,5 +1,6 @@
 """The house's rules, held by reading the source: who may import whom, sizes, docstrings, comments that silence a tool."""
 
+import ast
 import functools
 import re
 
@@ -140,6 +141,18 @@ def test_arrays_have_shapes():
     """Public functions of arrays write shapes, which tests check with beartype, or say them in words."""
     assert [name for m in modules() for name in house.shapeless(m)[0]] == []
     assert sum(house.shapeless(m)[1] for m in modules()) > 80
+
+
+def test_text_is_utf8_whatever_the_locale():
+    """A file of text says its encoding: in a locale of 8 bits, names of classes would be written that nobody can read."""
+    found = [
+        f"{m.path}:{node.lineno}"
+        for m in modules("cp2_jax")
+        for node in ast.walk(m.tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text")
+        if '"utf-8"' not in ast.unparse(node).replace("'", '"')
+    ]
+    assert found == []
 
 
 def test_few_comments_silence_a_tool():

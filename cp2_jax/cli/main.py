@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import io
 import os
 import pathlib
 import sys
@@ -43,6 +44,9 @@ def run(name: str, arguments: Sequence[str], program: str) -> int:
       arguments: what was typed after it.
       program: how the command was called, for messages, such as "cp2 pretrain" or "pretrain.py".
     """
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may have letters that the locale has not
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def command():
         if name in ("-h", "--help", "help"):

@@ -19,7 +19,7 @@ def config_files(path: pathlib.Path) -> dict[str, Any]:
         if not file.is_file() or file.stat().st_size > 1 << 20:
             continue
         try:
-            stated = json.loads(file.read_text())
+            stated = json.loads(file.read_text("utf-8"))
             stated |= stated.get("pretrained_cfg") or {}
         except (ValueError, TypeError, AttributeError, OSError) as error:
             raise Refused(f"{file} beside it is no JSON object") from error

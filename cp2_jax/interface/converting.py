@@ -91,5 +91,5 @@ def _convert_once(checkpoint: pathlib.Path, folder: AnyPath) -> None:
             f"{folder} holds the conversion of {meta.get('file')}: remove it, or use another work directory"
         )
     report = convert_checkpoint(checkpoint, folder)
-    (folder / "report.txt").write_text(report + "\n")
+    (folder / "report.txt").write_text(report + "\n", encoding="utf-8")
     print(f"converted {checkpoint} into {folder} (report.txt there says what went where)")

@@ -129,7 +129,7 @@ def export_program(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)
     about |= {"input": f"RGB, uint8 [batch, {size[0]}, {size[1]}, 3]", "outputs": list(names), "layout": layout}
-    output.with_name(f"{output.name}.json").write_text(json.dumps(about, indent=1) + "\n")
+    output.with_name(f"{output.name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     print(f"{len(data) / 2**20:.1f} MiB in {output}; what goes in and out: {output.name}.json")
     return output
 

@@ -84,6 +84,6 @@ def _job(path: AnyPath) -> str:
     from cp2_jax.runs.settings import upgrade  # here, because it imports JAX
 
     try:
-        return upgrade(json.loads((path / "config.json").read_text())).get("kind", "")
+        return upgrade(json.loads((path / "config.json").read_text("utf-8"))).get("kind", "")
     except (OSError, ValueError, AttributeError):
         return ""

@@ -137,7 +137,7 @@ def open_maps(config: ConfigDict, source: Any) -> TfdsSource | None:
         return None
     maps = TfdsSource(config.data.attention, "train")
     recorded = maps.path / "complete.txt"
-    if len(maps) != len(source) or not recorded.exists() or not recorded.read_text().startswith(fingerprint(source)):
+    if len(maps) != len(source) or not recorded.exists() or not recorded.read_text("utf-8").startswith(fingerprint(source)):
         raise ConfigError(
             f"data.attention={config.data.attention} was not made from the images of data.path={config.data.path}; make "
             "the maps with cp2 attention-maps"

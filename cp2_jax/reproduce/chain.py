@@ -143,7 +143,7 @@ def run(cell: Cell, seed: int, place: Place) -> dict:
             continue
         print(f"{stage.name}: {' '.join(stage.command)}", flush=True)
         _execute(stage)
-    scores = json.loads((chain[-1].directory / "scores.json").read_text())
+    scores = json.loads((chain[-1].directory / "scores.json").read_text("utf-8"))
     result = {
         "table": cell.table,
         "row": cell.row,
@@ -163,14 +163,14 @@ def _write(path: pathlib.Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def _done_otherwise(stage: Stage) -> str:
     """Return what of a finished stage's command was different, as text to append; "" where nothing was."""
     try:
-        before = json.loads((stage.directory / DONE).read_text())["command"]
+        before = json.loads((stage.directory / DONE).read_text("utf-8"))["command"]
     except (ValueError, KeyError, TypeError):  # the marker of a run that was killed while it was written
         return ""
     different = [part for part in before if part not in stage.command and not part.startswith(_LINE)]

@@ -58,7 +58,7 @@ def read_results(folder: pathlib.Path) -> list[dict]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(json.loads(path.read_text()))
+            found.append(json.loads(path.read_text("utf-8")))
         except ValueError as error:
             raise ConfigError(f"{path} is no JSON ({error}); remove it and run its cell again") from error
     return found

@@ -97,13 +97,13 @@ def write_markdown(path: str | pathlib.Path, place: Place) -> None:
     """Write `text` as a page."""
     head = "# The cells of the paper\n\nPrinted by `cp2 reproduce list --output FILE`. "
     head += '"Its decay" is the weight decay of finetuning.\n\n'
-    pathlib.Path(path).write_text(f"{head}{text(place)}\n")
+    pathlib.Path(path).write_text(f"{head}{text(place)}\n", encoding="utf-8")
 
 
 def write_json(path: str | pathlib.Path, place: Place) -> None:
     """Write the state of all cells, a list of what `status` returns."""
     entries = [status(cell, place) for cell in cells()]
-    pathlib.Path(path).write_text(json.dumps(entries, indent=1) + "\n")
+    pathlib.Path(path).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
 
 def collect(folder: str | pathlib.Path, output: str | pathlib.Path) -> str:
@@ -127,8 +127,8 @@ def collect(folder: str | pathlib.Path, output: str | pathlib.Path) -> str:
         raise ConfigError(f"no results in {folder}: run `reproduce.py run` or study.py with --workdir={folder} first")
     output.mkdir(parents=True, exist_ok=True)
     markdown = "\n".join(parts)
-    (output / "tables.md").write_text(markdown)
-    (output / "tables.json").write_text(json.dumps(records, indent=1) + "\n")
+    (output / "tables.md").write_text(markdown, encoding="utf-8")
+    (output / "tables.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     return markdown
 
 

@@ -232,18 +232,18 @@ def claim(workdir: pathlib.Path, config: ConfigDict, more: Mapping[str, Mapping]
     for values in new.values():
         values.pop("data.path")
     new |= {part: dict(values) for part, values in (more or {}).items()}
-    if path.exists() and (old := _upgraded(json.loads(path.read_text()))) != new:
+    if path.exists() and (old := _upgraded(json.loads(path.read_text("utf-8")))) != new:
         changed = [f"{part}.{k}" for part in new for k in new[part] if old.get(part, {}).get(k) != new[part][k]]
         raise ConfigError(f"{workdir} holds a study with another {', '.join(changed)}; use another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(new, indent=1) + "\n")
+    path.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
 
 
 def write_cell(path: pathlib.Path, result: Mapping) -> None:
     """Write a result, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

@@ -177,7 +177,7 @@ def _restored(folder: pathlib.Path, target: Any, path: BucketPath) -> tuple[Any,
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
     handler = ocp.PyTreeCheckpointHandler()
     found = handler.restore(folder / "state", args=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy))
-    meta = json.loads((folder / "meta" / "metadata").read_text())
+    meta = json.loads((folder / "meta" / "metadata").read_text("utf-8"))
     return jax.tree.map(_placed, found, target), meta
 
 

@@ -87,14 +87,14 @@ class BucketLock:
     def _write(self, state: str) -> None:
         mine = {"host": socket.gethostname(), "process": os.getpid(), "space": space(), "state": state}
         mine |= {"since": self._since, "beat": time.time()}
-        self._mine.write_text(json.dumps(mine))
+        self._mine.write_text(json.dumps(mine), encoding="utf-8")
 
     def _others(self) -> dict[BucketPath, dict]:
         found = {}
         for path in self._folder.iterdir():
             if path != self._mine:
                 with contextlib.suppress(FileNotFoundError):  # released since it was listed
-                    found[path] = _parsed(path.read_text())
+                    found[path] = _parsed(path.read_text("utf-8"))
         return found
 
     def _lives(self, other: BucketPath, holder: dict) -> bool:
@@ -106,7 +106,7 @@ class BucketLock:
         while time.monotonic() < end:
             time.sleep(min(2.0, self._patience / 4))
             try:
-                if _parsed(other.read_text()).get("beat") != holder.get("beat"):  # clocks differ: only changes count
+                if _parsed(other.read_text("utf-8")).get("beat") != holder.get("beat"):  # clocks differ: only changes count
                     return True
             except FileNotFoundError:
                 return False

@@ -87,7 +87,7 @@ def on_disk(step: AnyPath) -> Iterator[pathlib.Path]:
 
 def _download(step: BucketPath, folder: pathlib.Path) -> None:
     try:
-        listed = (step / checksums.NAME).read_text()
+        listed = (step / checksums.NAME).read_text("utf-8")
         recorded = dict(json.loads(listed))
     except FileNotFoundError as error:
         raise checksums.Damaged(f"file {checksums.NAME} is missing: it is no checkpoint, or was not finished") from error
@@ -110,4 +110,4 @@ def _download(step: BucketPath, folder: pathlib.Path) -> None:
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(fetch, recorded))
-    (folder / checksums.NAME).write_text(listed)
+    (folder / checksums.NAME).write_text(listed, encoding="utf-8")

@@ -209,7 +209,7 @@ def newest_meta(steps: Reversible[AnyPath]) -> dict:
     """Return what was saved beside the newest of some steps (oldest first) of which it can be read; {} if there is none."""
     for path in reversed(steps):
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads((path / "meta" / "metadata").read_text())
+            found = json.loads((path / "meta" / "metadata").read_text("utf-8"))
             if isinstance(found, dict):
                 return found
     return {}
@@ -238,7 +238,7 @@ def read(path: str | AnyPath) -> tuple[dict, dict]:
             with bucket_steps.on_disk(step) as folder:
                 checksums.verify(folder)
                 tree = read_state(folder)
-                meta = json.loads((folder / "meta" / "metadata").read_text())
+                meta = json.loads((folder / "meta" / "metadata").read_text("utf-8"))
             return tree, meta | ({"config": settings.upgrade(meta["config"])} if "config" in meta else {})
         except BucketError:
             raise

@@ -18,7 +18,7 @@ class Damaged(Exception):
 
 def write(step: pathlib.Path) -> None:
     """Write the checksums of a step's files beside them."""
-    (step / NAME).write_text(json.dumps(_checksums(step)))
+    (step / NAME).write_text(json.dumps(_checksums(step)), encoding="utf-8")
 
 
 def _checksums(step: pathlib.Path) -> dict[str, int]:
@@ -45,7 +45,7 @@ def verify(step: pathlib.Path) -> bool:
     if not path.exists():
         return False
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise Damaged(f"file {path.name} is not readable: {error}") from error
     found = _checksums(step)

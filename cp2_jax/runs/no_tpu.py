@@ -32,6 +32,7 @@ def settle(
 def has_chip(devices: pathlib.Path) -> bool:
     """Say whether one of the PCI devices may be a TPU."""
     return any(
-        vendor.read_text().strip() == _GOOGLE and not (vendor.parent / "class").read_text().startswith(_NO_CHIPS)
+        vendor.read_text("utf-8").strip() == _GOOGLE
+        and not (vendor.parent / "class").read_text("utf-8").startswith(_NO_CHIPS)
         for vendor in devices.glob("*/vendor")
     )

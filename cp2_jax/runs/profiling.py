@@ -139,7 +139,7 @@ def profile(
     program = compiled.as_text()
     module = re.match(r"HloModule ([\w.\-]+)", program)[1]
     table = format_table(*device_times(trace, module), scopes(program), steps, elapsed, waited)
-    (folder / "table.txt").write_text(table)
+    (folder / "table.txt").write_text(table, encoding="utf-8")
     return table
 
 

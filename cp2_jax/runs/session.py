@@ -229,14 +229,17 @@ def _overview(job: Job, state: Any, first: First, workdir: AnyPath, length: str)
     _say("\n".join(lines))
     if first.resumed:  # the table of what was loaded stays
         with contextlib.suppress(FileNotFoundError):
-            lines = [(workdir / "overview.txt").read_text(), *lines]
-        with save_as(workdir / "overview.txt") as file:
-            file.write_text("\n".join(lines) + "\n")
+            lines = [(workdir / "overview.txt").read_bytes().decode("utf-8", "replace"), *lines]
+        _write(workdir / "overview.txt", "\n".join(lines))
         return
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     parts = ["\n".join(lines), first.details, table, str(config)]
-    with save_as(workdir / "overview.txt") as file:
-        file.write_text("\n\n".join(part for part in parts if part) + "\n")
+    _write(workdir / "overview.txt", "\n\n".join(part for part in parts if part))
+
+
+def _write(path: AnyPath, text: str) -> None:
+    with save_as(path) as file:
+        file.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))  # names of files need not be text
 
 
 def _say(text: str) -> None:

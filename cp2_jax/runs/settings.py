@@ -166,7 +166,7 @@ def save_config(workdir: str | AnyPath, config: ConfigDict) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     # Every process of a run may write it, to the same end.
     with save_as(workdir / "config.json") as file:
-        file.write_text(json.dumps(new, indent=2) + "\n")
+        file.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
 
 
 def saved_config(workdir: AnyPath, warn: bool = True) -> dict | None:
@@ -187,7 +187,7 @@ def saved_config(workdir: AnyPath, warn: bool = True) -> dict | None:
     sources = [path, *(step / "meta" / "metadata" for step in sorted(steps, key=lambda step: -int(step.name)))]
     for source in sources:
         try:
-            found = json.loads(source.read_text())
+            found = json.loads(source.read_text("utf-8"))
             config = found if source == path else found["config"]
             upgraded = upgrade(config)
             upgraded["kind"], upgraded["model"]["backbone"]  # of a training at all

@@ -133,7 +133,7 @@ def say(text: str, reasons: str, workdir: str | AnyPath) -> None:
     path = at(workdir) / "sizes.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or f": {_AS_BEFORE}" not in reasons:
-        path.write_text(reasons + "\n")
+        path.write_text(reasons + "\n", encoding="utf-8")
     print(text, flush=True)
 
 

@@ -187,14 +187,14 @@ def open_all(config: ConfigDict, workdir: str | AnyPath, resumed: bool) -> list[
         known[name] = service.run
         opened.append(Tracker(name, service))
     with save_as(path) as file:
-        file.write_text(json.dumps(known, indent=1) + "\n")
+        file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     return opened
 
 
 def _known(path: AnyPath) -> dict[str, str]:
     """Return the trackers' names of the run; none, with a warning, where the file of them is damaged."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:

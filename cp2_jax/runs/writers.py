@@ -199,7 +199,9 @@ class Writer:
 def host_memory() -> dict[str, float]:
     """Return this process's memory in MiB: {'host/memory_mb': now (absent without /proc), 'host/peak_memory_mb'}."""
     status = pathlib.Path("/proc/self/statm")
-    now = {"host/memory_mb": int(status.read_text().split()[1]) * resource.getpagesize() / 2**20} if status.exists() else {}
+    now = (
+        {"host/memory_mb": int(status.read_bytes().split()[1]) * resource.getpagesize() / 2**20} if status.exists() else {}
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts it in bytes, Linux in KiB.
     return now | {"host/peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
@@ -232,6 +234,6 @@ def _truncate(path: pathlib.Path, start_step: int) -> list[dict]:
         logging.warning("%s: %d lines that are no metrics are left out", path, broken)
     kept = [line for line in read if line["step"] <= start_step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
     return kept

@@ -72,7 +72,7 @@ class Output:
         try:
             for kind in KINDS:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(made_by, indent=1) + "\n")
+            note.write_text(json.dumps(made_by, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise SegmentationError(f"output folder {self.root} cannot be written: {error.strerror or error}") from error
 

@@ -47,7 +47,7 @@ def write_json(path: str | AnyPath, result: Any, class_names: Sequence[str], ext
     values = extra | confusion.as_dict(result.scores, class_names)
     values |= {"images": len(result.image_miou), "matrix": result.matrix.tolist()}
     with save_as(path) as file:
-        file.write_text(json.dumps(values, indent=1) + "\n")
+        file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def scores_path(workdir: str | AnyPath, split: Split, own: bool) -> AnyPath:
@@ -68,7 +68,7 @@ def scores_path(workdir: str | AnyPath, split: Split, own: bool) -> AnyPath:
 def is_free(path: AnyPath, split: Split) -> bool:
     """Say whether a file of scores may be written for a split: it is not there, or holds scores of the same images."""
     try:
-        return json.loads(path.read_text()).get("split_digest", split.digest) == split.digest
+        return json.loads(path.read_text("utf-8")).get("split_digest", split.digest) == split.digest
     except (OSError, ValueError, AttributeError):  # absent, half written by an older version, or something else
         return True
 
@@ -85,13 +85,13 @@ def read_scores(place: str | AnyPath) -> dict:
     path = at(place)
     path = path if path.suffix == ".json" else path / "scores.json"
     try:
-        scores = json.loads(path.read_text())
+        scores = json.loads(path.read_text("utf-8"))
         _ = scores["mean_iou"], scores["pixel_accuracy"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         config, job = path.parent / "config.json", ""
         if path.name == "scores.json" and config.is_file():
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                job = json.loads(config.read_text()).get("kind", "")
+                job = json.loads(config.read_text("utf-8")).get("kind", "")
         if job == "pretrain":
             raise ConfigError(f"{place} is a pretraining run, which has no scores: finetune it first") from error
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error)

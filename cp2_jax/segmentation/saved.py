@@ -114,7 +114,7 @@ def best_of(run: str | AnyPath) -> dict:
     best = at(run) / "best"
     steps = sorted((path for path in best.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
     try:
-        meta = json.loads((steps[-1] / "meta" / "metadata").read_text())  # the arrays are not needed
+        meta = json.loads((steps[-1] / "meta" / "metadata").read_text("utf-8"))  # the arrays are not needed
         return {"best_mean_iou": meta["mean_iou"], "best_step": meta["step"]}
     except (IndexError, OSError, ValueError, KeyError):
         return {}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cp2_jax.cli import errors, screen
+from cp2_jax.cli import errors, main, screen
 from cp2_jax.options import ConfigError
 
 LONG = "the batch is larger than the data set: " + ", ".join(["config.batch_size=4"] * 12) + " /a" + "/long" * 30
@@ -48,3 +48,15 @@ def test_a_record_keeps_its_traceback():
         record = logging.LogRecord("any", logging.ERROR, "", 0, "failed", (), sys.exc_info())
     text = screen.Lines(Terminal()).format(record)
     assert text.startswith("ERROR: failed\nTraceback") and text.endswith("ValueError: why")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_the_locale_has_not_end_no_command(monkeypatch, encoding):
+    """As in LANG=en_US, which many clusters set: the help itself has a letter that Latin-1 has not."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main.run("--help", [], "cp2") == 0
+    print("stra\xdfe \u2026 \udce9")
+    out.flush()
+    shown = out.buffer.getvalue().decode(encoding)
+    assert shown.startswith("usage: cp2 COMMAND \\u2026") and shown.endswith("e \\u2026 \\udce9\n")

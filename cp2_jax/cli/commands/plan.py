@@ -96,7 +96,7 @@ def _run(arguments):
     print(report.table(compiled, plan))
     if arguments.json:
         text = json.dumps({"config": config.to_dict()} | report.as_dict(compiled, plan), indent=1, default=str)
-        pathlib.Path(arguments.json).write_text(text + "\n")
+        pathlib.Path(arguments.json).write_text(text + "\n", encoding="utf-8")
     if compiled.fits is False:
         raise chips.PlanError(f"{config.batch_size} images do not fit {arguments.topology}; {out_of_memory.REMEDIES}")
 

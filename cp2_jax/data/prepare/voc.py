@@ -68,7 +68,7 @@ def augment_voc(voc: str | os.PathLike, sbd: str | os.PathLike) -> int:
     else:
         _write_masks(voc, sbd, own_train + own_val, added)
     temporary = list_path.with_suffix(".incomplete")
-    temporary.write_text("".join(f"{name}\n" for name in own_train + added))
+    temporary.write_text("".join(f"{name}\n" for name in own_train + added), encoding="utf-8")
     temporary.replace(list_path)
     return len(own_train) + len(added)
 

@@ -25,7 +25,7 @@ def is_complete(output: str | os.PathLike, name: str, settings: str) -> pathlib.
     """Return the folder of the data set if `write_dataset` finished it with the same settings, else None."""
     result = files.place(output) / name / VERSION
     complete = result / _COMPLETE
-    return result if complete.exists() and complete.read_text() == settings else None
+    return result if complete.exists() and complete.read_text("utf-8") == settings else None
 
 
 def write_dataset(
@@ -69,7 +69,7 @@ def write_dataset(
         builder.download_and_prepare(download_dir=nothing)
     result = folder / name / VERSION
     # Written last: without this file the data set counts as half-written.
-    (result / _COMPLETE).write_text(settings)
+    (result / _COMPLETE).write_text(settings, encoding="utf-8")
     return result
 
 
@@ -137,7 +137,7 @@ def write_pairs(
     totals = {split: len(examples) for split, examples in splits.items()}
     written = {split: records(examples) for split, examples in splits.items()}
     path = write_dataset(output, name, written, features, settings, f"Labelled images: {name}.", totals)
-    (path / "classes.txt").write_text("\n".join(lines) + "\n")
+    (path / "classes.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
