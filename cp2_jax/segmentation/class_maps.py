@@ -31,7 +31,7 @@ def mask_values(data: ConfigDict) -> UInt8[np.ndarray, "256"]:
     """
     values = np.arange(256, dtype=np.uint8)
     for value, label in data.label_map:
-        if label != data.ignore_label:
+        if label != data.ignore_label and isinstance(value, int):  # colours: the label itself
             values[label] = value
     return values
 

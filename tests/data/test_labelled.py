@@ -117,7 +117,7 @@ class TestBadInput:
             self.load(tmp_path)
 
     def test_16_bit_mask(self, tmp_path):
-        write_pair(tmp_path, "a", mask=np.zeros((12, 16), np.uint16))
+        write_pair(tmp_path, "a", mask=np.full((12, 16), 1000, np.uint16))
         with pytest.raises(SegmentationError, match=r"a\.png has 16"):
             self.load(tmp_path)
 

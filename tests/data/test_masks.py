@@ -215,3 +215,72 @@ def test_an_upright_mask_of_a_turned_photo_is_right(tmp_path, said):
     root = turned(tmp_path, 6, (16, 12), (12, 16))
     assert open_examples(config(root, NAMES), "train").load(0)[0].shape == (12, 16, 3)
     assert not said.records
+
+
+# Masks that are pictures, and masks of 16 bits.
+
+COLORS = ((0, 0, 0), (200, 0, 0), (0, 200, 0))
+NAMED = ("background", "apple", "pear")
+VOID = (224, 224, 192)
+
+
+def painted(root, numbers, colors=COLORS, mode="RGB", **options):
+    """One pair whose mask is the picture of `numbers`."""
+    _, path = write_pair(root, "a")
+    Image.fromarray(np.array(colors, np.uint8)[numbers]).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_masks_in_the_colours_of_the_classes(tmp_path, mode):
+    numbers = np.random.default_rng(0).integers(0, 3, (12, 16))
+    painted(tmp_path, numbers, mode=mode)
+    data = config(tmp_path, NAMED, class_colors=COLORS)
+    np.testing.assert_array_equal(open_examples(data, "train").load(0)[1], numbers)
+    found = check.check_split(data, "train")
+    assert not found.problems and list(found.pixels[:3]) == list(np.bincount(numbers.ravel()))
+    # What label_map says of class numbers is not applied to colours.
+    shifted = config(tmp_path, NAMED, class_colors=COLORS, label_map=((0, 255), (1, 0), (2, 1), (3, 2)))
+    np.testing.assert_array_equal(open_examples(shifted, "train").load(0)[1], numbers)
+
+
+def test_colours_that_are_to_be_ignored_or_of_another_class(tmp_path):
+    numbers = np.random.default_rng(1).integers(0, 4, (12, 16))
+    painted(tmp_path, numbers, (*COLORS, VOID))
+    with pytest.raises(SegmentationError, match=r"colour \(224, 224, 192\) in .* pixels, .* data.label_map=\(\(\(224, 224"):
+        open_examples(config(tmp_path, NAMED, class_colors=COLORS), "train").load(0)
+    ignoring = config(tmp_path, NAMED, class_colors=COLORS, label_map=((VOID, 255),))
+    np.testing.assert_array_equal(open_examples(ignoring, "train").load(0)[1], np.where(numbers == 3, 255, numbers))
+    merging = config(tmp_path, NAMED, class_colors=COLORS, label_map=((VOID, 255), ([0, 200, 0], 1)))
+    np.testing.assert_array_equal(open_examples(merging, "train").load(0)[1], np.array([0, 1, 1, 255])[numbers])
+
+
+def test_pictures_that_cannot_be_masks(tmp_path):
+    def refused(match, colors=COLORS):
+        with pytest.raises(SegmentationError, match=match):
+            open_examples(config(tmp_path, NAMED, class_colors=colors), "train").load(0)
+
+    numbers = np.random.default_rng(2).integers(0, 3, (12, 16))
+    path = painted(tmp_path, numbers)
+    refused("is an image of mode RGB, not of labels; .* give all classes theirs in classes.txt", ())
+    refused(r"classes background and pear have the same colour \(0, 0, 0\)", (*COLORS[:2], COLORS[0]))
+    Image.open(path).resize((32, 24)).resize((16, 12)).save(path)
+    refused("colours that are no class's, .* it was resized with smoothing")
+    Image.fromarray(np.stack([numbers.astype(np.uint8)] * 3, -1)).save(path)
+    refused("is grey in three equal bands: store one")
+    clear = Image.fromarray(np.array(COLORS, np.uint8)[numbers])
+    clear.putalpha(100)
+    clear.save(path)
+    refused("has transparent pixels")
+    with pytest.raises(SegmentationError, match=r"has \(\(300, 0, 0\), 255\): give pairs"):
+        open_examples(config(tmp_path, NAMED, label_map=(((300, 0, 0), 255),)), "train")
+
+
+def test_class_numbers_in_16_bits():
+    for kind in ("PNG", "TIFF"):
+        data = encode(Image.fromarray(LABELS.astype(np.uint16)), kind)
+        np.testing.assert_array_equal(decode_mask(data, "m"), LABELS)
+    with pytest.raises(
+        SegmentationError, match="16 or 32 bits a pixel and values from 0 to .*000; class numbers are 0 to 255"
+    ):
+        decode_mask(encode(Image.fromarray(LABELS.astype(np.uint16) * 1000)), "m.png")

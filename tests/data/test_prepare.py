@@ -226,14 +226,14 @@ def damage(root):
     miniatures.save(labels / "1.png", np.zeros((40, 47), np.uint8))
     miniatures.save(labels / "2.png", np.full((40, 48), 9, np.uint8))
     miniatures.save(labels / "3.png", np.zeros((40, 48, 3), np.uint8))
-    miniatures.save(labels / "4.png", np.zeros((40, 48), np.uint16))
+    miniatures.save(labels / "4.png", np.full((40, 48), 256, np.uint16))
     (images / "5.jpg").write_bytes((images / "5.jpg").read_bytes()[:200])
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(labels / "6.png", format="JPEG")
     return (
         "images/train/0.jpg has no mask",
         "labels/train/1.png is 47x40",
         "labels/train/2.png has value 9",
-        "labels/train/3.png is an image of mode RGB",
+        "labels/train/3.png is ",  # in colours, or grey in three bands
         "labels/train/4.png has 16",
         "images/train/5.jpg",
         "labels/train/6.png is a JPEG",

@@ -42,7 +42,7 @@ def to_rgb(
     """
     if image.format == "TIFF" and image.tag_v2.next:
         notices.say_once(f"{name} has several pages; the first is taken here and of other images of this kind", "pages")
-    bits, signed = _depth(image, data)
+    bits, signed = depth(image, data)
     if bits <= 8 and not signed:
         return _eight_bits(formats.load(image, name), name)
     return _from_deep(_values(image, data, name), bits, signed, name, value_range)
@@ -98,7 +98,7 @@ def _remark_on_dark(values: np.ndarray, name: str) -> None:
         )
 
 
-def _depth(image: Image.Image, data: bytes) -> tuple[int, bool]:
+def depth(image: Image.Image, data: bytes) -> tuple[int, bool]:
     """Return bits of a band, and whether numbers are signed or floating-point, as far as Pillow's mode would not say it."""
     if image.format == "PNG":
         return data[24], False

@@ -18,6 +18,7 @@ from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import decoding
 from cp2_jax.data.labelled import survey, transforms
+from cp2_jax.data.labelled.colors import ColorTable, color_table, is_color
 from cp2_jax.data.labelled.masks import Mask, decode_mask, read_mask
 from cp2_jax.data.labelled.options import limited
 from cp2_jax.data.labelled.pairs import find_pairs
@@ -40,7 +41,8 @@ def label_table(
     """Return, int16 [256], the training label of each value that a mask may hold; -1 for a value that it must not hold.
 
     Values in [0, num_classes) and `ignore_label` keep their meaning unless `label_map`, pairs (value, label), says
-    otherwise: ((11, 255),) ignores CamVid's void class, ((0, 255), (1, 0), (2, 1), ...) is ADE20K's shift.
+    otherwise: ((11, 255),) ignores CamVid's void class, ((0, 255), (1, 0), (2, 1), ...) is ADE20K's shift. Pairs (colour,
+    label) are for masks of colours and change nothing here.
 
     Raises:
       SegmentationError: if `label_map` maps to neither a class nor `ignore_label`, or a value to two labels; or there is
@@ -51,21 +53,26 @@ def label_table(
     table = np.full(256, -1, np.int16)
     table[:num_classes] = np.arange(num_classes)
     table[ignore_label] = ignore_label
-    given: dict[int, int] = {}
+    given: dict[int | tuple, int] = {}
     for pair in label_map if isinstance(label_map, Sequence) else (label_map,):
-        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, int) for number in pair)):
+        two = isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], int)
+        if not (two and (isinstance(pair[0], int) or is_color(pair[0]))):
             raise SegmentationError(
-                f"data.label_map has {pair}: give pairs (value in the mask, label), such as ((255, 1),)"
+                f"data.label_map has {pair}: give pairs (value in the mask, label), such as ((255, 1),), or for masks in "
+                "colours (colour, label), such as (((224, 224, 192), 255),)"
             )
         value, label = pair
-        if not (0 <= value <= 255 and (0 <= label < num_classes or label == ignore_label)):
+        of_color = is_color(value)  # which `colors.color_table` reads
+        if not ((of_color or 0 <= value <= 255) and (0 <= label < num_classes or label == ignore_label)):
             raise SegmentationError(
                 f"data.label_map has ({value}, {label}): needs a mask value in 0-255 and a label "
                 f"in 0-{num_classes - 1} or {ignore_label}"
             )
+        value = tuple(value) if of_color else value
         if given.setdefault(value, label) != label:
             raise SegmentationError(f"data.label_map gives the mask value {value} two labels, {given[value]} and {label}")
-        table[value] = label
+        if not of_color:
+            table[value] = label
     return table
 
 
@@ -80,6 +87,7 @@ class Examples:
       advice: what to do about a value that `table` does not know.
       value_range, exif: see `LabelledOptions`.
       palettes: those of some masks of the split; None: palettes are not compared.
+      colors: the table of masks that are pictures; None: they are refused.
     """
 
     pairs: Any
@@ -89,6 +97,7 @@ class Examples:
     value_range: tuple[float, ...] = ()
     exif: bool = True
     palettes: survey.Palettes | None = None
+    colors: ColorTable | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -148,7 +157,7 @@ class Examples:
         image_data, mask_data = self.encoded(index)
         image_name, mask_name = self.places(index)
         image = decoding.decode(image_data, image_name, self.value_range, self.exif)
-        mask = read_mask(mask_data, mask_name, self.exif)
+        mask = read_mask(mask_data, mask_name, self.exif, self.colors)
         if image.shape[:2] != mask.values.shape:
             raise SegmentationError(
                 f"mask {mask_name} is {mask.values.shape[1]}x{mask.values.shape[0]} but image {image_name} is "
@@ -225,10 +234,10 @@ def open_examples(data: ConfigDict, split: str, limit: float = 0, seed: int = 0,
     advice = "set data.num_classes or data.label_map"
     if data.classes:
         advice = f"{data.classes} names {data.num_classes} classes: add the missing ones, or set data.label_map"
-    palettes = None
+    palettes, names = None, tuple(getattr(data, "class_names", ()))
+    colors = color_table(getattr(data, "class_colors", ()), names, data.label_map, table)
     if not given:
-        names = tuple(getattr(data, "class_names", ()))
         confirmed = data.ignore_label in [value for value, _ in data.label_map]
-        palettes = survey.look(pairs, table, names, data.ignore_label, split, confirmed)
+        palettes = survey.look(pairs, table, names, data.ignore_label, split, confirmed, colors)
     value_range, exif = tuple(getattr(data, "value_range", ())), getattr(data, "exif", True)
-    return Examples(pairs, table, indices, advice, value_range, exif, palettes)
+    return Examples(pairs, table, indices, advice, value_range, exif, palettes, colors)

@@ -11,6 +11,8 @@ from PIL import Image
 
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images import decoding, formats
+from cp2_jax.data.labelled import colors
+from cp2_jax.data.labelled.colors import ColorTable
 
 _BITS, _COMPRESSION, _PHOTOMETRIC = 258, 259, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
@@ -33,22 +35,25 @@ class Mask:
     palette: UInt8[np.ndarray, "entries 3"] | None
 
 
-def decode_mask(data: bytes, name: str, turn: bool = True) -> UInt8[np.ndarray, "height width"]:
+def decode_mask(
+    data: bytes, name: str, turn: bool = True, table: ColorTable | None = None
+) -> UInt8[np.ndarray, "height width"]:
     """Return a mask file's values: the indices of a palette PNG, the levels of a grey one.
 
     Args:
       data: the encoded mask.
       name: for messages.
       turn: apply the orientation that EXIF asks for.
+      table: of the colours of masks that are pictures; without it they are refused.
 
     Raises:
-      SegmentationError: naming a mask that cannot be read, has colours or more than 8 bits, or is stored in a way that
-        changes values (JPEG and the like, in whatever container).
+      SegmentationError: naming a mask that cannot be read, has colours that `table` does not say or numbers above 255, or
+        is stored in a way that changes values (JPEG and the like, in whatever container).
     """
-    return read_mask(data, name, turn).values
+    return read_mask(data, name, turn, table).values
 
 
-def read_mask(data: bytes, name: str, turn: bool = True) -> Mask:
+def read_mask(data: bytes, name: str, turn: bool = True, table: ColorTable | None = None) -> Mask:
     """Return a mask file's values and palette; the arguments are those of `decode_mask`.
 
     Raises:
@@ -59,18 +64,32 @@ def read_mask(data: bytes, name: str, turn: bool = True) -> Mask:
         _refuse_inexact(image, data, name)
         _refuse_several(image, name)
         if image.mode.startswith("I") or image.mode == "F":
-            raise SegmentationError(f"mask {name} has 16 or 32 bits a pixel; labels are 8-bit: convert it")
-        if image.mode not in ("P", "L", "1"):
-            raise SegmentationError(
-                f"mask {name} is an image of mode {image.mode}, not of labels; store class indices (grey or palette PNG)"
-            )
-        stored = _stored(formats.load(image, name), data)
-        colors = image.getpalette("RGB") if image.mode == "P" else None
-        palette = np.array(colors, np.uint8).reshape(-1, 3) if colors else None
+            stored = _of_many_bits(image, name)
+        elif image.mode not in ("P", "L", "1"):
+            stored = colors.values(image, data, name, table)
+        else:
+            stored = _stored(formats.load(image, name), data)
+        entries = image.getpalette("RGB") if image.mode == "P" else None
+        palette = np.array(entries, np.uint8).reshape(-1, 3) if entries else None
     except UnreadableImage as error:
         raise SegmentationError(f"mask {name} cannot be read: {error.reason}") from error
     values = decoding.upright(stored, decoding.exif_orientation(image)) if turn else stored
     return Mask(np.ascontiguousarray(values), palette)
+
+
+def _of_many_bits(image: Image.Image, name: str) -> UInt8[np.ndarray, "height width"]:
+    """Return a mask of 16 or 32 bits whose numbers are whole and fit into 8."""
+    wide = "has 16 or 32 bits a pixel"
+    if image.mode == "F" or image.format not in ("PNG", "TIFF"):  # Pillow spreads the levels of other formats
+        raise SegmentationError(f"mask {name} {wide}; labels are 8-bit: convert it")
+    values = np.asarray(formats.load(image, name))
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or high > 255:
+        raise SegmentationError(
+            f"mask {name} {wide} and values from {low} to {high}; class numbers are 0 to 255: convert it (instance numbers "
+            "are no classes; of classes with larger numbers, count anew from 0)"
+        )
+    return values.astype(np.uint8)
 
 
 def header_size(data: bytes, name: str, turn: bool = True) -> tuple[int, int]:

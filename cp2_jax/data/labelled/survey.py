@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
+from cp2_jax.data.labelled.colors import ColorTable
 from cp2_jax.data.labelled.masks import Mask, read_mask
 
 SAMPLES = 64
@@ -112,7 +113,13 @@ def shared_images(train: Any, test: Any, split: str, eval_split: str) -> str:
 
 
 def look(
-    pairs: Any, table: Int[np.ndarray, "256"], names: Sequence[str], ignore_label: int, split: str, confirmed: bool
+    pairs: Any,
+    table: Int[np.ndarray, "256"],
+    names: Sequence[str],
+    ignore_label: int,
+    split: str,
+    confirmed: bool,
+    color_table: ColorTable | None = None,
 ) -> Palettes:
     """Look at some masks of a split before it is used.
 
@@ -121,6 +128,7 @@ def look(
       table: training label of each value, -1 for unknown ones.
       names: of the classes; empty where they are not known.
       confirmed: the config says itself what becomes of the ignored value.
+      color_table: of masks that are pictures.
 
     Returns:
       The palettes seen, for `Examples.load` to hold others against.
@@ -132,7 +140,7 @@ def look(
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(SAMPLES, len(pairs))).astype(int))
     palettes, pixels = Palettes(), np.zeros(256, np.int64)
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda index: _read(pairs, int(index)), chosen):
+        for found in pool.map(lambda index: _read(pairs, int(index), color_table), chosen):
             if found is None:
                 continue
             count, colors, place = found
@@ -149,10 +157,10 @@ def look(
     return palettes
 
 
-def _read(pairs: Any, index: int) -> tuple[np.ndarray, dict[int, Color], str] | None:
+def _read(pairs: Any, index: int, table: ColorTable | None) -> tuple[np.ndarray, dict[int, Color], str] | None:
     try:
         place = pairs.places(index)[1]
-        mask = read_mask(pairs[index][1], place)
+        mask = read_mask(pairs[index][1], place, table=table)
     except (SegmentationError, UnreadableImage):
         return None
     count = np.bincount(mask.values.ravel(), minlength=256)
