@@ -75,6 +75,27 @@ def test_other_numbers_than_those_of_the_lines_are_refused(numbers):
         classes.parse_classes([f"{number} {name}" for number, name in zip(numbers, "abc", strict=True)], "c.txt")
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["# label:color_rgb:parts:actions", "sky:70,130,180::", "traffic light:250,170,30::"],  # CVAT
+        ["70 130 180\tsky", "250 170 30\ttraffic light"],  # SegNet's label_colors.txt
+        ["name,r,g,b", "sky,70,130,180", "traffic light,250,170,30"],
+        ["name red green blue", "sky 70 130 180", "traffic light 250 170 30"],
+        ["__ignore__", "sky, 70, 130, 180", "traffic light, 250, 170, 30"],  # LabelMe
+    ],
+)
+def test_class_files_of_other_programs(lines):
+    assert classes.parse_classes(lines, "c.txt") == (("sky", "traffic light"), ((70, 130, 180), (250, 170, 30)))
+
+
+def test_names_that_look_like_other_programs_lines():
+    assert classes.parse_classes(["a:1", "b:2"], "c.txt") == (("a:1", "b:2"), ())
+    assert classes.parse_classes(["red green blue", "yellow"], "c.txt") == (("red green blue", "yellow"), ())
+    with pytest.raises(SegmentationError, match=r"line 2: \(300, 0, 0\) is no colour"):
+        classes.parse_classes(["70 130 180 sky", "300 0 0 road"], "c.txt")
+
+
 def test_a_class_list_in_which_one_name_begins_with_a_number_is_as_it_was():
     assert classes.parse_classes(["background", "2 wheeler"], "c.txt")[0] == ("background", "2 wheeler")
 

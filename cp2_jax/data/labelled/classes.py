@@ -12,13 +12,21 @@ from ml_collections import ConfigDict
 from cp2_jax.data import files, text
 from cp2_jax.data.errors import SegmentationError
 
+# Other ways to write all lines of the file, and the way of `read_classes`: CVAT's `name:r,g,b:parts:actions`, and SegNet's
+# `r g b name`.
+_OTHERS = (
+    (r"([^:]+):(\d+),\s*(\d+),\s*(\d+):[^:]*:[^:]*", r"\1 \2 \3 \4"),
+    (r"(\d+)[,\s]+(\d+)[,\s]+(\d+)[,\s]+(.*[^\d,\s].*)", r"\4 \1 \2 \3"),
+)
+
 
 def read_classes(path: str | Path) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Read one class a line, in the order of the mask values: `name` or `name red green blue`.
 
     Separators are spaces, tabs or commas, so that a name may have several words; empty lines and those that begin with
     a `#` are passed over. Where every line begins with the number of its class (`0 background`, `1: square`), the numbers
-    are no part of the names.
+    are no part of the names. CVAT's `labelmap.txt` and LabelMe's `labels.txt` are read too, and so are files with the
+    colours in front and tables with the heading `name,r,g,b`.
 
     Returns:
       Names, and RGB colours: one for each name, or none.
@@ -38,10 +46,15 @@ def parse_classes(lines: Sequence[str], path: str) -> tuple[tuple[str, ...], tup
       SegmentationError: as there.
     """
     names, colors, numbers = [], [], []
-    for number, line in enumerate(lines, 1):
-        words = [word for word in re.split(r"[,\s]+", line) if word]
-        if not words or words[0].startswith("#"):
-            continue
+    stated = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    stated = [(number, line) for number, line in stated if line.strip(" ,\t") and not line.startswith("#")]
+    if stated and re.search(r"[,\s](r|red)[,\s]+(g|green)[,\s]+(b|blue)$", stated[0][1], re.IGNORECASE):
+        del stated[0]  # a table's heading, `name,r,g,b`
+    if stated and stated[0][1] == "__ignore__":
+        del stated[0]  # LabelMe's labels.txt: number -1, `_background_` is 0
+    rewrite = next((one for one in _OTHERS if stated and all(re.fullmatch(one[0], line) for _, line in stated)), None)
+    for number, line in stated:
+        words = re.findall(r"[^,\s]+", re.sub(*rewrite, line) if rewrite else line)
         has_color = len(words) > 3 and all(re.fullmatch(r"\d+", word) for word in words[-3:])
         color = tuple(int(word) for word in words[-3:]) if has_color else ()
         if color and max(color) > 255:
