@@ -68,7 +68,7 @@ def text(words: str, width: int, size: int = 14, align: float = 0.0) -> Block:
     Args:
       align: where they stand, from 0 (left) over 0.5 (in the middle) to 1 (right).
     """
-    lines = [line for part in words.split("\n") for line in _wrap(part, width, size)]
+    lines = [line for part in words.split("\n") for line in _wrap(_drawable(part), width, size)]
     step = round(1.35 * size)
     image = Image.new("RGB", (width, step * len(lines)), PAPER)
     draw = ImageDraw.Draw(image)
@@ -85,6 +85,7 @@ def legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int =
       entries: name and RGB colour of each.
     """
     step, patch = round(1.6 * size), size
+    entries = [(_drawable(name), color) for name, color in entries]
     places, left, top = [], 0, 0
     for name, _ in entries:
         taken = patch + 6 + int(_length(name, size)) + 16
@@ -163,6 +164,11 @@ def _font(size: int):
 
 def _length(line: str, size: int) -> float:
     return _font(size).getlength(line)
+
+
+def _drawable(words: str) -> str:
+    """Return words that a font can be asked for: names of files may have characters that are none (a tab, a bell)."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in words)
 
 
 def _wrap(part: str, width: int, size: int) -> list[str]:

@@ -148,6 +148,7 @@ def _panel(axis, panel: Panel, found, lines) -> None:
         marker = "o" if len(points) < 30 else None
         axis.plot(steps, values, label=panel.series[name], color=color, marker=marker, markersize=4)
     for style, (words, value) in zip(("--", ":", "-."), lines, strict=False):
+        words = words.replace("$", r"\$")  # no formula
         axis.axhline(value, label=f"{words}: {value:g}{'%' if panel.percent else ''}", color="0.35", linestyle=style)
     axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # a short run has no half steps

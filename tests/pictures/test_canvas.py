@@ -46,6 +46,13 @@ def test_words_are_broken_so_that_none_is_cut_off(words, width):
     assert "".join(lines).replace(" ", "") == words.replace(" ", "")
 
 
+@pytest.mark.parametrize("name", ["a\rb", "a\tb", "bell\x07", "\x00", "\u202e\u200d", "half a \ud83d"])
+def test_names_of_files_with_what_are_no_letters_can_be_drawn(name):
+    """FreeType's layout fails on some of them, which would end an evaluation, or a prediction, at its caption."""
+    assert canvas.text(name, 200).shape[1] == 200
+    assert canvas.legend([(name, (1, 2, 3))], 200).shape[1] == 200
+
+
 def test_a_legend_takes_as_many_rows_as_it_needs():
     entries = [(f"class {i}", (i, 200, 0)) for i in range(9)]
     narrow, wide = canvas.legend(entries, 200), canvas.legend(entries, 2000)
