@@ -15,6 +15,8 @@ Block = UInt8[np.ndarray, "height width 3"]
 
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 GAP, MARGIN = 8, 12  # pixels between blocks, and around a picture
+HIGHEST = 4096  # rows of an image that is enlarged, or shown in a table
+NARROWEST = 100  # columns of words
 
 
 def save_png(path: str | AnyPath, picture: Block):
@@ -28,8 +30,9 @@ def save_png(path: str | AnyPath, picture: Block):
 def enlarged(
     image: Shaped[np.ndarray, "height width *channels"], least: int = 224
 ) -> Shaped[np.ndarray, "height2 width2 *channels"]:
-    """Return an image, or a mask, with each pixel repeated until the width is at least `least` pixels."""
-    factor = -(-least // image.shape[1])
+    """Return an image, or a mask, with each pixel repeated until the width is at least `least` pixels; of one that is very
+    narrow, as often as `HIGHEST` rows allow."""
+    factor = max(1, min(-(-least // image.shape[1]), HIGHEST // image.shape[0]))
     return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
 
 
@@ -119,7 +122,8 @@ def table(
       ValueError: if the columns, or the captions, differ in length.
     """
     rows = list(zip(*(images for _, images in columns), strict=True))
-    widths = [max(row[column].shape[1] for row in rows) for column in range(len(columns))]
+    # A picture may be one pixel wide; a title is not.
+    widths = [max(NARROWEST, *(row[column].shape[1] for row in rows)) for column in range(len(columns))]
     heads = [text(head, width, align=0.5) for (head, _), width in zip(columns, widths, strict=True)]
     lowest = max(head.shape[0] for head in heads)
     body = [beside([np.concatenate([paper(lowest - head.shape[0], head.shape[1]), head]) for head in heads])]

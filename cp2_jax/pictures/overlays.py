@@ -26,7 +26,7 @@ def overlay(
     """Show one image with its classes: coloured, outlined, and named below with their share of the image.
 
     Args:
-      image: at its own size; one less than 320 pixels wide is enlarged.
+      image: at its own size; one less than 320 pixels wide is enlarged, up to 4,096 rows.
       predicted: class of each pixel. Class 0 stays clear if its name is "background".
       names: of the classes, by index.
       colors: of the classes; `bright_colors` by default.
@@ -39,7 +39,7 @@ def overlay(
     table = _colors(names, colors, np.unique(predicted), ignore)
     painted = paint(canvas.enlarged(image, 320), canvas.enlarged(predicted, 320), table, _clear(names), ignore)
     entries = _entries(predicted, names, table, ignore)
-    width = painted.shape[1]
+    width = max(canvas.NARROWEST, painted.shape[1])
     words = [canvas.text(caption, width)] if caption else []
     return canvas.framed(canvas.above([painted, *words, canvas.legend(entries, width)]))
 
@@ -148,9 +148,10 @@ def _percent(share: float) -> str:
 def _fitted(array: np.ndarray) -> np.ndarray:
     """Return an image or a class map at a size that suits a table."""
     height, width = array.shape[:2]
-    if width <= _LARGEST:
+    scale = min(_LARGEST / width, canvas.HIGHEST / height)
+    if scale >= 1:
         return canvas.enlarged(array)
     kind = cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST
     small = np.ascontiguousarray(array if array.ndim == 3 else array.astype(np.int32))
-    size = (_LARGEST, round(height * _LARGEST / width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(small.astype(np.float32) if array.ndim == 2 else small, size, interpolation=kind).astype(array.dtype)

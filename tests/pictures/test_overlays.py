@@ -117,3 +117,14 @@ def test_nameless_classes_are_refused():
         pictures.predictions(random_images(1), np.full((1, 32, 48), 5), np.zeros((1, 32, 48), int), ["a", "b"])
     with pytest.raises(ValueError, match=r"classes \[5\] occur, but only 2 names"):
         pictures.overlay(random_images(1)[0], np.full((32, 48), 5), ["a", "b"])
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1), (3, 900)])
+def test_images_of_one_row_or_column_are_shown(size):
+    """An evaluation draws its worst image, whatever its shape."""
+    image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    for drawn in (
+        overlays.predictions(image[None], label[None], label[None], ("a", "b"), captions=["a name"]),
+        overlays.overlay(image, label, ("a", "b"), caption="a name"),
+    ):
+        assert drawn.shape[0] < 5200 and 100 <= drawn.shape[1] < 6000
