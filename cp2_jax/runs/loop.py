@@ -60,7 +60,7 @@ def fit(
     Raises:
       NonFiniteLoss: nothing is saved from the step at fault on.
       Preempted: after SIGTERM or SIGINT, once the state is saved. A second SIGINT interrupts at once.
-      RuntimeError: if the batches end too early.
+      RuntimeError: if the batches end too early. As after any error of the input, a single process saves its state first.
     """
     training = _Training(state, writer, checkpoints, meta, MetricsLog(writer, samples_per_step, extra_metrics))
     if training.number < total_steps:
@@ -85,10 +85,9 @@ def _saves_finished(checkpoints: Checkpoints) -> Iterator[None]:
     """Finish a save that has begun before an error that is raised inside goes on; see `Checkpoints.settle`."""
     try:
         yield
-    except CheckpointError:
-        raise
     except BaseException as error:
-        checkpoints.settle(error)
+        if not isinstance(error, CheckpointError):
+            checkpoints.settle(error)
         raise
 
 
@@ -97,8 +96,7 @@ class _Training:
 
     def __init__(self, state: Any, writer: Writer, checkpoints: Checkpoints, meta: dict, log: MetricsLog):
         self.state, self.number = state, int(state.step)
-        self._writer, self._checkpoints, self._meta, self._log = writer, checkpoints, meta, log
-        self._unread = None
+        self._writer, self._checkpoints, self._meta, self._log, self._unread = writer, checkpoints, meta, log, None
 
     def advance(self, step: Callable, batches: Iterator, log_every: int, stop_requested: Callable[[int], bool]) -> bool:
         """Dispatch a step, then look at the one before; False if a signal broke the input."""
@@ -108,6 +106,9 @@ class _Training:
         except Exception as error:
             if stop_requested(self.number):
                 return False  # Ctrl-C reaches the processes that decode, too
+            if self._unread and jax.process_count() == 1:  # the state is good; one of several cannot save it alone
+                with contextlib.suppress(CheckpointError, NonFiniteLoss, OSError):
+                    self.save()
             if isinstance(error, StopIteration):
                 raise RuntimeError(f"the batches ended after step {self.number}, before the run did") from None
             raise

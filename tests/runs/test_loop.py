@@ -139,12 +139,17 @@ def test_a_gradient_that_is_not_finite(tmp_path):
 
 
 def test_errors_of_the_input_come_through(tmp_path):
+    run(tmp_path / "whole")
+
     def broken():
         yield batch(0)
         raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
         run(tmp_path / "broken", data=broken())
+    assert saved(tmp_path / "broken") == [1]  # what has been computed is kept, though save_every is 4
+    assert int(run(tmp_path / "broken").step) == 10
+    assert computed(tmp_path / "broken") == computed(tmp_path / "whole")
     with pytest.raises(RuntimeError, match="the batches ended after step 3, before the run did"):
         run(tmp_path / "short", data=iter([batch(0)] * 3))
 
