@@ -36,6 +36,11 @@ print(cp2_jax.__file__)
 """
 
 
+def alone():
+    """Return this process's environment without PYTHONPATH: a checkout there would count as the installed package."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Build a wheel from a copy of the checkout, install it; return the environment's `bin`."""
@@ -55,7 +60,7 @@ def installed(tmp_path_factory):
     venv.create(folder / "environment", with_pip=False)
     python = folder / "environment/bin/python"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
-    done = subprocess.run(install, capture_output=True, text=True)
+    done = subprocess.run(install, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     # The libraries are this environment's. An editable install in there does not count: it works by a `.pth` of its own.
     (packages,) = (folder / "environment").glob("lib/*/site-packages")
@@ -73,7 +78,8 @@ def elsewhere(tmp_path):
 
 
 def test_the_command_finds_its_configs_from_anywhere(installed, tmp_path):
-    done = subprocess.run([installed / "cp2", "pretrain", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    command = [installed / "cp2", "pretrain", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: cp2 pretrain" in done.stdout and "  loss.queue_size = 65536" in done.stdout
     files = {path.name for path in installed.parent.glob("lib/*/site-packages/cp2_jax*/**/*")}

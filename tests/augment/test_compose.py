@@ -274,10 +274,14 @@ def test_from_config_names_missing_and_unknown_fields():
         ("mask_area", (0.5, 1.0)),
         ("mask_area", (0.0, 0.5)),
         ("mask_aspect", (0.8,)),
-        ("mean", (0.5,)),
-        ("std", (0.2, 0.0, 0.2)),
     ],
 )
 def test_bad_options_are_named(field, value):
     with pytest.raises(ConfigError, match=f"augment.{field} is .*must be"):
+        AugmentOptions(**{field: value})
+
+
+@pytest.mark.parametrize("field, value", [("mean", (0.5,)), ("std", (0.2, 0.0, 0.2))])
+def test_bad_statistics_are_named_by_the_models_key(field, value):
+    with pytest.raises(ConfigError, match=f"^model.{field}=.*: give three numbers"):
         AugmentOptions(**{field: value})
