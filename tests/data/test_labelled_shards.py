@@ -125,6 +125,21 @@ def test_bad_pairs_name_the_member(tmp_path, pairs):
         open_examples(data, "").load(0)
 
 
+def test_no_pair_counts_twice_and_no_mask_is_left_out_in_silence(tmp_path, pairs, said):
+    image, mask = pairs["one"]
+    write_tar(tmp_path / "a.tar", {"images/x.jpg": image, "labels/x.png": mask, "labels/y.png": mask})
+    write_tar(tmp_path / "b.tar", {"x.jpg": image, "x.png": mask, "y.png": mask})
+    table = pa.table({"image": [image], "mask": [mask]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert len(open_examples(config(tmp_path, "tar"), "a.tar")) == 1
+    assert f"1 masks of {tmp_path}/a.tar have no image and are not used, such as labels/y.png" in said.text
+    with pytest.raises(SegmentationError, match="b.tar/y.png is alone: there is no image, or no mask, of the same name"):
+        open_examples(config(tmp_path, "tar"), "b.tar")
+    for source, pattern in (("tar", "{a,a}.tar"), ("parquet", "{c,c}.parquet")):
+        with pytest.raises(SegmentationError, match=rf"/\w\.{source} is given 2 times; name it once"):
+            open_examples(config(tmp_path, source, image_column="image", mask_column="mask"), pattern)
+
+
 def test_an_unknown_source_is_refused(tmp_path):
     with pytest.raises(SegmentationError, match="'lmdb'; it must be one of folder, tfds, tar, parquet"):
         open_examples(config(tmp_path, "lmdb"), "train")

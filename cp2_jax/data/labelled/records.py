@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cp2_jax.data import files, parquet, tar
+from cp2_jax.data import files, notices, parquet, tar
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.data.images.sources import TfdsSource
@@ -107,6 +108,13 @@ class TarPairs:
         return header_size(_mask_of(self.masks.read, index), self.places(index)[1], turn)
 
 
+def _refuse_twice(given: Sequence[AnyPath]) -> None:
+    """Refuse a file that is given twice: its images would count twice in a score."""
+    for path, count in collections.Counter(map(str, given)).items():
+        if count > 1:
+            raise SegmentationError(f"{path} is given {count} times; name it once (data.path, data.split)")
+
+
 def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str, str]) -> TarPairs:
     """Match images and masks that lie in the same tar file, by name.
 
@@ -118,10 +126,12 @@ def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str,
       layout: `images`, `labels`, `image_suffix`, `label_suffix`; see `pairs.match_pairs`.
 
     Raises:
-      SegmentationError: for an image without a mask, or two members that only differ in their extension, naming the file.
+      SegmentationError: for an image without a mask, or two members that only differ in their extension, naming the file;
+        for a shard that is given twice.
       SourceError: see `tar.open_members`.
     """
     members = tar.open_members(path)
+    _refuse_twice(members.shards)
     names = members.all_names()
     images, masks, common = [], [], []
     of_shards = np.split(np.arange(len(members)), np.flatnonzero(np.diff(members.shard)) + 1)
@@ -133,9 +143,13 @@ def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str,
             continue
         shard = members.shards[members.shard[numbers[0]]]
         found, labels = _in_shard(shard, list(inside), layout)
+        if alone := [str(mask) for name, mask in labels.items() if name not in found]:
+            notices.say_once(f"{len(alone)} masks of {shard} have no image and are not used, such as {alone[0]}", "alone")
         for name, image in found.items():
             if name not in labels:
                 wanted = f"{name}{layout['label_suffix']}.png"
+                if str(image) == wanted:  # a PNG alone may be either
+                    raise SegmentationError(f"{shard}/{image} is alone: there is no image, or no mask, of the same name")
                 raise SegmentationError(f"image {shard}/{image} has no mask: there is no member {wanted} for it")
             images.append(inside[str(image)])
             masks.append(inside[str(labels[name])])
@@ -204,10 +218,11 @@ def open_parquet_pairs(path: str | os.PathLike | Sequence[str], image_column: st
       path: see `shards.find_files`.
 
     Raises:
-      SegmentationError: if there are no rows.
+      SegmentationError: if there are no rows, or a file is given twice.
       SourceError: see `parquet.open_column`.
     """
     images = parquet.open_column(path, image_column, "data.image_column")
     if not len(images):
         raise SegmentationError(f"{images.files[0]} has no rows; set data.path and data.split to Parquet files with images")
+    _refuse_twice(images.files)
     return ParquetPairs(images, parquet.open_column(path, mask_column, "data.mask_column"))
