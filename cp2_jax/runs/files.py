@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from cp2_jax.options import ConfigError
 from cp2_jax.paths import AnyPath, BucketPath, at
 
 _REASONS = {
@@ -30,10 +31,16 @@ def expand(path: str | os.PathLike | AnyPath) -> AnyPath:
     """Return a path that was typed as an absolute one, with the home directory in place of `~`; or one in a bucket.
 
     Raises:
-      ConfigError: see `paths.at`.
+      ConfigError: see `paths.at`; or the path is no text, which the library that writes checkpoints needs.
     """
     path = at(path)
-    return path if isinstance(path, BucketPath) else pathlib.Path(os.path.abspath(path))
+    if isinstance(path, BucketPath):
+        return path
+    absolute = os.path.abspath(path)
+    if "\0" in absolute or any("\udc80" <= letter <= "\udcff" for letter in absolute):
+        shown = absolute.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+        raise ConfigError(f"{shown}: a path of a run or a checkpoint has to be UTF-8 text; use another name")
+    return pathlib.Path(absolute)
 
 
 def reason(error: BaseException | str) -> str | None:

@@ -137,6 +137,13 @@ def test_a_work_directory_that_is_a_file_or_cannot_be_made(finished, tmp_path):
             run.train(tiny(finished / "images"), tmp_path / place)
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "a\0b"])
+def test_a_work_directory_whose_name_is_no_text(finished, tmp_path, name):
+    """The first checkpoint would fail, after hours."""
+    with pytest.raises(ConfigError, match="has to be UTF-8 text; use another name"):
+        run.train(tiny(finished / "images"), tmp_path / name)
+
+
 @pytest.mark.parametrize("left", ['{"seed": ', "", "[]", "{}", None])
 def test_a_config_that_was_broken_off_is_that_of_the_checkpoint(complete, left, caplog):
     path = complete / "run" / "config.json"
