@@ -112,6 +112,17 @@ def normalize(
     return inputs.normalize(jnp.transpose(planes, (0, 2, 3, 1)), options.mean, options.std).astype(dtype)
 
 
+def _check(key: Array, foreground: Array, background: Array) -> None:
+    """Refuse what `compose_pairs` does not take."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError("the key must be of the new kind: jax.random.key(seed), not jax.random.PRNGKey(seed)")
+    shape = foreground.shape
+    if shape != background.shape or len(shape) != 5 or shape[1] != 2 or shape[4] != 3:
+        raise ValueError(f"foreground {shape} and background {background.shape} must both be [batch, 2, height, width, 3]")
+    if foreground.dtype != jnp.uint8 or background.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8, not {foreground.dtype} and {background.dtype}")
+
+
 def compose_pairs(
     key: Key[Array, ""],
     foreground: UInt8[Array, "batch 2 height width 3"],
@@ -131,14 +142,11 @@ def compose_pairs(
       dtype: of the images of the result. They are rounded before they are pasted: fewer bytes, the same bits as after.
 
     Raises:
-      ValueError: if that is lacking, or if the images are not uint8 of one shape [batch, 2, height, width, 3].
+      ValueError: if that is lacking, if the images are not uint8 of one shape [batch, 2, height, width, 3], or the key is
+        none of `jax.random.key`.
     """
-    shape = foreground.shape
-    if shape != background.shape or len(shape) != 5 or shape[1] != 2 or shape[4] != 3:
-        raise ValueError(f"foreground {shape} and background {background.shape} must both be [batch, 2, height, width, 3]")
-    if foreground.dtype != jnp.uint8 or background.dtype != jnp.uint8:
-        raise ValueError(f"images must be uint8, not {foreground.dtype} and {background.dtype}")
-    batch, _, height, width, _ = shape
+    _check(key, foreground, background)
+    batch, _, height, width, _ = foreground.shape
     rows = rngs.per_sample(key, batch)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
 

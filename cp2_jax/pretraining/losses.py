@@ -208,8 +208,8 @@ def cp2_loss(
     """Total loss, L = L_ins + alpha L_dense (equation 5), averaged over the batch.
 
     Args:
-      query, key: the model's outputs, not yet normalised.
-      mask_query, mask_key: foreground masks at the features' resolution.
+      query, key: the model's outputs, not yet normalised; `key` from outside of what is differentiated.
+      mask_query, mask_key: foreground masks at the features' resolution (`compose.feature_mask`), 1 = foreground.
       queue: the memory bank.
       temperature_instance, temperature_dense, alpha: 0.2, 1 and 0.2 in the paper.
       alpha_instance: weight of the instance loss; 0 gives the ablation "dense loss only" (Table 6).
@@ -219,25 +219,25 @@ def cp2_loss(
     Returns:
       Scalars. An empty mask adds 0 to both losses, a full one adds 0 to the dense loss; both are counted in `skipped`,
       a full one only where the dense loss has a weight (without it, full masks are what was asked for).
+
+    Raises:
+      ValueError: shapes that do not fit; outside `jax.jit`, where values are known, also a mask above 1.
     """
+    _check(query, key, (mask_query, mask_key), queue)
     query, key = l2_normalize(query), l2_normalize(key)
     pooled_query, pooled_key = masked_pool(query, mask_query), masked_pool(key, mask_key)
     instance = instance_loss(pooled_query, pooled_key, queue, temperature=temperature_instance, filled=filled)
-    batch, channels = query.shape[0], query.shape[-1]
     dense = dense_loss(
-        query.reshape(batch, -1, channels),
-        key.reshape(batch, -1, channels),
-        mask_query.reshape(batch, -1),
-        mask_key.reshape(batch, -1),
+        *(features.reshape(len(features), -1, features.shape[-1]) for features in (query, key)),
+        *(mask.reshape(len(mask), -1) for mask in (mask_query, mask_key)),
         temperature=temperature_dense,
         axis=dense_axis,
         skip_full=skip_full_masks,
     )
     present = (jnp.sum(mask_query, axis=(1, 2)) > 0) & (jnp.sum(mask_key, axis=(1, 2)) > 0)
     loss_instance = jnp.mean(jnp.where(present, instance.loss, 0))
-    loss_dense = jnp.mean(dense.loss)
+    loss_dense, dtype = jnp.mean(dense.loss), loss_instance.dtype
     usable = present & dense.valid if alpha else present
-    dtype = loss_instance.dtype
     return Cp2Loss(
         loss=alpha_instance * loss_instance + alpha * loss_dense,
         loss_instance=loss_instance,
@@ -249,3 +249,22 @@ def cp2_loss(
         pooled_query=pooled_query,
         pooled_key=pooled_key,
     )
+
+
+def _check(query: Array, key: Array, masks: tuple[Array, Array], queue: Array) -> None:
+    """Refuse what has other shapes than `cp2_loss` takes, with what to do."""
+    for name, features, mask in (("query", query, masks[0]), ("key", key, masks[1])):
+        if features.ndim != 4:
+            raise ValueError(f"{name} of shape {features.shape}: features [batch, height, width, channels] are needed")
+        if mask.shape != features.shape[:3]:
+            raise ValueError(
+                f"mask_{name} of shape {mask.shape} does not fit features {features.shape} of [batch, height, width, "
+                "channels]: `augment.compose.feature_mask` brings a mask of an image to their resolution"
+            )
+        if not isinstance(mask, jax.core.Tracer) and mask.size and float(mask.max()) > 1:
+            raise ValueError(f"mask_{name} has values up to {float(mask.max()):g}: 1 is foreground, 0 background")
+    if queue.ndim != 3 or queue.shape[-1] != query.shape[-1]:
+        raise ValueError(
+            f"queue of shape {queue.shape}: [rows, row_size, channels] is needed, with the features' {query.shape[-1]} "
+            "channels (`memory_bank.init`); of keys [size, channels] take queue[None]"
+        )

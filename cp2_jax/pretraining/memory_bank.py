@@ -34,7 +34,12 @@ def enqueue(
     Args:
       keys: k+ of the batch, l2-normalised; no gradient is wanted through them.
       step: number of finished steps before this one.
+
+    Raises:
+      ValueError: the keys do not fill a row, as those of a smaller last batch.
     """
+    if keys.shape != queue.shape[1:]:
+        raise ValueError(f"keys of shape {keys.shape} do not fill a row of the queue {queue.shape}: take whole batches")
     return jax.lax.dynamic_update_index_in_dim(queue, keys.astype(queue.dtype), step % queue.shape[0], axis=0)
 
 
