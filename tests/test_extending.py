@@ -1,6 +1,7 @@
 """docs/extending.md, done: a mask, an optimiser, a checkpoint format. (Networks: models/test_new_network.py; sources of
-images: data/test_sources.py.)"""
+images: data/test_options.py.)"""
 
+import inspect
 import re
 
 import jax
@@ -37,13 +38,16 @@ def config_with(**changes):
     return config
 
 
-def left_half(key, height, width, law):
-    return jnp.broadcast_to(jnp.arange(width) < width // 2, (height, width)).astype(jnp.float32)
+def left_part(key, height, width, law):
+    share = jax.random.uniform(key, (), jnp.float32, *law.area)
+    return jnp.broadcast_to(jnp.arange(width) < share * width, (height, width)).astype(jnp.float32)
 
 
 def test_a_new_mask(monkeypatch):
-    monkeypatch.setitem(masks.MASKS, "left_half", left_half)
-    options = compose.AugmentOptions.from_config(config_with(augment__mask="left_half", augment__flip=0.0))
+    assert inspect.getsource(left_part) in (ROOT / "docs/extending.md").read_text()
+    monkeypatch.setitem(masks.MASKS, "left_part", left_part)
+    config = config_with(augment__mask="left_part", augment__mask_area=(0.5, 0.5), augment__flip=0.0)
+    options = compose.AugmentOptions.from_config(config)
     foreground, background = jnp.zeros((2, 2, 32, 32, 3), jnp.uint8), jnp.full((2, 2, 32, 32, 3), 255, jnp.uint8)
     pair = jax.jit(compose.compose_pairs, static_argnums=3)(rngs.key(0, "augment"), foreground, background, options)
     np.testing.assert_array_equal(pair.mask_query, np.broadcast_to(np.arange(32) < 16, (2, 32, 32)))

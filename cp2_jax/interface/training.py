@@ -247,7 +247,11 @@ def _take(config: ConfigDict, theirs: Mapping, explicit: Collection[str], source
     kept = {"backbone", "mean", "std", *BACKBONES}
     if config.init.head == "checkpoint":
         kept |= {"head", *HEADS}
-    stated = {key: value for key, value in theirs.items() if key in kept and key in config.model}
+    stated = {key: value for key, value in theirs.items() if key in kept}
+    parts = (stated.get("backbone"), stated.get("head"))
+    with config.unlocked():  # the configs have no section of a backbone or head that was added
+        config.model.update({part: theirs[part] for part in parts if part in theirs and part not in config.model})
+    stated = {key: value for key, value in stated.items() if key in config.model}
     before = flatten(config.model)
     wanted = {key: _plain(value) for key, value in flatten(stated).items() if key in before}
     if wanted.get("backbone", config.model.backbone) != config.model.backbone and "model.backbone" not in explicit:
@@ -273,11 +277,12 @@ def _plain(value: Any) -> Any:
 
 def _other_backbone(config: ConfigDict, backbone: str, explicit: Collection[str]) -> None:
     """Take the optimiser that the paper has for this backbone."""
-    variants = {"vit": "vit", "resnet": "r50"}
-    like = config_files.load(f"{'pretrain' if config.kind == 'pretrain' else 'finetune_voc'}:{variants[backbone]}")
+    pretraining, described = config.kind == "pretrain", BACKBONES[backbone]
+    like = config_files.load("pretrain" if pretraining else "finetune_voc").optimizer
+    like.update(described.pretrain_optimizer if pretraining else described.finetune_optimizer)
     open_ = {key for key, value in config.optimizer.items() if value == sizes.OPEN}  # chosen later, by the backbone
     kept = open_ | {key.removeprefix("optimizer.") for key in explicit if key.startswith("optimizer.")}
-    config.optimizer.update({key: value for key, value in like.optimizer.items() if key not in kept})
+    config.optimizer.update({key: value for key, value in like.items() if key not in kept})
 
 
 def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | None, kind: str) -> ConfigDict:

@@ -133,7 +133,7 @@ def describe_model(config: ConfigDict) -> str:
     """Return the model in a few words, such as "resnet-50, aspp"."""
     backbone = config.model.get(config.model.backbone, {})
     size = backbone.get("depth", "") if config.model.backbone == "resnet" else backbone.get("width", "")
-    return f"{config.model.backbone}-{size}, {config.model.head}"
+    return f"{config.model.backbone}{f'-{size}' if size else ''}, {config.model.head}"
 
 
 def as_plain(config: ConfigDict) -> dict:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import cp2_jax
 from configs import finetune_voc, pretrain_r50_aspp
 from cp2_jax.convert.fitting import fit
+from cp2_jax.interface import training
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS
 from cp2_jax.models.interface import Head, Masking
@@ -18,7 +19,7 @@ from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
 from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
-from cp2_jax.runs import checkpoints, mesh
+from cp2_jax.runs import checkpoints, mesh, settings
 from cp2_jax.segmentation import evaluation, predictor
 from cp2_jax.segmentation import options as finetune_options
 from cp2_jax.segmentation import step as finetune_step
@@ -108,6 +109,15 @@ def test_finetuning_starts_from_it_and_takes_a_step(pretrained, one_device):
     config.model.toy.channels = 8
     with pytest.raises(checkpoints.CheckpointError, match=r"config.model.toy.channels=6 \(is 8\)"):
         fit(variables, meta, config.model, image_size=16)
+
+
+def test_a_config_follows_it_though_it_has_no_such_section(pretrained, tmp_path):
+    path, _, _ = pretrained
+    config = training.finetuning_config("labelled", tmp_path / "run", checkpoint=path)
+    assert (config.model.backbone, config.model.head) == ("toy", "context") and config.model.toy.channels == 6
+    asked = toy_backbone.BACKBONE.finetune_optimizer["learning_rate"]
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("sgd", asked)
+    assert settings.describe_model(config) == "toy, context"
 
 
 class Memory:

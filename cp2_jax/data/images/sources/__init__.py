@@ -3,7 +3,7 @@
 A source is any object with `len(source)`, `source[index]` (the encoded bytes of an image, or `UnreadableImage`) and
 `source.name(index)` (where it is to be found, for messages), that pickles and always has its images in the same order. All
 that pretraining promises (the order, exact resumption, replacement of images that cannot be read) follows from this. To add
-one: write it in a file of its own here and give it a line in `SOURCES` (`tests/data/test_sources.py` does so).
+one: write it in a file of its own here and give it a line in `SOURCES` (`tests/data/test_options.py` does so).
 """
 
 from __future__ import annotations
