@@ -132,7 +132,8 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path):
         assert "as before" not in (tmp_path / "sizes.txt").read_text()
         (tmp_path / "checkpoints" / "7").mkdir(parents=True, exist_ok=True)
     (tmp_path / "config.json").write_text("{")
-    assert open_sizes.earlier(tmp_path) == {}
+    with pytest.raises(ConfigError, match="config.json is no config of a training"):
+        open_sizes.earlier(tmp_path)
 
 
 def test_no_images_and_no_learning_rate():
