@@ -60,7 +60,10 @@ class Board:
         self._records.flush()
 
     def _begin(self) -> None:
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads files in the order of their names: also where the clock was put back, the newest is the last.
+        there = (path.name.split(".")[3] for path in self._folder.glob("events.out.tfevents.*"))
+        stamp = max([time.time_ns(), *(int(number) + 1 for number in there if number.isdecimal())])
+        name = f"events.out.tfevents.{stamp}.{socket.gethostname()}.{os.getpid()}"
         self._records, self._length = RecordWriter(str(self._folder / name)), 0
         self._write(file_version="brain.Event:2")
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,7 +97,7 @@ class _Lock:
         holder = _read(self._file)
         here = holder.get("host") == socket.gethostname()
         gone = here and (locked or not _runs(holder.get("process")))
-        if holder and not gone and _alive(self._file, patience):
+        if holder and not gone and _alive(self._path, self._file, patience):
             raise Busy(_message(self._path.parent, holder))
         mine = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(self._file, 0)
@@ -135,10 +136,12 @@ def _runs(process: object) -> bool:
     return True
 
 
-def _alive(file: int, patience: float) -> bool:
+def _alive(path: pathlib.Path, file: int, patience: float) -> bool:
     """Say whether the process that holds it touches the file; clocks of hosts may differ, so only changes count."""
     first = os.fstat(file).st_mtime
-    if time.time() - first > 10 * max(patience, _BEAT):
+    with tempfile.TemporaryFile(dir=path.parent, prefix=".lock_") as new:  # has the time of the clock that the lock has
+        now = os.fstat(new.fileno()).st_mtime
+    if now - first > 10 * max(patience, _BEAT):
         return False
     end = time.monotonic() + patience
     while time.monotonic() < end:

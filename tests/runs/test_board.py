@@ -8,6 +8,7 @@ import pytest
 from helpers.tensorboard import events
 from tensorboardX.proto import event_pb2
 
+from cp2_jax.runs import board as board_module
 from cp2_jax.runs import files
 from cp2_jax.runs.board import Board
 from cp2_jax.runs.writers import Writer
@@ -35,6 +36,13 @@ def test_two_of_one_second_do_not_overwrite_each_other(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     last = [event for event in events(tmp_path) if event.HasField("session_log")]
     assert [(event.step, event.session_log.status) for event in last] == [(8, event_pb2.SessionLog.START)]
+
+
+def test_files_stay_in_order_when_the_clock_is_put_back(tmp_path, monkeypatch):
+    for now in (2_000_000_000 * 10**9, 10**9):
+        monkeypatch.setattr(board_module.time, "time_ns", lambda now=now: now)
+        Board(tmp_path, None if now > 10**9 else 8).close()
+    assert [event.step for event in events(tmp_path)] == [0, 0, 8]  # the second file, with its start at 8, is the last
 
 
 def test_it_is_on_disk_while_the_run_goes_on(tmp_path):

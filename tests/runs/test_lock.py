@@ -60,8 +60,11 @@ def elsewhere(tmp_path):
     return path
 
 
-def test_another_hosts_lock_holds_while_it_shows_signs_of_life(tmp_path):
-    path, stop = elsewhere(tmp_path), threading.Event()
+@pytest.mark.parametrize("ahead", [0, 10**6, -(10**6)])
+def test_another_hosts_lock_holds_while_it_shows_signs_of_life(tmp_path, monkeypatch, ahead):
+    """However wrong the clock of this host is."""
+    path, stop, clock = elsewhere(tmp_path), threading.Event(), time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead)
 
     def beat():
         while not stop.wait(0.05):
