@@ -102,7 +102,10 @@ def load(name: str) -> ConfigDict:
     if colon and not inspect.signature(get_config).parameters:
         raise ConfigError(f"{name}: {file} has no variants; leave out :{text}")
     try:
-        return get_config(*[text] * bool(colon)).lock()
+        config = get_config(*[text] * bool(colon))
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(f"get_config gives a {type(config).__name__}, not an ml_collections.ConfigDict")
+        return config.lock()
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     except Exception as error:

@@ -30,6 +30,8 @@ _PATIENCE_OF_THE_STOPPED = 600
 EXTRAS = {"jax2onnx": "onnx", "onnxruntime": "onnx", "pyarrow": "parquet", "libtpu": "tpu"}
 EXTRAS |= {"mlflow": "mlflow", "wandb": "wandb"}
 
+_COMPLETE = "let get_config begin with that of cp2_jax.configs.pretrain or finetune_voc, which have all keys"
+
 
 class UsageError(Exception):
     """What was typed cannot be taken; the message says what can."""
@@ -97,9 +99,19 @@ def explain(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return f"error: {what}", ERROR
+    if isinstance(error, KeyError | AttributeError) and _of_a_config(error):
+        return f"error: the config lacks a key that is needed: {_first_line(error).strip(chr(34))}; {_COMPLETE}", USAGE
     if name == "JaxRuntimeError":
         return _of_the_runtime(error)
     return None, ERROR
+
+
+def _of_a_config(error: Exception) -> bool:
+    """Say whether an error is that of a ConfigDict which was asked for a key that it has not."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith("ml_collections.")
 
 
 def missing(module: str | None) -> str:

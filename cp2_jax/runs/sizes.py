@@ -83,7 +83,7 @@ def this_machine() -> Machine:
 def is_open(config: ConfigDict, keys: tuple[str, ...]) -> bool:
     """Say whether a config leaves one of these keys open."""
     flat = flatten(config)
-    return any(flat[key] == OPEN for key in keys)
+    return any(flat.get(key) == OPEN for key in keys)
 
 
 def fixed(config: ConfigDict, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import tomllib
 import jax
 import pytest
 from helpers.paths import ROOT
+from ml_collections import ConfigDict
 
 from cp2_jax.cli import errors
 from cp2_jax.data.images.decoding import UnreadableImage
@@ -51,6 +52,14 @@ def end(capsys, error):
 )
 def test_a_users_errors_are_one_line(capsys, error, status, line):
     assert end(capsys, error) == (status, f"{line}\n")
+
+
+@pytest.mark.parametrize("ask", [lambda config: config["keep"], lambda config: config.keep])
+def test_a_config_that_lacks_a_key_is_named(capsys, ask):
+    """A user's own config may be of an earlier version, and complete only for that."""
+    assert errors.guarded(lambda: ask(ConfigDict({"steps": 3}))) == errors.USAGE
+    line = capsys.readouterr().err
+    assert line.startswith("error: the config lacks a key that is needed: 'keep'") and line.count("\n") == 1
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(capsys):
