@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from helpers import tiny
@@ -19,10 +20,11 @@ from cp2_jax.models import measured
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """Gives a benchmark's module; they import each other by name, as scripts of one folder do."""
+    """Gives a benchmark's module; they import each other by name, as scripts of one folder do, and set variables."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     known = set(sys.modules)
-    yield importlib.import_module
+    with mock.patch.dict(os.environ):
+        yield importlib.import_module
     for name in set(sys.modules) - known:
         if getattr(sys.modules[name], "__file__", None) and "benchmarks" in str(sys.modules[name].__file__):
             del sys.modules[name]
