@@ -43,6 +43,11 @@ def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of im
     Raises:
       SourceError: saying which it is.
     """
+    if path and not isinstance(path, str | os.PathLike):
+        raise SourceError(
+            f"a {type(path).__name__} was given, where {wanted} is wanted; to take some of its files, name them in a text "
+            "file, a path on each line, and set data.list"
+        )
     if path and is_model(path):
         raise SourceError(f"{path} is {kind_of(path)}, where {wanted} is wanted")
 

@@ -92,7 +92,7 @@ def check(config: ConfigDict, name: str, prefix: str = "") -> None:
 
 
 def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
-    """Change values of a config in place.
+    """Change values of a config in place. `epochs` without `steps` also sets `steps` to 0, so that the epochs count.
 
     Args:
       config: with the keys to change.
@@ -116,11 +116,12 @@ def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
         except (TypeError, ValueError) as error:
             kind = type(now).__name__
             raise ConfigError(f"{name}={value!r}: {name} takes {_EXPECTED.get(kind, kind)}") from error
+    _count_epochs(config, flatten(changes))
     expand_user(config)
 
 
 def parse(config: ConfigDict, typed: Sequence[tuple[str, str]]) -> None:
-    """Change values of a config in place to what was typed.
+    """Change values of a config in place to what was typed; `epochs` as in `update`.
 
     Args:
       config: with the keys to change.
@@ -141,7 +142,14 @@ def parse(config: ConfigDict, typed: Sequence[tuple[str, str]]) -> None:
         except Exception as error:  # absl's own, and what the conversion raises
             kind = type(_lookup(config, name)).__name__
             raise ConfigError(f"--config.{name}={text}: {name} takes {_EXPECTED.get(kind, kind)}") from error
+    _count_epochs(config, dict(typed))
     expand_user(config)
+
+
+def _count_epochs(config: ConfigDict, asked: Mapping[str, Any]) -> None:
+    """Let `epochs` that are asked for count, where the config's own length is in steps, which go before epochs."""
+    if "epochs" in asked and "steps" not in asked and config.epochs > 0:
+        config.steps = 0
 
 
 def expand_user(config: ConfigDict) -> None:

@@ -54,8 +54,7 @@ def train(
     check_kind(config, "finetune")
     examples = open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
     if reasons := sizes.settle(config, len(examples), open_sizes.this_machine(), workdir):
-        text = f"sizes    batch {config.batch_size}, {config.steps} steps, {config.data.workers} workers (sizes.txt: why)"
-        open_sizes.say(text, reasons, workdir)
+        open_sizes.say(sizes.line(config), reasons, workdir)
         options.check(config, jax.device_count())
     for line in warnings(len(examples), config.batch_size):
         logging.warning(line)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError
-from cp2_jax.runs import sizes
+from cp2_jax.runs import settings, sizes
 from cp2_jax.runs.sizes import Choice, Machine
 
 # The keys that a config may leave open.
@@ -27,7 +27,7 @@ CPU_BATCH = 4
 
 
 def fit_to_data(
-    num_images: int, machine: Machine, crop_bytes: float, fixed: Mapping[str, Any] | None = None
+    num_images: int, machine: Machine, crop_bytes: float, fixed: Mapping[str, Any] | None = None, epochs: float = 0
 ) -> dict[str, Choice]:
     """Choose the sizes of a finetuning.
 
@@ -43,6 +43,7 @@ def fit_to_data(
       machine: the devices.
       crop_bytes: memory that a crop takes on its device.
       fixed: values by key that are given.
+      epochs: length of the run where the given `steps` is 0.
 
     Returns:
       key of `KEYS` → what was chosen and why, for the keys that are not given.
@@ -58,6 +59,7 @@ def fit_to_data(
     steps = round(PAPER_EPOCHS * num_images / batch)
     reason = f"{PAPER_EPOCHS} epochs of {num_images:,d} images, between {LEAST_STEPS:,d} and {MOST_STEPS:,d} steps"
     total = take("steps", Choice(min(MOST_STEPS, max(LEAST_STEPS, steps)), reason))
+    total = total or int(epochs * settings.steps_per_epoch(num_images, batch))
     take("data.workers", sizes.workers(machine))
     looking = sizes.looking(total or LEAST_STEPS)
     take("log_every", looking["log_every"])
@@ -87,5 +89,11 @@ def settle(config: ConfigDict, num_images: int, machine: Machine, workdir: Any =
         return ""
     height, width = config.data.crop_size
     crop_bytes = PIXEL_BYTES * height * width * Network.from_config(config.model).dtype.itemsize / 2
-    choices = fit_to_data(num_images, machine, crop_bytes, sizes.fixed(config, KEYS))
+    choices = fit_to_data(num_images, machine, crop_bytes, sizes.fixed(config, KEYS), config.epochs)
     return sizes.fill(config, choices, sizes.earlier(workdir) if workdir else {})
+
+
+def line(config: ConfigDict) -> str:
+    """Return what is printed of the sizes of a settled config."""
+    length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
+    return f"sizes    batch {config.batch_size}, {length}, {config.data.workers} workers (sizes.txt: why)"

@@ -115,3 +115,14 @@ def test_the_class_file_beside_packed_files(tmp_path, pattern):
     config = ConfigDict({"data": data | {"class_names": (), "class_colors": ()}, "model": {"num_classes": 0}})
     classes.resolve(config)
     assert config.data.class_names == ("sky", "road") and config.model.num_classes == 2
+
+
+def test_names_of_classes_without_a_file(tmp_path):
+    data = {"path": str(tmp_path), "classes": "classes.txt", "class_names": ("sky", "road"), "class_colors": ()}
+    config = ConfigDict({"data": data | {"num_classes": 0}, "model": {"num_classes": 0}})
+    classes.resolve(config)
+    assert config.data.num_classes == config.model.num_classes == 2
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    config.data.num_classes = 0
+    classes.resolve(config)
+    assert config.data.class_names == ("sky", "road", "car")

@@ -168,6 +168,8 @@ def test_keys_and_models_that_cannot_be(tmp_path):
         cp2_jax.finetune("photos", tmp_path / "a", config="pretrain:vit")
     with pytest.raises(ConfigError, match=r"data.crop_sizes: there is no such key \(did you mean data.crop_size\?\)"):
         cp2_jax.finetune("photos", tmp_path / "a", data={"crop_sizes": (3, 3)})
+    with pytest.raises(SourceError, match="a list was given, where a folder of images is wanted; .* set data.list"):
+        cp2_jax.pretrain(["a.jpg", "b.jpg"], tmp_path / "a")
     with pytest.raises(SourceError, match="photos does not exist"):
         cp2_jax.pretrain("photos", tmp_path / "a")
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from cp2_jax import config_files
 from cp2_jax.data.labelled import classes
+from cp2_jax.interface import overrides
 from cp2_jax.options import ConfigError
+from cp2_jax.runs import settings
 from cp2_jax.runs import sizes as open_sizes
 from cp2_jax.runs.sizes import Machine
 from cp2_jax.segmentation import options, run, sizes
@@ -52,6 +54,19 @@ def test_a_value_that_is_given_stays():
     assert sizes.settle(config, 500, GPU) and config.steps == 100 and config.eval_every == 10 and config.save_every == 25
     with pytest.raises(ConfigError, match="no labelled images"):
         sizes.fit_to_data(0, GPU, CROP)
+
+
+def test_epochs_that_are_asked_for_count():
+    for name in ("finetune_folder:small", "finetune_voc"):  # steps that are open, and 40,000 steps
+        config = config_files.load(name)
+        overrides.update(config, {"epochs": 10, "batch_size": 4})
+        sizes.settle(config, 40, GPU)
+        assert (config.steps, settings.total_steps(config, 40)) == (0, 100), name
+    config = config_files.load("finetune_folder:small")
+    overrides.parse(config, [("epochs", "10"), ("batch_size", "4")])
+    assert sizes.settle(config, 40, GPU) and config.eval_every == 10
+    overrides.update(config, {"steps": 7, "epochs": 10})
+    assert settings.total_steps(config, 40) == 7
 
 
 def test_training_settles_its_config(tmp_path, monkeypatch, capsys):

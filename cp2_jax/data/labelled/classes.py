@@ -93,7 +93,8 @@ def _without_numbers(names: list[str], path: str) -> list[str]:
 def resolve(config: ConfigDict) -> None:
     """Take names, colours and number of classes from the file `data.classes`, if a finetuning config names one.
 
-    The file is looked for as given, then below `data.path`, or beside the packed files that it names. A resolved config
+    The file is looked for as given, then below `data.path`, or beside the packed files that it names. Where it is not,
+    `data.class_names` counts. A resolved config
     says everything itself, so that a checkpoint's needs the file no more.
 
     Raises:
@@ -110,6 +111,9 @@ def resolve(config: ConfigDict) -> None:
         raise SegmentationError(f"data.path={root} is {'a file, not a folder' if root.exists() else 'not there'}")
     places = [files.place(data.classes), root / data.classes]
     path = next((place for place in places if place.is_file()), None)
+    if path is None and data.class_names:
+        data.num_classes = config.model.num_classes = len(data.class_names)
+        return
     if path is None:
         raise SegmentationError(
             f"no file {places[-1]}: write one, with the name of a class on each line in the order of the mask values, or "
