@@ -86,7 +86,8 @@ def refuse_secrets(text: str, key: str = "this path") -> None:
 
 @contextlib.contextmanager
 def save_as(path: str | os.PathLike | BucketPath) -> Iterator[pathlib.Path]:
-    """Give a local file to write; when that went well, it is put to its place in one piece.
+    """Give a local file to write, which is there and empty: what cannot be written is known before it is computed. When all
+    went well, it is put to its place in one piece.
 
     Args:
       path: its place; the folder is made if absent.
@@ -103,10 +104,16 @@ def save_as(path: str | os.PathLike | BucketPath) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        unfinished.touch()
         yield unfinished
         unfinished.replace(path)
+    except OSError as error:
+        if error.filename in (unfinished, str(unfinished)):
+            error.filename = str(path)
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Paths in buckets against servers of both kinds, which also answer badly."""
 
+import os
 import pickle
 import re
 import time
@@ -57,6 +58,15 @@ def test_a_file_for_libraries_that_write_local_ones(bucket, tmp_path):
             file.write_bytes(b"half")
             raise ZeroDivisionError
         assert paths.at(place).read_bytes() == b"done" and [path.name for path in place.parent.iterdir()] == ["out.bin"]
+
+
+def test_a_file_that_cannot_be_written_is_known_at_once_and_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.chmod(tmp_path / "folder", 0o500)
+    place = "/proc/self/out.npz" if os.geteuid() == 0 else tmp_path / "folder" / "out.npz"  # root may write into any folder
+    with pytest.raises(OSError) as found, paths.save_as(place):
+        pytest.fail("hours of work would be lost")
+    assert found.value.filename == str(place)
 
 
 @pytest.mark.parametrize("act", ["503", "cut", "lost", "slow"])
