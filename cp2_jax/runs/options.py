@@ -82,7 +82,7 @@ class RunOptions:
         both = nearest_multiples(batch, math.lcm(groups, devices))
         fix = f"must be divisible by bn_groups={groups}; use {both}, or bn_groups={nearest_divisors(groups, batch)}"
         require(batch % groups == 0, "batch_size", batch, fix)
-        fix = f"must be divisible by the number of devices, {devices}; use {both}"
+        fix = f"must be divisible by the number of devices, {devices}; use {both}, or a number of devices that divides it"
         require(batch % devices == 0, "batch_size", batch, fix)
         have, want = _images(batch // groups), _images(least_images)
         fix = f"leaves {have} per group, too few for the batch norm of the {head} head; use {batch // least_images} at most"
