@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs import distributed, mesh
 from cp2_jax.runs.bucket_checkpoints import BucketCheckpoints, open_checkpoints
-from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints, first_line, read
+from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints, first_line, read, read_variables
 from cp2_jax.runs.loop import Finished
 from cp2_jax.runs.writers import Writer
 from cp2_jax.segmentation.evaluation import Evaluator
@@ -19,9 +20,10 @@ class Periodic:
     """A hook of `loop.fit`: evaluates every so many steps and after the last, and keeps the best model.
 
     The best, by mean IoU, lies in `workdir/best`, as variables that `checkpoints.read_variables` reads, with the score
-    in its meta; a resumed run goes on comparing with it (a damaged one is set aside). The pictures of each evaluation
-    replace the files of the one before, and stay in TensorBoard; the table of the last one is shown and written. With
-    `patience`, the run ends when so many evaluations in a row have found nothing better.
+    in its meta; a resumed run goes on comparing with it. (A damaged one is set aside; where the images to evaluate are
+    others, it is scored anew.) The pictures of each evaluation replace the files of the one before, and stay in
+    TensorBoard; the table of the last one is shown and written. With `patience`, the run ends when so many evaluations in
+    a row have found nothing better.
 
     Raises:
       Finished: when it is called and patience is at its end; `loop.fit` takes it.
@@ -41,6 +43,18 @@ class Periodic:
         self._workdir, self._meta, self._patience = at(workdir), meta, patience
         self._checkpoints = open_checkpoints(self._workdir / "best", keep=1)
         self.best = _best_so_far(self._checkpoints)
+        if self._checkpoints.latest_meta().get("split_digest", evaluator.split.digest) != evaluator.split.digest:
+            self._score_again()
+
+    def _score_again(self) -> None:
+        """Score the best model by the images that there are now: scores of others do not compare."""
+        logging.warning(
+            "the images to evaluate are others than those that the best model so far, of step %s, was chosen by; it is "
+            "scored anew",
+            self._checkpoints.latest_step(),
+        )
+        variables, _ = read_variables(self._workdir / "best")
+        self.best = self._evaluator(jax.device_put(variables, mesh.replicated(self._evaluator.device_mesh))).scores.mean_iou
 
     def __call__(self, number: int, state: Any) -> None:
         if number % self._every and number != self._total:
@@ -59,7 +73,8 @@ class Periodic:
         passed = number > (self._checkpoints.latest_step() or 0)
         if scores.mean_iou > self.best and finite and passed:
             self.best = scores.mean_iou
-            self._checkpoints.save(number, variables, self._meta | {"step": number, "mean_iou": self.best})
+            about = {"step": number, "mean_iou": self.best, "split_digest": self._evaluator.split.digest}
+            self._checkpoints.save(number, variables, self._meta | about)
             self._checkpoints.wait()
         reason = ended(number, self._checkpoints.latest_step() or 0, self._every, self._patience)
         if number == self._total or reason:

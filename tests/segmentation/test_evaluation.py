@@ -265,6 +265,10 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     np.testing.assert_array_equal(kept["params"]["classifier"]["conv_seg"]["bias"], [100, 0, 0])
     scores = json.loads((tmp_path / "run/scores.json").read_text())
     assert scores["step"] == 6 and scores["best_mean_iou"] == best and scores["images"] == 3
+    halves_on_disk(tmp_path, "val", 4)  # an image was added: what was the best is scored by the same images as what follows
+    other = evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
+    scored = other({"params": always(0).params, "batch_stats": state.batch_stats}).scores.mean_iou
+    assert hooks.Periodic(other, 2, 6, writer, tmp_path / "run", {"kind": "finetune"}).best == scored != best
     (tmp_path / "run/best/2/meta/metadata").write_text("{}")  # copied half, edited: the run goes on without it
     anew = hooks.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
     assert anew.best == -1 and [path.name for path in (tmp_path / "run/best").iterdir()] == ["2.damaged"]
