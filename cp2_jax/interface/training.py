@@ -205,6 +205,9 @@ def settle(config: ConfigDict, out: str | os.PathLike, explicit: Collection[str]
       ConfigError: the run has no readable config.
     """
     out = at(out)
+    if config.kind == "finetune" and "image_size" in explicit and "data.crop_size" not in explicit:
+        crop = tuple(config.data.crop_size)
+        print(f"mind: image_size is a ViT's for its positions; the crops are data.crop_size={crop}", flush=True)
     if saved := saved_config(out, warn=False):
         if saved.get("init", {}).get("checkpoint") == config.init.checkpoint != "":
             _take(config, saved["model"], explicit, str(out))

@@ -128,6 +128,19 @@ class TestBadInput:
         with pytest.raises(SegmentationError, match=r"a\.png has value 7, which is neither"):
             self.load(tmp_path)
 
+    def test_labels_that_count_from_1(self, tmp_path):
+        write_pair(tmp_path, "a", mask=np.add.outer(np.arange(12) % 5, np.zeros(16)).astype(np.uint8))
+        advice = r"reduce_zero_label\), data.label_map=\(\(0, 255\), \(1, 0\), \(2, 1\), \(3, 2\), …\)"
+        with pytest.raises(SegmentationError, match=advice):
+            self.load(tmp_path)
+
+    def test_polygons_are_told_to_be_drawn(self, tmp_path):
+        image, mask = write_pair(tmp_path, "a")
+        mask.unlink()
+        image.with_suffix(".json").write_text("{}")
+        with pytest.raises(SegmentationError, match=r"a\.png is missing \(there is a \.json of that name: polygons"):
+            self.load(tmp_path)
+
     def test_other_size(self, tmp_path):
         write_pair(tmp_path, "a", mask=np.zeros((12, 15), np.uint8))
         with pytest.raises(SegmentationError, match=r"a\.png is 15x12 but image .*a\.jpg is 16x12"):

@@ -157,6 +157,16 @@ def test_somebodys_file_is_converted_once_and_the_model_follows(tmp_path, capsys
         training.pretraining_config("photos", tmp_path / "run", checkpoint=other)
 
 
+def test_the_size_of_crops_has_another_name_in_finetuning(tmp_path, capsys):
+    config = training.finetuning_config("photos", tmp_path / "a")
+    training.settle(config, tmp_path / "a", {"image_size"})
+    assert (
+        "mind: image_size is a ViT's for its positions; the crops are data.crop_size=(512, 512)" in capsys.readouterr().out
+    )
+    training.settle(config, tmp_path / "a", {"image_size", "data.crop_size"})
+    assert not capsys.readouterr().out
+
+
 def test_keys_and_models_that_cannot_be(tmp_path):
     with pytest.raises(ConfigError, match=r"lr: there is no such key \(did you mean optimizer.learning_rate\?\)"):
         cp2_jax.pretrain("photos", tmp_path / "a", lr=0.1)

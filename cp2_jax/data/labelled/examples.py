@@ -167,11 +167,23 @@ class Examples:
         pixels = np.bincount(mask.values.ravel(), minlength=256)
         present = np.flatnonzero(pixels)
         if (unknown := present[self.table[present] < 0]).size:
-            raise SegmentationError(f"mask {mask_name} has value {_listed(unknown)}; {self.advice}")
+            raise SegmentationError(
+                f"mask {mask_name} has value {_listed(unknown)}; {self.advice}{self._from_one(unknown)}"
+            )
         if self.palettes is not None:
             if problem := self.palettes.conflict(survey.used_colors(mask, present), mask_name):
                 raise SegmentationError(problem)
         return image, mask, pixels
+
+    def _from_one(self, unknown: np.ndarray) -> str:
+        """Return what to set if the masks count their classes from 1, as a single value just above the classes suggests."""
+        count = int(np.argmax(self.table < 0))
+        if unknown.tolist() != [count] or self.table[:count].tolist() != list(range(count)):
+            return ""
+        ignored = int(self.table.max())
+        pairs = [(0, ignored), *((label + 1, label) for label in range(min(count, 3)))]
+        listed = ", ".join(map(str, pairs)) + (", …" if count > 3 else "")
+        return f"; if they count from 1 and 0 is to be ignored (reduce_zero_label), data.label_map=({listed})"
 
     def _turned(self, image_data: bytes, swapped: bool) -> str:
         """Return what to do where the sizes differ because EXIF turns the image but not the mask."""

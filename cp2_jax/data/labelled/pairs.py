@@ -177,7 +177,10 @@ def _listed(listed: Path, images: Named, masks: Named) -> tuple[list[tuple[str, 
 
 def _no_mask(image: Path, masks: Named, name: str) -> str:
     wanted = masks.folder / (name + masks.suffix)
-    return f"image {image} has no mask: {wanted}.png is missing{_hint(masks, name)}"
+    hint = _hint(masks, name)
+    if not hint and any(path.with_suffix(".json").is_file() for path in (image, wanted.with_name(f"{wanted.name}.png"))):
+        hint = " (there is a .json of that name: polygons are drawn as masks first, docs/data.md shows how)"
+    return f"image {image} has no mask: {wanted}.png is missing{hint}"
 
 
 def _hint(masks: Named, name: str) -> str:
