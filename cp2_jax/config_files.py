@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import io
 import itertools
+import os
 import pathlib
 import sys
 import tokenize
@@ -151,7 +152,7 @@ def path(name: str) -> pathlib.Path:
       ConfigError: if there is none, with the nearest names that there are.
     """
     file = name.partition(":")[0]
-    given = pathlib.Path(file).expanduser()
+    given = pathlib.Path(os.path.expanduser(file))
     if given.suffix == ".py" and given.is_file():
         return given
     packaged = FOLDER / f"{given.stem if given.suffix == '.py' else given.name}.py"

@@ -4,7 +4,6 @@ import difflib
 import importlib
 import io
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -77,7 +76,11 @@ def start(command, program: str, arguments: Sequence[str]) -> None:
 
 def set_up() -> None:
     """Prepare this process: compiled programs are kept between runs, warnings are lines, Grain finds parsed flags."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "cp2_jax"))
+    from cp2_jax import paths
+
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR") or paths.cache()
+    if kept:  # before JAX is imported
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(kept)
     import logging
 
     from absl import flags
@@ -89,6 +92,12 @@ def set_up() -> None:
     said = logging.StreamHandler()
     said.setFormatter(screen.Lines(said.stream))
     logging.basicConfig(handlers=[said], level=logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home directory that cannot be written
+    if not kept:
+        logging.warning(
+            "compiled programs are not kept, for there is no home directory that can be written: set "
+            "JAX_COMPILATION_CACHE_DIR to a folder of yours"
+        )
     no_tpu.settle()
     absl_logging.set_verbosity(absl_logging.WARNING)
     if not flags.FLAGS.is_parsed():

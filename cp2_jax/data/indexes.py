@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
+from cp2_jax import paths
 from cp2_jax.data import files
 from cp2_jax.data.ahead import ahead
 from cp2_jax.paths import AnyPath, BucketError, BucketPath, Unreachable, save_as
@@ -31,8 +32,10 @@ def places(file: AnyPath, name: str) -> list[AnyPath]:
       name: of the kind of index; several may belong to a file.
     """
     here = hashlib.sha256(str(file.parent).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cp2_jax" / "indexes" / here
-    return [folder / f"{file.name}.{name}.npz" for folder in (file.parent / FOLDER, cache)]
+    told = os.environ.get("XDG_CACHE_HOME")
+    cache = Path(told) / "cp2_jax" if told else paths.cache()
+    folders = [file.parent / FOLDER, *([cache / "indexes" / here] if cache else [])]
+    return [folder / f"{file.name}.{name}.npz" for folder in folders]
 
 
 def load(file: AnyPath, name: str) -> Arrays | None:

@@ -41,7 +41,7 @@ def convert_checkpoint(
       CheckpointError: there is something at `output`, or it cannot be written.
       CheckpointFormatError: the file cannot be read, is of no known format, or lacks a tensor of its network.
     """
-    source, output = pathlib.Path(source).expanduser(), at(output)
+    source, output = pathlib.Path(os.path.expanduser(source)), at(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists: name another output, or remove it")
     imported = import_checkpoint(

@@ -45,7 +45,7 @@ def read(
       UnreadableImage: for what is no image, with the reason.
     """
     if isinstance(image, str | os.PathLike):
-        path = pathlib.Path(image).expanduser()
+        path = pathlib.Path(os.path.expanduser(image))
         if path.is_dir():
             raise UnreadableImage(str(path), f"it is {kinds.kind_of(path)}; give a file, or a list of files")
         try:

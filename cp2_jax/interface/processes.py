@@ -9,23 +9,22 @@ from collections.abc import Iterator
 import jax
 from absl import flags
 
-from cp2_jax.paths import is_bucket
+from cp2_jax import paths
 from cp2_jax.runs import no_tpu
-
-CACHE = pathlib.Path("~/.cache/cp2_jax")
 
 
 @contextlib.contextmanager
 def ready() -> Iterator[None]:
     """Make this process ready for a job, and leave it as it was.
 
-    Compiled programs are kept in `~/.cache/cp2_jax` between runs, unless JAX was told another place. Grain's worker
+    Compiled programs are kept in `~/.cache/cp2_jax` between runs, if it can be
+    written and JAX was not told another place. Grain's worker
     processes find absl's flags parsed. And they do not run the program again that called us: Python would import the main
     module in each of them, which a script without `if __name__ == "__main__":` does not survive; nothing that our workers
     do needs it.
     """
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser()))
+    if not jax.config.jax_compilation_cache_dir and (folder := paths.cache()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     no_tpu.settle()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
@@ -41,7 +40,7 @@ def ready() -> Iterator[None]:
 
 def relative(path: str | os.PathLike) -> str:
     """Return a path as short as it can be typed from here."""
-    if is_bucket(path):
+    if paths.is_bucket(path):
         return str(path)
     path = pathlib.Path(path).absolute()
     return str(path.relative_to(pathlib.Path.cwd())) if path.is_relative_to(pathlib.Path.cwd()) else str(path)

@@ -69,7 +69,7 @@ class Prediction:
         Raises:
           ConfigError: the file's suffix is another image format's.
         """
-        path = pathlib.Path(path).expanduser()
+        path = pathlib.Path(os.path.expanduser(path))
         if path.suffix.lower() in SUFFIXES - {".png"} and not path.is_dir():
             raise ConfigError(f"{path}: class maps are written as PNG; name a .png file or a folder")
         if path.suffix.lower() != ".png":

@@ -26,6 +26,7 @@ __all__ = [
     "BucketPath",
     "Unreachable",
     "at",
+    "cache",
     "is_bucket",
     "refuse_secrets",
     "save_as",
@@ -82,6 +83,19 @@ def refuse_secrets(text: str, key: str = "this path") -> None:
             f"{key} has a key, password or signature inside a {match[1]}:// address, which would be printed and saved with "
             "the config. Leave it out, and give credentials by the environment (docs/buckets.md)"
         )
+
+
+def cache() -> pathlib.Path | None:
+    """Return the folder for what can be made again, `~/.cache/cp2_jax`; None where no home can be written.
+
+    In a container, a user may have none at all.
+    """
+    try:
+        folder = pathlib.Path.home() / ".cache" / "cp2_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 @contextlib.contextmanager

@@ -2,11 +2,15 @@
 
 import io
 import logging
+import os
+import pathlib
 import sys
 
 import pytest
 
+from cp2_jax import paths
 from cp2_jax.cli import errors, main, screen
+from cp2_jax.data import indexes
 from cp2_jax.options import ConfigError
 
 LONG = "the batch is larger than the data set: " + ", ".join(["config.batch_size=4"] * 12) + " /a" + "/long" * 30
@@ -60,3 +64,22 @@ def test_letters_that_the_locale_has_not_end_no_command(monkeypatch, encoding):
     out.flush()
     shown = out.buffer.getvalue().decode(encoding)
     assert shown.startswith("usage: cp2 COMMAND \\u2026") and shown.endswith("e \\u2026 \\udce9\n")
+
+
+def test_without_a_home_that_can_be_written_programs_are_not_kept(monkeypatch, tmp_path, caplog):
+    """As in a container whose user has no home: the command runs, and a line says what to set."""
+
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    for home in ("/proc/self", "/dev/null"):
+        monkeypatch.setenv("HOME", home)
+        assert paths.cache() is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.cache() == tmp_path / ".cache" / "cp2_jax" and paths.cache().is_dir()
+    monkeypatch.setattr(pathlib.Path, "home", none)
+    main.set_up()
+    assert "set JAX_COMPILATION_CACHE_DIR to a folder of yours" in caplog.text
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert len(indexes.places(tmp_path / "a.tar", "tar")) == 1 + ("XDG_CACHE_HOME" in os.environ)
