@@ -5,7 +5,14 @@ import os
 
 from cp2_jax.data.images.sources import SUFFIXES, SourceError
 from cp2_jax.options import ConfigError
-from cp2_jax.paths import AnyPath, at
+from cp2_jax.paths import AnyPath, at, is_bucket
+
+# Folders of photographs and of masks, as they lie side by side in labelled data sets.
+_PHOTOS = ("images", "JPEGImages", "img_dir", "leftImg8bit", "image", "imgs", "img")
+_MASKS = (
+    *("labels", "masks", "annotations", "SegmentationClass", "SegmentationClassAug", "SegmentationClassPNG"),
+    *("ann_dir", "gtFine", "mask", "label"),
+)
 
 
 def kind_of(path: str | os.PathLike) -> str:
@@ -50,6 +57,24 @@ def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of im
         )
     if path and is_model(path):
         raise SourceError(f"{path} is {kind_of(path)}, where {wanted} is wanted")
+
+
+def refuse_masks(images: str | os.PathLike) -> None:
+    """Refuse a folder of labelled images where images are wanted: its masks would be taken for photographs.
+
+    Raises:
+      SourceError: naming the folder of the masks, and the one to give instead.
+    """
+    if not images or is_bucket(images) or not at(images).is_dir():
+        return
+    inside = {child.name: child for child in _children(at(images)) if child.is_dir()}
+    photos = [name for name in _PHOTOS if name in inside]
+    for masks in (name for name in _MASKS if photos and name in inside):
+        if any(file.suffix.lower() in SUFFIXES for file in inside[masks].rglob("*")):
+            raise SourceError(
+                f"{images} is a folder of labelled images: the masks in {masks} would be taken for photographs; give "
+                f"{inside[photos[0]]}"
+            )
 
 
 def refuse_images(path: str | os.PathLike | None) -> None:

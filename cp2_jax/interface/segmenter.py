@@ -114,7 +114,8 @@ class Segmenter:
     def predict(self, images: Any) -> Prediction | list[Prediction]:
         """Predict one image, or each of a list.
 
-        Images of one size share a compiled program; each new size compiles once.
+        Images of one size share a compiled program; each new size compiles once. All results of a list are held in memory,
+        4 bytes for each pixel and class; `cp2_jax.predict` writes those of a folder one by one.
 
         Args:
           images: a path, or the bytes of a file; an array, [height, width, 3] of uint8 in 0-255 or float in [0, 1], RGB; a

@@ -156,6 +156,8 @@ def run_pretraining(config: ConfigDict, out: str | os.PathLike, python: bool = F
     from cp2_jax.pretraining import run
 
     kinds.refuse_inside(config.data.path, out)
+    if config.data.source == "folder" and not config.data.list and not (at(out) / "config.json").is_file():  # a new run
+        kinds.refuse_masks(config.data.path)
     with processes.ready():
         result = run.train(config, at(out), **options)
     if not options.get("profile"):

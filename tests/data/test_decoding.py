@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import crops
-from cp2_jax.data.images.decoding import UnreadableImage, decode
+from cp2_jax.data.images.decoding import UnreadableImage, decode, upright_size
 from cp2_jax.data.labelled.masks import decode_mask
 
 
@@ -181,6 +181,13 @@ def test_masks_of_few_bits_are_not_spread():
         header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
         data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row))
         np.testing.assert_array_equal(decode_mask(data + chunk(b"IEND", b""), "m.png"), [want])
+
+
+def test_photos_of_telephones_are_called_by_their_name():
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    for call in (decode, upright_size):
+        with pytest.raises(UnreadableImage, match="a.jpg: a HEIC photo, .* convert it to JPEG"):
+            call(data, "a.jpg")
 
 
 def test_colour_mask_is_refused_by_name():

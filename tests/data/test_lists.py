@@ -218,6 +218,13 @@ def test_the_suffix_of_masks_is_told_by_their_names(tmp_path):
     _, problems = match_pairs(tmp_path, "")
     assert len(problems) == 2 and problems[0].endswith("labels/a_mask.png is there: set data.label_suffix=_mask)")
     assert len(find_pairs(tmp_path, "", label_suffix="_mask")) == 2
+    for image in sorted((tmp_path / "images").iterdir()):
+        image.rename(image.with_name(f"{image.stem}_img.jpg"))
+    advice = r"labels/a_mask\.png is there: set data\.image_suffix=_img and data\.label_suffix=_mask\)"
+    with pytest.raises(SegmentationError, match=advice):
+        find_pairs(tmp_path, "")
+    assert len(find_pairs(tmp_path, "", image_suffix="_img", label_suffix="_mask")) == 2
+    (tmp_path / "images/a_img.jpg").rename(tmp_path / "images/a.jpg")
     (tmp_path / "labels/a_mask.png").rename(tmp_path / "labels/ab.png")  # perhaps another image's
     assert match_pairs(tmp_path, "")[1][0].endswith("labels/a.png is missing")
 

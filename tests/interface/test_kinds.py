@@ -2,10 +2,11 @@
 
 import pytest
 
+from cp2_jax import config_files
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images.sources import SourceError
 from cp2_jax.data.labelled import pairs
-from cp2_jax.interface import kinds
+from cp2_jax.interface import kinds, training
 from cp2_jax.interface.converting import converted
 from cp2_jax.interface.segmenter import load_segmenter
 from cp2_jax.options import ConfigError
@@ -57,3 +58,16 @@ def test_masks_in_a_folder_of_another_name(tmp_path):
     (tmp_path / "masks" / "train").mkdir(parents=True)
     with pytest.raises(SegmentationError, match=r"labels/train; .* \(is it masks\? then --config.data.labels=masks\)"):
         pairs._walked(tmp_path / "labels" / "train")
+
+
+def test_masks_are_not_taken_for_photographs(place, tmp_path):
+    kinds.refuse_masks(place / "my_data")  # without a mask in it
+    (place / "my_data/labels/train/a.png").touch()
+    with pytest.raises(SourceError, match=r"the masks in labels would be taken for photographs; give .*my_data/images$"):
+        kinds.refuse_masks(place / "my_data")
+    config = config_files.load("pretrain:small")
+    config.data.path = str(place / "my_data")
+    with pytest.raises(SourceError, match="masks in labels"):
+        training.run_pretraining(config, tmp_path / "new")
+    for fine in ("photos", "my_data/images", "nowhere", ""):
+        kinds.refuse_masks(place / fine if fine else "")

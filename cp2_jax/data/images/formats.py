@@ -17,6 +17,7 @@ SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .tga".split()
 )
 UNKNOWN = "not an image of a known format"
+_HEIC = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}  # brands; AVIF's is "avif"
 # Images up to this size may be as small in bytes as they like.
 _FREE_PIXELS = 2**24
 # Beyond it: pixels that a byte can stand for at most. JPEG spends a bit or more on each block of 8 x 8 (of which other
@@ -92,3 +93,10 @@ def most_pixels(data: bytes, kind: str | None) -> int:
         bits = max(1, data[24] * _PNG_CHANNELS.get(data[25], 1))
         return max(_FREE_PIXELS, len(data) * _DEFLATE * 8 // bits)
     return max(_FREE_PIXELS, len(data) * _PIXELS_PER_BYTE.get(kind, _OTHERWISE))
+
+
+def why_unknown(data: bytes) -> str:
+    """Return why a file is no image that is read, as far as its first bytes tell."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        return "a HEIC photo, as telephones store them, which is not read: convert it to JPEG or PNG"
+    return UNKNOWN

@@ -174,7 +174,7 @@ def unusual_tiff_header(data: bytes, name: str) -> tuple[tuple[int, int], int, b
       UnreadableImage: as `unusual_tiff`.
     """
     if data[:4] not in _TIFF:
-        raise UnreadableImage(name, formats.UNKNOWN)
+        raise UnreadableImage(name, formats.why_unknown(data))
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         file = io.BytesIO(data)

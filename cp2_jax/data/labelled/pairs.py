@@ -192,6 +192,11 @@ def _hint(masks: Named, name: str) -> str:
     if len(longer) == 1:
         ending = longer[0][len(name) :] + masks.suffix
         return f" ({masks.files[longer[0]]} is there: set data.label_suffix={ending})"
+    base, line, ending = name.rpartition("_")
+    others = [there for there in masks.files if base and there.startswith(f"{base}_")]
+    if len(others) == 1:
+        other = line + others[0].removeprefix(f"{base}_") + masks.suffix
+        return f" ({masks.files[others[0]]} is there: set data.image_suffix={line}{ending} and data.label_suffix={other})"
     return ""
 
 
