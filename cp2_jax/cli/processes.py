@@ -11,7 +11,7 @@ from cp2_jax.cli.command import path, place, switch, whole
 def add_options(made: argparse.ArgumentParser) -> None:
     """Add the options of a command that several processes may run together."""
     group = made.add_argument_group(
-        "several processes", "Slurm, Open MPI, Cloud TPU and GKE need none of these (docs/scaling.md)."
+        "several processes", "Slurm, Open MPI, Cloud TPU and GKE need none of these (docs/launch_local.md)."
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     group.add_argument("--num-processes", metavar="N", type=whole(1), help="number of processes, with --coordinator")

@@ -79,9 +79,8 @@ def open_saved(
     settled = _settle(own, config, adapt)
     check_variables(settled, variables)
     step = meta.get("iterator", meta).get("next_batch", meta.get("step"))
-    return Saved(
-        variables, settled, own, path, step, f"{word}{_best(run, word)}".format(step="?" if step is None else step)
-    )
+    what = word.format(step="?" if step is None else step) + _best(run, word)
+    return Saved(variables, settled, own, path, step, what)
 
 
 def _place(run: AnyPath, checkpoint: str | AnyPath | None) -> tuple[AnyPath, str]:
@@ -103,10 +102,11 @@ def _place(run: AnyPath, checkpoint: str | AnyPath | None) -> tuple[AnyPath, str
 
 def _best(run: str | AnyPath, word: str) -> str:
     """Return where the best model of the run is, if another was taken."""
+    run = at(run)
     best = best_of(run) if word.startswith("newest") else {}
     if not best:
         return ""
-    return f" (best: step {best['best_step']}, mIoU {best['best_mean_iou']:.1%}; --checkpoint best)"
+    return f" (best: step {best['best_step']}, mIoU {best['best_mean_iou']:.1%}, in {run / 'best'})"
 
 
 def best_of(run: str | AnyPath) -> dict:

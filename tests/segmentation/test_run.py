@@ -45,6 +45,7 @@ def test_the_work_directory_is_the_whole_command(trained, capsys):
     assert (after["step"], after["checkpoint"]) == (2, str(root / "run")) and after["best_mean_iou"] > 0
     printed = capsys.readouterr().out
     assert printed.startswith("newest checkpoint, step 2 (best: step ") and "\n3 images of split val\n" in printed
+    assert f"in {root}/run/best)" in printed.split("\n3 images")[0].replace("\n", " ")  # which `cp2 predict` takes too
     assert "Dice %" in printed and "border %" in printed
 
 
