@@ -50,7 +50,7 @@ class FeatureExtractor:
             are not in this range; or a ViT's image sides are not multiples of its patch.
         """
         _check(images)
-        images = inputs.normalize(images, self.mean, self.std)
+        images = inputs.normalize(jnp.asarray(images), self.mean, self.std)
         if self.features in ("stages", "backbone"):
             stages = self.network.apply(variables, images, False, method="stages")
             stages = tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in stages)

@@ -13,9 +13,9 @@ from PIL import Image
 from cp2_jax.data import files
 from cp2_jax.data.images.decoding import UnreadableImage, decode
 from cp2_jax.data.images.sources import SourceError, open_images
-from cp2_jax.features import FeatureExtractor, load
+from cp2_jax.features import FEATURES, FeatureExtractor, load
 from cp2_jax.interface import kinds, processes
-from cp2_jax.options import ConfigError
+from cp2_jax.options import ConfigError, one_of, require
 from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs import progress
 from cp2_jax.runs.checkpoints import read_variables
@@ -60,13 +60,16 @@ def embed(
     Raises:
       CheckpointError: there is no checkpoint, or it has no such features.
       SourceError: there are no images.
-      ConfigError: another suffix or kind of features, or several maps of each image ("stages").
+      ConfigError: another suffix, dtype or kind of features, several maps of each image ("stages"), or a size that the
+        network does not take (a ViT: multiples of its patch).
     """
     output = at(output)
     if output.suffix not in SUFFIXES:
         raise ConfigError(f"{output}: write features to a file that ends in {' or '.join(SUFFIXES)}")
-    if features == "stages":
-        raise ConfigError("features='stages' are several maps of each image; take 'backbone', which is the last of them")
+    one_map(features)
+    for key, value in (("size", size), ("batch", batch)):
+        require(isinstance(value, int) and value > 0, key, value, "must be a whole number above 0")
+    one_of("dtype", str(dtype), ("float32", "float16"))
     kinds.refuse_a_model(images)
     kinds.refuse_images(checkpoint)
     extractor, variables = load(checkpoint, features)
@@ -77,6 +80,18 @@ def embed(
         count = (_write_npz if output.suffix == ".npz" else _write_parquet)(file, found)
     print(f"features of {count} images in {processes.relative(output)}")
     return output
+
+
+def one_map(features: str | None) -> None:
+    """Require a kind of features that is one map of each image; None stands for `load`'s choice.
+
+    Raises:
+      ConfigError: for other kinds, and for "stages".
+    """
+    if features == "stages":
+        raise ConfigError("features='stages' are several maps of each image; take 'backbone', which is the last of them")
+    if features is not None:
+        one_of("features", features, [kind for kind in FEATURES if kind != "stages"])
 
 
 def _value_range(checkpoint) -> tuple[float, ...]:
@@ -110,7 +125,11 @@ def _features(extractor: FeatureExtractor, variables: Mapping, source, read, bat
         if pixels and (len(pixels) == batch or index == len(source) - 1):
             missing = batch - len(pixels)  # one program for all batches
             filled = np.stack([*pixels, *[pixels[-1]] * missing])
-            yield names, np.asarray(compute(variables, filled))[: len(pixels)].astype(dtype)
+            try:
+                found = compute(variables, filled)
+            except ValueError as error:  # while it is traced: the network does not take such sides
+                raise ConfigError(f"size={filled.shape[1]}: {error}") from error
+            yield names, np.asarray(found)[: len(pixels)].astype(dtype)
             names, pixels = [], []
     if unreadable:
         print("\n  ".join([f"{len(unreadable)} images left out:", *unreadable[:20]]))

@@ -18,7 +18,7 @@ from cp2_jax.convert import exporting as weights
 from cp2_jax.interface import kinds, layouts
 from cp2_jax.models import segmenter
 from cp2_jax.models.network import Network
-from cp2_jax.options import ConfigError
+from cp2_jax.options import ConfigError, one_of
 from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.segmentation import saved
@@ -110,7 +110,8 @@ def export_program(
       The path of the file.
 
     Raises:
-      ConfigError: no such layout or size; or "onnx", and jax2onnx does not work with this JAX.
+      ConfigError: no such layout or kind of features, or a size that the network does not take (features of a ViT:
+        multiples of its patch); or "onnx", and jax2onnx does not work with this JAX.
       CheckpointError: the checkpoint cannot be read, or has no such features.
       ModuleNotFoundError: "onnx" without jax2onnx.
     """
@@ -119,12 +120,19 @@ def export_program(
         raise ConfigError(
             f"{output}: layout={layout} is no program; there are {', '.join(layouts.PROGRAMS)}; `export` writes weights"
         )
-    if len(size) != 2 or min(size) < 1:
+    numbers = isinstance(size, tuple | list) and all(isinstance(side, int) and side > 0 for side in size)
+    if not numbers or len(size) != 2:
         raise ConfigError(f"size={size}: give height and width, such as (512, 512)")
+    if features is not None:
+        one_of("features", features, dense.FEATURES)
     output = at(output)
     kinds.refuse_images(checkpoint)
     program, names, about = _program(checkpoint, features)
     write = {"stablehlo": _stablehlo, "onnx": _onnx}[layout]
+    try:
+        jax.eval_shape(program, jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
+    except ValueError as error:  # the network does not take such sides
+        raise ConfigError(f"size={tuple(size)}: {error}") from error
     data = write(program, tuple(size), names)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)

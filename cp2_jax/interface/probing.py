@@ -12,7 +12,8 @@ from cp2_jax.data.labelled import classes, survey
 from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.features import load
 from cp2_jax.interface import kinds
-from cp2_jax.options import ConfigError, nearest_multiples
+from cp2_jax.interface.embedding import one_map
+from cp2_jax.options import ConfigError, nearest_multiples, require
 from cp2_jax.segmentation import frozen
 from cp2_jax.segmentation.confusion import Scores
 
@@ -36,7 +37,7 @@ def probe(
       checkpoint: a run, one step of it, or a converted checkpoint.
       data: folder with images/{train,val}, labels/{train,val} and classes.txt; None: `config.data.path`.
       config: name of a finetuning config, or a config; its section `data` says what the images and classes are.
-      features: see `load`.
+      features: see `load`; not "stages".
       size, cells, k: see `segmentation.frozen.score`.
 
     Returns:
@@ -44,9 +45,13 @@ def probe(
 
     Raises:
       CheckpointError: there is no checkpoint, or it has no such features.
-      ConfigError: the size is no multiple of the features' stride, or the config is no finetuning config.
+      ConfigError: there is no such kind of features, the size is no multiple of their stride, a number is below 1, or the
+        config is no finetuning config.
       SegmentationError, SourceError: the images or masks cannot be opened.
     """
+    one_map(features)
+    for key, value in (("size", size), ("cells", cells), ("k", k)):
+        require(isinstance(value, int) and value > 0, key, value, "must be a whole number above 0")
     config = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else config_files.load(config)
     if data:
         kinds.refuse_a_model(data, "a folder of labelled images")

@@ -19,7 +19,7 @@ def normalize(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Float[Array, "*batch height width 3"]:
-    """Return (images - mean) / std per channel, as float32 (float64 stays).
+    """Return (images - mean) / std per channel, of uint8 as float32, of floats in their own dtype.
 
     Args:
       images: uint8 in 0-255, which is first divided by 255, or float in [0, 1].

@@ -117,6 +117,13 @@ def test_what_cannot_be(tmp_path, capsys):
     assert not list(tmp_path.glob("a.*"))
     with pytest.raises(ConfigError, match=r"size=\(0, 3\): give height and width"):
         cp2_jax.export_program(folder, "a", size=(0, 3))
+    with pytest.raises(ConfigError, match="size=48: give height and width"):
+        cp2_jax.export_program(folder, "a", size=48)
+    with pytest.raises(ConfigError, match="features=bakbone: must be one of stages, backbone"):
+        cp2_jax.export_program(folder, "a", features="bakbone")
+    vit = run(tmp_path / "vit", "pretrain", backbone="vit", vit={"width": 12, "depth": 1, "heads": 2}, head="fcn")
+    with pytest.raises(ConfigError, match=r"size=\(30, 32\): image of 30 x 32 pixels: a ViT needs multiples of its patch"):
+        cp2_jax.export_program(vit, "a", size=(30, 32))
     with pytest.raises(CheckpointError, match="has no classifier"):
         cp2_jax.export_program(folder, "a", features="logits")
     status, _, error = cp2(capsys, "export", folder, tmp_path / "a.tflite")

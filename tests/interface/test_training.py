@@ -142,6 +142,22 @@ def test_the_wrong_kind_of_path_is_told_which_it_is(pretrained, finetuned, data,
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"size": 30}, "size=30: image of 30 x 30 pixels: a ViT needs multiples of its patch, 8"),
+        ({"batch": 0}, "batch=0: must be a whole number above 0"),
+        ({"dtype": "int8"}, "dtype=int8: must be one of float32, float16"),
+        ({"features": "bakbone"}, r"features=bakbone: must be one of .*did you mean backbone\?"),
+        ({"features": "stages"}, "are several maps of each image"),
+    ],
+)
+def test_features_that_cannot_be_written(pretrained, data, tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        cp2_jax.embed(pretrained, data / "images/val", tmp_path / "a.npz", **wrong)
+    assert not (tmp_path / "a.npz").exists()
+
+
 def test_somebodys_file_is_converted_once_and_the_model_follows(tmp_path, capsys):
     file = tmp_path / "dino.pth"
     checkpoints.save_torch(file, checkpoints.TORCH["dino"][1])

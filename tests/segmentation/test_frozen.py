@@ -53,6 +53,9 @@ def test_a_checkpoint_is_probed_and_bad_sizes_are_refused(data, tmp_path, monkey
     assert found.keys() == {"linear", "knn"} and all(0 <= scores.mean_iou <= 1 for scores in found.values())
     with pytest.raises(ConfigError, match="size=33: must be a multiple of 4; use 32 or 36"):
         probe(tmp_path / "run", config=config, size=33)
+    for wrong in ({"features": "stages"}, {"features": "bakbone"}, {"size": 0}, {"k": 0}, {"cells": 0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}="):
+            probe(tmp_path / "run", config=config, **wrong)
     config.kind = "pretrain"
     with pytest.raises(ConfigError, match="a probe needs labelled images"):
         probe(tmp_path / "run", config=config, size=32)
