@@ -18,7 +18,7 @@ from cp2_jax.convert import exporting as weights
 from cp2_jax.interface import kinds, layouts
 from cp2_jax.models import segmenter
 from cp2_jax.models.network import Network
-from cp2_jax.options import ConfigError, one_of
+from cp2_jax.options import ConfigError, one_of, require
 from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.segmentation import saved
@@ -121,18 +121,13 @@ def export_program(
             f"{output}: layout={layout} is no program; there are {', '.join(layouts.PROGRAMS)}; `export` writes weights"
         )
     numbers = isinstance(size, tuple | list) and all(isinstance(side, int) and side > 0 for side in size)
-    if not numbers or len(size) != 2:
-        raise ConfigError(f"size={size}: give height and width, such as (512, 512)")
-    if features is not None:
-        one_of("features", features, dense.FEATURES)
+    require(numbers and len(size) == 2, "size", size, "give height and width, such as (512, 512)")
+    one_of("features", features or "head", dense.FEATURES)
     output = at(output)
     kinds.refuse_images(checkpoint)
     program, names, about = _program(checkpoint, features)
     write = {"stablehlo": _stablehlo, "onnx": _onnx}[layout]
-    try:
-        jax.eval_shape(program, jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
-    except ValueError as error:  # the network does not take such sides
-        raise ConfigError(f"size={tuple(size)}: {error}") from error
+    _check_sides(program, size)
     data = write(program, tuple(size), names)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)
@@ -162,6 +157,13 @@ def _program(checkpoint, features: str | None) -> tuple[Program, tuple[str, ...]
         return jnp.argmax(found, axis=-1).astype(jnp.uint8), found
 
     return segment, ("labels", "probabilities"), {"classes": list(model.config.data.class_names)}
+
+
+def _check_sides(program: Program, size: tuple[int, int]) -> None:
+    try:
+        jax.eval_shape(program, jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
+    except ValueError as error:  # the network does not take such sides
+        raise ConfigError(f"size={tuple(size)}: {error}") from error
 
 
 def _stablehlo(program: Program, size: tuple[int, int], names: tuple[str, ...]) -> bytes:
