@@ -284,3 +284,23 @@ def test_class_numbers_in_16_bits():
         SegmentationError, match="16 or 32 bits a pixel and values from 0 to .*000; class numbers are 0 to 255"
     ):
         decode_mask(encode(Image.fromarray(LABELS.astype(np.uint16) * 1000)), "m.png")
+
+
+def test_a_palette_in_another_order_than_the_classes_is_told(tmp_path, said):
+    numbers = np.random.default_rng(0).integers(0, 3, (12, 16)).astype(np.uint8)
+    path = painted(tmp_path, numbers)
+    data = config(tmp_path, NAMED, class_colors=COLORS)
+
+    def store(*order):
+        picture = Image.fromarray(numbers)
+        picture.putpalette([level for index in order for level in COLORS[index]])
+        picture.save(path)
+        said.clear()
+        np.testing.assert_array_equal(open_examples(data, "train").load(0)[1], numbers)
+        return said.text
+
+    assert store(0, 1, 2) == ""
+    told = store(0, 2, 1)
+    assert "value 1, which is class apple, has the colour (0, 200, 0) of pear in the palette of mask" in told
+    notices._said.clear()
+    assert not check.check_split(data, "train").problems and "has the colour (0, 200, 0) of pear" in said.text

@@ -67,6 +67,7 @@ def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
                 problems.append(problem)
                 continue
             palettes.add(colors, place)
+            survey.remark_on_other_order(colors, whole.table, data.class_names, whole.colors, place)
             sizes[size] += 1
             pixels += count
             present += count > 0

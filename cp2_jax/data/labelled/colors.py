@@ -29,6 +29,12 @@ class ColorTable:
     values: UInt8[np.ndarray, " colors"]
     problem: str = ""
 
+    def value_of(self, color: Color) -> int | None:
+        """Return the mask value of a colour, None for a colour that is not in the table."""
+        number = (color[0] << 16) + (color[1] << 8) + color[2]
+        place = int(np.searchsorted(self.packed, number))
+        return int(self.values[place]) if place < len(self.packed) and self.packed[place] == number else None
+
 
 def is_color(value: object) -> bool:
     """Say whether the first part of a pair in `data.label_map` is a colour: (red, green, blue)."""

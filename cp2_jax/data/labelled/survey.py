@@ -64,6 +64,37 @@ class Palettes:
                 )
 
 
+def remark_on_other_order(
+    colors: dict[int, Color],
+    table: Int[np.ndarray, "256"],
+    names: Sequence[str],
+    color_table: ColorTable | None,
+    place: str,
+) -> None:
+    """Say once if a palette has a class's colour at the value of another class: the class file may be in another order.
+
+    Args:
+      colors: see `used_colors`.
+      table: training label of each value.
+      names: of the classes.
+      color_table: of the classes' colours.
+      place: of the mask.
+    """
+    if color_table is None or color_table.problem:
+        return
+    for value, color in colors.items():
+        meant, label = color_table.value_of(color), int(table[value])
+        if meant is None or not 0 <= label < len(names) or table[meant] == label:
+            continue
+        other = names[table[meant]] if table[meant] < len(names) else "ignored pixels"
+        notices.say_once(
+            f"value {value}, which is class {names[label]}, has the colour {color} of {other} in the palette of mask "
+            f"{place}: look whether the classes are listed in the order of the masks' values, which say the class",
+            "palette and class colours",
+        )
+        return
+
+
 def only_one_class(pixels: Int[np.ndarray, "256"], names: Sequence[str], ignore_label: int, split: str, masks: str) -> str:
     """Return a warning if all labelled pixels are of one class, else "".
 
@@ -147,6 +178,7 @@ def look(
             if problem := palettes.conflict(colors, place):
                 raise SegmentationError(problem)
             palettes.add(colors, place)
+            remark_on_other_order(colors, table, names, color_table, place)
             known = table >= 0
             np.add.at(pixels, table[known], count[known])
     which = f"all {len(pairs)} masks" if len(chosen) == len(pairs) else f"{len(chosen)} of {len(pairs)} masks"
