@@ -202,13 +202,17 @@ def saved_config(workdir: AnyPath, warn: bool = True) -> dict | None:
     raise ConfigError(f"{problem}; put it right, or use another --workdir")
 
 
+def _shown(value: object) -> object:
+    return value if value != "" else "''"  # which would be read as a sentence that was cut off
+
+
 def _compare(workdir: AnyPath, old: Mapping, new: Mapping) -> None:
     """Refuse a config that makes another run of a work directory."""
     if old["kind"] != new["kind"]:
         raise ConfigError(f"{workdir} holds a run of another kind, {old['kind']}, not {new['kind']}: use another --workdir")
     old_flat, new_flat = flatten(old), flatten(new)
     changed = {
-        key: f"{key}: was {old_flat.get(key, 'absent')}, now {new_flat.get(key, 'absent')}"
+        key: f"{key}: was {_shown(old_flat.get(key, 'absent'))}, now {_shown(new_flat.get(key, 'absent'))}"
         for key in sorted(old_flat.keys() | new_flat.keys())
         if old_flat.get(key) != new_flat.get(key) and not _unused(key, new["model"])
     }

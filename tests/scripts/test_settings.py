@@ -223,6 +223,9 @@ def test_a_work_directory_keeps_its_config(tmp_path, caplog):
     with_checkpoint(tmp_path)
     settings.save_config(tmp_path, make(log_every=7, data__workers=1, epochs=300))
     assert "resuming with another log_every: was 50, now 7" in caplog.text
+    settings.save_config(tmp_path, make(log_every=7, data__path="elsewhere"))
+    settings.save_config(tmp_path, make(log_every=7, data__path=""))
+    assert "resuming with another data.path: was elsewhere, now ''" in caplog.text
     assert "resuming with another epochs: was 200, now 300" in caplog.text
     with pytest.raises(ConfigError) as error:
         settings.save_config(tmp_path, make(optimizer__learning_rate=0.1, loss__alpha=0.5, keep=1))
