@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import socket
 import sys
 import threading
 import time
@@ -46,7 +47,8 @@ def initialize(
       heartbeat_timeout: seconds after which a process that gives no sign of life is taken for dead, and all others stop.
 
     Raises:
-      ConfigError: if only some of the three are given, or they cannot be; if not all processes come in time.
+      ConfigError: if only some of the three are given, or they cannot be; if process 0 cannot listen on its port; if not
+        all processes come in time.
     """
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -56,8 +58,8 @@ def initialize(
         return
     if not missing and not 0 <= process_id < num_processes:
         raise ConfigError(f"--process_id={process_id} must lie between 0 and --num_processes={num_processes} less 1")
-    if not missing and not coordinator.rpartition(":")[2].isdecimal():
-        raise ConfigError(f"--coordinator={coordinator}: give host and port of process 0, such as node0:8476")
+    if not missing:
+        _check_port(coordinator, here=process_id == 0)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -76,6 +78,28 @@ def initialize(
             f"the processes of this run did not find each other within {start_timeout} s ({str(error).splitlines()[0]}); "
             "look whether all were started, and with the same --coordinator and --num_processes"
         ) from error
+
+
+def _check_port(coordinator: str, here: bool) -> None:
+    """Refuse a coordinator without a port, or with one on which process 0 cannot listen: JAX's service would crash there.
+
+    Args:
+      here: this is process 0.
+
+    Raises:
+      ConfigError: saying what to give.
+    """
+    port = coordinator.rpartition(":")[2]
+    if not (port.isdecimal() and 0 < int(port) < 2**16 and ":" in coordinator):
+        raise ConfigError(f"--coordinator={coordinator}: give host and port of process 0, such as node0:8476")
+    if here:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise ConfigError(
+                f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({os.strerror(error.errno)}); is "
+                "another run there? Give another port to all processes"
+            ) from error
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:

@@ -40,11 +40,21 @@ def test_clusters_are_recognised(environment, expected):
         ((None, 2, 0), "--coordinator is missing"),
         (("localhost:1", 2, 2), "--process_id=2 must lie between 0 and --num_processes=2 less 1"),
         (("localhost", 2, 0), "--coordinator=localhost: give host and port"),
+        (("8476", 2, 0), "--coordinator=8476: give host and port"),
+        (("localhost:99999", 2, 1), "--coordinator=localhost:99999: give host and port"),
     ],
 )
 def test_flags_that_do_not_go_together(arguments, message):
     with pytest.raises(ConfigError, match=message):
         distributed.initialize(*arguments)
+
+
+def test_a_port_that_is_taken_is_named():
+    """JAX's coordination service ends by a segmentation fault there, and the other processes wait for five minutes."""
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"process 0 cannot listen on port {port} \(Address already in use\); is"):
+            distributed.initialize(f"localhost:{port}", 2, 0)
 
 
 def test_facts_and_their_differences():
