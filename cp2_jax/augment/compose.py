@@ -192,6 +192,9 @@ def compose_batch(
         'attention', uint8 (batch, 2, height, width).
       options: what to draw.
       dtype: of the images of the result.
+
+    Raises:
+      ValueError: see `compose_pairs`; without 'background' also for a batch of fewer than 3 rows.
     """
     foreground = batch["foreground"]
     background = batch["background"] if "background" in batch else in_batch_backgrounds(foreground)

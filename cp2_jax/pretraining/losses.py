@@ -222,6 +222,7 @@ def cp2_loss(
 
     Raises:
       ValueError: shapes that do not fit; outside `jax.jit`, where values are known, also a mask above 1.
+      KeyError: for an unknown `dense_axis`.
     """
     _check(query, key, (mask_query, mask_key), queue)
     query, key = l2_normalize(query), l2_normalize(key)

@@ -124,7 +124,7 @@ def collect(folder: str | pathlib.Path, output: str | pathlib.Path) -> str:
         records += found
         pictures.save_png(output / "study.png", _figure(of_study))
     if not parts:
-        raise ConfigError(f"no results in {folder}: run `reproduce.py run` or study.py with --workdir={folder} first")
+        raise ConfigError(f"no results in {folder}: run `cp2 reproduce run` or `cp2 study` with --workdir {folder} first")
     output.mkdir(parents=True, exist_ok=True)
     markdown = "\n".join(parts)
     (output / "tables.md").write_text(markdown, encoding="utf-8")
