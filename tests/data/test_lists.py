@@ -238,6 +238,17 @@ def test_folders_that_are_not_divided_or_divided_otherwise(tmp_path):
         find_pairs(tmp_path / "coco", "train")
 
 
+def test_a_missing_folder_of_images_is_not_said_to_be_that_of_the_masks(tmp_path):
+    fill(tmp_path, "train/a", "val/b")
+    (tmp_path / "images/val/b.jpg").unlink()
+    (tmp_path / "images/val").rmdir()
+    with pytest.raises(SegmentationError, match=r"no such folder: .*images/val; .* \(images has train: set data\.split"):
+        find_pairs(tmp_path, "val")
+    (tmp_path / "images").rename(tmp_path / "imgs")
+    with pytest.raises(SegmentationError, match=r"\(is it imgs\? then --config\.data\.images=imgs\)"):
+        find_pairs(tmp_path, "train")
+
+
 def test_images_that_are_trained_on_and_scored_are_counted(tmp_path):
     for stem in ("a", "b", "c"):
         write_pair(tmp_path, stem, split="")

@@ -16,9 +16,12 @@ from cp2_jax.data.labelled.masks import header_size
 from cp2_jax.data.labelled.names import Named
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
-# What photos are stored in, where photos and masks of the same name share a folder.
 # What else people call the folders that the config calls `images` and `labels`.
-_ALSO = ("masks", "annotations", "labels", "mask", "image", "photos")
+_ALSO = {
+    "images": ("image", "photos", "imgs", "img_dir", "JPEGImages"),
+    "labels": ("masks", "annotations", "mask", "ann_dir", "SegmentationClass"),
+}
+# What photos are stored in, where photos and masks of the same name share a folder.
 _PHOTOS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 
@@ -240,7 +243,7 @@ def _walked(folder: Path) -> walking.Found:
     if not folder.is_dir():
         key = "labels" if "labels" in folder.parts else "images"
         there = next(
-            (f" (is it {name}? then --config.data.{key}={name})" for name in _ALSO if _named(folder, key, name)), ""
+            (f" (is it {name}? then --config.data.{key}={name})" for name in _ALSO[key] if _named(folder, key, name)), ""
         )
         there = there or _other_splits(folder)
         made = "; `cp2 prepare voc --help` says how it is made" if folder.name == "SegmentationClassAug" else ""
