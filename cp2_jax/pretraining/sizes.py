@@ -233,6 +233,8 @@ def settle(config: ConfigDict, num_images: int, machine: Machine, workdir: str |
         return ""
     before = sizes.earlier(workdir) if workdir else {}
     choices = fit_to_data(num_images, machine, describe(config), sizes.fixed(config, KEYS))
+    if not config.steps and "epochs" in choices and before.get("epochs") == 0:  # its length was given in steps
+        choices["steps"] = sizes.Choice(before["steps"], "")
     return sizes.fill(config, choices, before)
 
 

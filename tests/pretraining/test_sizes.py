@@ -136,6 +136,19 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path):
         open_sizes.earlier(tmp_path)
 
 
+def test_a_length_that_was_given_in_steps_is_kept_too(tmp_path):
+    first = config_files.load("pretrain:small")
+    first.epochs, first.steps = 0, 7
+    sizes.settle(first, 500, GPU, tmp_path)
+    settings.save_config(tmp_path, first)
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    for steps, kept in ((0, 7), (9, 9)):
+        config = config_files.load("pretrain:small")
+        config.steps = steps
+        assert ("steps = 7: as before" in sizes.settle(config, 500, GPU, tmp_path)) == (steps == 0)
+        assert (config.epochs, config.steps) == (0, kept)
+
+
 def test_no_images_and_no_learning_rate():
     with pytest.raises(ConfigError, match="there are no images"):
         fit_to_data(0, GPU)
