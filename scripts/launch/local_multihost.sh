@@ -4,8 +4,9 @@
 #     bash scripts/launch/local_multihost.sh 2 4 scripts/pretrain.py --config … --workdir …
 #
 # The command is a Python script that takes --coordinator, --num_processes and --process_id. Lines of output begin with the
-# process's number. SIGTERM and Ctrl-C go to all processes. The status is 0 if all were, else 75 ("run again") if all that
-# failed say so or were ended by JAX's coordination service (134), else the first other one. See docs/launch_local.md.
+# process's number. SIGTERM and Ctrl-C stop all processes. If one ends with an error (status 1 or 2), the others, which would
+# wait for it, are ended after PATIENCE (5) seconds. The status is 0 if all were, else 75 ("run again") if all that failed say
+# so or were ended by JAX's coordination service (134), else the first other one. See docs/launch_local.md.
 set -uo pipefail
 
 if [ $# -lt 3 ] || ! [[ $1 =~ ^[1-9][0-9]*$ && $2 =~ ^[1-9][0-9]*$ ]]; then
@@ -20,27 +21,54 @@ python=${PYTHON:-$root/.venv/bin/python}
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')}
 export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 
-pids=()
+patience=${PATIENCE:-5}
+last=$(mktemp -d) # the last line of each process's errors
+trap 'rm -rf "$last"' EXIT
+
+pids=() codes=()
 for ((process = 0; process < processes; process++)); do
   "$python" "$@" --coordinator="localhost:$port" --num_processes="$processes" --process_id="$process" \
-    > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" >&2) &
-  pids+=($!)
+    > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" | tee >(tail -n 1 > "$last/$process") >&2) &
+  pids+=($!) codes+=("")
 done
 echo "processes: ${pids[*]}"
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
-trap 'kill -INT "${pids[@]}" 2>/dev/null' INT
+# Bash lets processes in the background ignore SIGINT, so Ctrl-C is passed on as SIGTERM.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 
-status=0
-for pid in "${pids[@]}"; do
-  wait "$pid"
-  code=$?
-  # A signal to this script interrupts `wait`, not the process.
-  while kill -0 "$pid" 2>/dev/null; do
-    wait "$pid"
+status=0 culprit="" since=0 told=""
+collect() { # the status of processes that have ended; says whether others are left
+  local process code left=1
+  for ((process = 0; process < processes; process++)); do
+    [ -n "${codes[process]}" ] && continue
+    if kill -0 "${pids[process]}" 2>/dev/null; then
+      left=0
+      continue
+    fi
+    wait "${pids[process]}"
     code=$?
+    codes[process]=$code
+    if [ "$code" = 134 ]; then code=75; fi
+    if [ "$code" != 0 ] && { [ "$status" = 0 ] || [ "$status" = 75 ]; }; then status=$code; fi
+    if [ -z "$culprit" ] && { [ "$code" = 1 ] || [ "$code" = 2 ]; }; then culprit=$process since=$SECONDS; fi
   done
-  if [ "$code" = 134 ]; then code=75; fi
-  if [ "$code" != 0 ] && { [ "$status" = 0 ] || [ "$status" = 75 ]; }; then status=$code; fi
+  return "$left"
+}
+while collect; do
+  if [ -n "$culprit" ] && [ $((SECONDS - since)) -ge "$patience" ]; then
+    waiting=()
+    for ((process = 0; process < processes; process++)); do
+      if [ -z "${codes[process]}" ]; then waiting+=("$process"); fi
+    done
+    if [ -z "$told" ]; then
+      echo "process $culprit ended with status ${codes[culprit]}, so the rest (${waiting[*]}) is ended, too:" \
+        "$(cat "$last/$culprit")" >&2
+      told=$SECONDS
+      for process in "${waiting[@]}"; do kill -TERM "${pids[process]}" 2>/dev/null; done
+    elif [ $((SECONDS - told)) -ge "$patience" ]; then # JAX takes SIGTERM for a request to stop after the next step
+      for process in "${waiting[@]}"; do kill -KILL "${pids[process]}" 2>/dev/null; done
+    fi
+  fi
+  sleep 0.2
 done
 sleep 0.2 # for the last lines to come through sed
 exit "$status"

@@ -2,10 +2,7 @@
 
 import os
 import re
-import signal
 import subprocess
-import sys
-import time
 
 import pytest
 import yaml
@@ -26,55 +23,6 @@ def test_scripts_parse(path):
 def test_each_launcher_has_a_page_and_names_it(path):
     page = re.search(r"docs/launch_\w+\.md", path.read_text())
     assert page and f"scripts/launch/{path.name}" in (ROOT / page[0]).read_text()
-
-
-def run_local(*arguments, **options):
-    environment = os.environ | {"PYTHON": sys.executable}
-    return subprocess.Popen(
-        ["bash", LAUNCH / "local_multihost.sh", *arguments],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
-
-
-def toy(workdir, steps):
-    return ["tests/helpers/processes.py", "--config=configs/pretrain_demo.py", f"--workdir={workdir}", f"--steps={steps}"]
-
-
-def test_local_processes_find_each_other_stop_on_sigterm_and_go_on(tmp_path):
-    first = run_local("2", "2", *toy(tmp_path, 100000))
-    log = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
-        time.sleep(0.1)
-    first.send_signal(signal.SIGTERM)
-    printed, errors = first.communicate(timeout=300)
-    assert first.returncode == 75, errors
-    assert "[0] starting at 0 with 2 processes, 4 devices" in printed
-    stopped = int(re.search(r"\[1\] .*after step (\d+), saved", errors)[1])
-    # The checkpoint of 2 x 2 goes on, on one process with one device.
-    second = run_local("1", "1", *toy(tmp_path, stopped + 2))
-    printed, errors = second.communicate(timeout=300)
-    assert second.returncode == 0, errors
-    assert f"[0] starting at {stopped} with 1 processes, 1 devices" in printed
-    total = float(sum(28 + 8 * n for n in range(stopped + 2)))
-    assert f"ended at {stopped + 2} with {total}" in printed
-
-
-@pytest.mark.parametrize("arguments", [[], ["2"], ["0", "1", "x.py"], ["two", "1", "x.py"]])
-def test_local_usage(arguments):
-    process = run_local(*arguments)
-    assert "usage: local_multihost.sh" in process.communicate()[1] and process.returncode == 2
-
-
-def test_a_failing_command_is_not_to_be_run_again():
-    process = run_local("1", "1", "-c", "import sys; sys.exit(3)")
-    process.communicate()
-    assert process.returncode == 3
 
 
 FAKE = """#!/usr/bin/env bash
