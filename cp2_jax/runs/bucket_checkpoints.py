@@ -44,12 +44,9 @@ class BucketCheckpoints:
         self._failure: Exception | None = None
         self._saving: int | None = None
         self._carried: Future | None = None
-        self._temporary = tempfile.TemporaryDirectory(prefix="cp2_jax_")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="carry")
-        self._local = None
         if jax.process_index() == 0:
             bucket_steps.clean(directory)
-            self._local = Checkpoints(self._temporary.name, keep=1, alone=True)
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Save in the background, see `Checkpoints.save`; the arrays are copied to the host before this returns.
@@ -69,13 +66,15 @@ class BucketCheckpoints:
             )
         state = jax.tree.map(_on_host, state)
         self._saving = step
-        if self._local is not None:
+        if jax.process_index() == 0:
             self._carried = self._thread.submit(self._carry, step, state, meta)
 
     def _carry(self, step: int, state: Any, meta: dict) -> None:
-        self._local.save(step, state, meta)
-        self._local.wait()
-        bucket_steps.upload(pathlib.Path(self._temporary.name) / str(step), self.directory / str(step))
+        # A folder of its own: a step that is saved again, after that in the bucket was set aside, is no step that is there.
+        with tempfile.TemporaryDirectory(prefix="cp2_jax_") as folder:
+            with contextlib.closing(Checkpoints(folder, keep=1, alone=True)) as local:
+                local.save(step, state, meta)
+            bucket_steps.upload(pathlib.Path(folder) / str(step), self.directory / str(step))
         bucket_steps.prune(self.directory, self._keep)
 
     def wait(self) -> None:
@@ -111,15 +110,12 @@ class BucketCheckpoints:
             self._failure = error
 
     def close(self) -> None:
-        """Wait, then give the local disk back; raises as `wait`, unless `settle` has told of it."""
+        """Wait, then end the thread that carries; raises as `wait`, unless `settle` has told of it."""
         try:
             with contextlib.suppress(*[CheckpointError, Unreachable] * (self._failure is not None)):
                 self.wait()
         finally:
             self._thread.shutdown()
-            if self._local is not None:
-                self._local.close()
-            self._temporary.cleanup()
 
     def latest_step(self) -> int | None:
         """Return the newest step that is complete, or None."""

@@ -104,6 +104,11 @@ def test_old_steps_go_and_damaged_ones_are_set_aside(bucket, caplog):
     assert int(saver.restore(STATE)[0]["step"]) == 2
     assert f"is damaged (file {gone} is missing); moved to {directory}/3.damaged" in caplog.text
     assert (directory / "3.damaged" / "meta" / "metadata").is_file() and list(bucket_steps.complete(directory)) == ["2"]
+    saver.save(3, STATE | {"step": jnp.int32(33)}, {"iterator": 33})  # reached once more: what is new is carried over
+    saver.wait()
+    restored, meta = saver.restore(STATE)
+    assert int(restored["step"]) == meta["iterator"] == 33
+    bucket_steps.remove(directory / "3")
     (directory / "2" / "meta" / "metadata").write_text("{}")
     with pytest.raises(CheckpointError, match="2: file meta/metadata is changed\nPut back a copy"):
         saver.restore(STATE)
