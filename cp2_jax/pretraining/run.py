@@ -1,8 +1,10 @@
 """Pretraining as a function: images, a model and the CP2 step, trained in a work directory."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import logging
@@ -10,8 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax.convert import warm_start
+from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images.sizes import warnings
-from cp2_jax.data.images.sources import open_held_out, open_source
+from cp2_jax.data.images.sources import open_held_out, open_source, read_image
 from cp2_jax.data.images.stream import Batches, pretrain_dataset
 from cp2_jax.options import require
 from cp2_jax.paths import AnyPath
@@ -67,9 +70,17 @@ def train(
         first=lambda: _first(config),
         batches=lambda start: _batches(config, read_training, source, device_mesh, start),
         hooks=lambda writer, total, meta: _watchers(config, read, read_training, writer, device_mesh, total),
+        stored=functools.partial(_stored, source),
         extra_metrics=lambda batches: {"unreadable_images": batches.unreadable_count},
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
+
+
+def _stored(source: Any, index: int) -> bytes:
+    """Return an image as it is stored, b"" if it cannot be read: another will take its place."""
+    with contextlib.suppress(UnreadableImage):
+        return read_image(source, index)
+    return b""
 
 
 def _settle(config: ConfigDict, num_images: int, workdir: str | AnyPath) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,6 +23,8 @@ from cp2_jax.runs.bucket_checkpoints import open_checkpoints
 from cp2_jax.runs.writers import Writer
 
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that was stopped and can be resumed; launchers start it again
+
+_LOOKED_INTO = 8  # images whose contents a resumed run compares
 
 Hook = Callable[[int, Any], None]
 
@@ -60,6 +63,7 @@ class Job:
       hooks: `(writer, total_steps, meta) -> hooks` that `loop.fit` calls after each step.
       extra_metrics: `(batches) -> values` for each line of the log.
       lines: what the curves are compared with, see `pictures.curves`.
+      stored: `(number of an image) -> bytes` as they are stored, b"" if they cannot be read; a few are compared, too.
       ended: `(number of finished steps) -> reason` why a run counts as finished before its last step, "" if it does not.
     """
 
@@ -74,6 +78,7 @@ class Job:
     hooks: Callable[[Writer, int, dict], Iterable[Hook]]
     extra_metrics: Callable[[Iterator], dict[str, float]] = lambda batches: {}
     lines: Mapping[str, Sequence[tuple[str, float]]] = dataclasses.field(default_factory=dict)
+    stored: Callable[[int], bytes] = lambda index: b""
     ended: Callable[[int], str] = lambda step: ""
 
 
@@ -122,6 +127,7 @@ def _run(job: Job, workdir: AnyPath, profile: bool, stall_timeout: float) -> Res
     distributed.agree({f"{key} of images": str(value) for key, value in images.items()})
     steps_per_epoch = settings.steps_per_epoch(job.num_images, config.batch_size)
     total_steps = settings.total_steps(config, job.num_images)
+    images |= {"contents": _contents(job)}
     meta = {"kind": config.kind, "config": settings.as_plain(config), "images": images}
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as closing:
@@ -177,6 +183,14 @@ def _digest(names: Sequence[str]) -> str:
     return f"{zlib.crc32(chr(10).join(names).encode('utf-8', 'surrogateescape')):08x}" if names else ""
 
 
+def _contents(job: Job) -> int:
+    """Return a number that differs for images that were all made anew: of a few, for all would be read for hours."""
+    number = 0
+    for index in range(0, job.num_images, max(1, -(-job.num_images // _LOOKED_INTO))):
+        number = zlib.crc32(job.stored(index), number)
+    return number
+
+
 def _first(job: Job, checkpoints: Any, images: dict, total_steps: int) -> First:
     """Return the weights to begin with; of a run that is resumed only that it is, once it was seen that it may be."""
     reached, workdir = checkpoints.latest_step(), checkpoints.directory.parent
@@ -192,7 +206,8 @@ def _first(job: Job, checkpoints: Any, images: dict, total_steps: int) -> First:
 
 
 def _compare_images(before: dict | None, now: dict, place: str, workdir: AnyPath) -> None:
-    """Refuse other images than the run had: its epochs, learning rates and order of samples would be others.
+    """Refuse other images than the run had: its epochs, learning rates and order of samples would be others. Of images with
+    the same names and other contents it is only said: the run can go on with them.
 
     Args:
       before: what the checkpoint says; None for one of an older version, which says nothing.
@@ -200,7 +215,15 @@ def _compare_images(before: dict | None, now: dict, place: str, workdir: AnyPath
     Raises:
       ConfigError: naming both numbers of images.
     """
-    if before is None or before == now:
+    if before is None:
+        return
+    if all(before.get(key) == now[key] for key in ("number", "names")):
+        if before.get("contents", now["contents"]) != now["contents"]:
+            logging.warning(
+                "%s: the images have the names that they had, but not the contents that they had at the last checkpoint; "
+                "from here on the run is another one than with the images as they were",
+                place,
+            )
         return
     what = f"{before['number']:,d} images when the run began, {now['number']:,d} now"
     if before["number"] == now["number"]:

@@ -1,5 +1,6 @@
 """Finetuning, evaluation and prediction as functions: `train`, `evaluate`, `predict`."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cp2_jax.convert import warm_start
+from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.sizes import warnings
 from cp2_jax.data.images.stream import Batches
 from cp2_jax.data.labelled import check, classes, survey
@@ -80,10 +82,18 @@ def train(
         first=lambda: _first(config, evaluator.examples),
         batches=lambda start: _batches(config, examples, device_mesh, start),
         hooks=watchers,
+        stored=functools.partial(_stored, examples),
         lines={"miou": config.compare_with},
         ended=lambda number: hooks.ended(number, hooks.best_step(workdir), config.eval_every, patience),
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
+
+
+def _stored(examples: Examples, index: int) -> bytes:
+    """Return an image and its mask as they are stored, b"" if they cannot be read: training will name what is wrong."""
+    with contextlib.suppress(UnreadableImage, SegmentationError):
+        return b"".join(examples.encoded(index))
+    return b""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,8 +85,9 @@ def cut_off(finished, tmp_path):
     return tmp_path / "copy"
 
 
-def test_resumed_with_the_same_images_it_is_the_same_run(cut_off, finished):
+def test_resumed_with_the_same_images_it_is_the_same_run(cut_off, finished, caplog):
     assert run.train(tiny(cut_off / "images"), cut_off / "run").steps == 6
+    assert "contents" not in caplog.text
     ours, theirs = (checkpoints.read(folder / "run")[0]["params"] for folder in (cut_off, finished))
     np.testing.assert_array_equal(ours["backbone"]["first"]["kernel"], theirs["backbone"]["first"]["kernel"])
 
@@ -109,6 +110,15 @@ def test_as_many_other_images_are_noticed_too(cut_off):
     (cut_off / "images" / "000.png").rename(cut_off / "images" / "other.png")
     with pytest.raises(ConfigError, match="the 12 images have other names than when the run began"):
         run.train(tiny(cut_off / "images"), cut_off / "run")
+
+
+def test_other_contents_under_the_same_names_are_told(cut_off, caplog):
+    for index in range(12):
+        shutil.copy(cut_off / "images" / f"{(index + 1) % 12:03d}.png", cut_off / "run" / f"{index:03d}.png")
+    for path in (cut_off / "run").glob("*.png"):
+        path.rename(cut_off / "images" / path.name)
+    assert run.train(tiny(cut_off / "images"), cut_off / "run").steps == 6
+    assert "images: the images have the names that they had, but not the contents" in caplog.text
 
 
 def test_the_folder_itself_may_move(cut_off):
