@@ -50,7 +50,7 @@ def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of im
     Raises:
       SourceError: saying which it is.
     """
-    if path and not isinstance(path, str | os.PathLike):
+    if path is not None and not isinstance(path, str | os.PathLike):
         raise SourceError(
             f"a {type(path).__name__} was given, where {wanted} is wanted; to take some of its files, name them in a text "
             "file, a path on each line, and set data.list"

@@ -86,6 +86,11 @@ def check(config: ConfigDict, name: str, prefix: str = "") -> None:
     sections = {key[: place.start()] for key in known for place in re.finditer(r"\.", key)}
     if name in known or name in sections:
         return
+    # Such as a dict of values and labels for data.label_map.
+    if parent := next((key for key in known if name.startswith(f"{key}.")), None):
+        kind = type(known[parent]).__name__
+        pairs = "; pairs, such as ((0, 1), (255, 0)), in place of a dict" if kind == "tuple" else ""
+        raise ConfigError(f"{prefix}{name}: {parent} has no keys, it takes {_EXPECTED.get(kind, kind)}{pairs}")
     meant = likely(name, list(known))
     hint = f" (did you mean {meant}?)" if meant else f"; `cp2 {config.get('kind', 'pretrain')} --help` lists all keys"
     raise ConfigError(f"{prefix}{name}: there is no such key{hint}")
@@ -118,6 +123,20 @@ def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={value!r}: {name} takes {_EXPECTED.get(kind, kind)}") from error
     _count_epochs(config, flatten(changes))
     expand_user(config)
+
+
+def merged(changes: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `changes` and the keywords of a call as one; keywords go before.
+
+    Raises:
+      ConfigError: `changes` is no mapping.
+    """
+    if changes is not None and not isinstance(changes, Mapping | ConfigDict):
+        kind = type(changes).__name__
+        raise ConfigError(
+            f"changes is a {kind}: give a dict of keys and values, such as {{'optimizer.learning_rate': 0.01}}"
+        )
+    return dict(changes or {}) | dict(keys)
 
 
 def parse(config: ConfigDict, typed: Sequence[tuple[str, str]]) -> None:

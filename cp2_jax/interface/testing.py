@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cp2_jax.interface import kinds, overrides, processes
+from cp2_jax.paths import at
 from cp2_jax.segmentation import run as segmentation
 from cp2_jax.segmentation.confusion import Scores
 from cp2_jax.segmentation.run import Predicted, Scored
@@ -89,7 +90,7 @@ def run_evaluation(run, checkpoint=None, *, config=None, adapt=None, predictions
     kinds.refuse_images(run)
     with processes.ready():
         found = segmentation.evaluate(
-            os.fspath(run), checkpoint=_which(checkpoint), config=config, adapt=adapt, predictions=predictions
+            at(run), checkpoint=_which(checkpoint), config=config, adapt=adapt, predictions=predictions
         )
     run_at = processes.relative(run)
     typed = f'cp2_jax.predict("{run_at}", IMAGES, OUTPUT)' if python else f"cp2 predict {run_at} IMAGES OUTPUT"
@@ -119,4 +120,5 @@ def _which(checkpoint: str | int | os.PathLike | None) -> str | None:
 
 
 def _adapt(changes: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> Callable[[ConfigDict], None]:
-    return lambda config: overrides.update(config, dict(changes or {}) | dict(keys))
+    given = overrides.merged(changes, keys)
+    return lambda config: overrides.update(config, given)

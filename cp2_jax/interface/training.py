@@ -51,7 +51,7 @@ def pretrain(
     *,
     checkpoint: str | os.PathLike | None = None,
     model: str | Mapping | None = None,
-    config: str | ConfigDict | None = None,
+    config: str | os.PathLike | ConfigDict | None = None,
     changes: Mapping[str, Any] | None = None,
     **keys: Any,
 ) -> Run:
@@ -78,11 +78,13 @@ def pretrain(
       ConfigError: a key or value that cannot be, or a work directory that holds another run.
       SourceError: there are no images.
       CheckpointError, CheckpointFormatError: the checkpoint cannot be read, or does not fit.
+      WriteError: `out` cannot be written.
+      Busy: another run is at work in `out`.
       NonFiniteLoss: the loss became infinite; the last good state is saved.
       Preempted: stopped by a signal, and saved.
     """
     settings = pretraining_config(images, out, checkpoint, model, config)
-    _change(settings, out, model, dict(changes or {}) | keys)
+    _change(settings, out, model, overrides.merged(changes, keys))
     return run_pretraining(settings, out, python=True)
 
 
@@ -93,7 +95,7 @@ def finetune(
     *,
     checkpoint: str | os.PathLike | None = None,
     model: str | Mapping | None = None,
-    config: str | ConfigDict | None = None,
+    config: str | os.PathLike | ConfigDict | None = None,
     changes: Mapping[str, Any] | None = None,
     **keys: Any,
 ) -> Run:
@@ -113,11 +115,12 @@ def finetune(
       The run.
 
     Raises:
-      ConfigError, SourceError, CheckpointError, CheckpointFormatError, NonFiniteLoss, Preempted: see `pretrain`.
+      ConfigError, SourceError, CheckpointError, CheckpointFormatError, WriteError, Busy, NonFiniteLoss, Preempted: see
+        `pretrain`.
       SegmentationError: images and masks do not belong together, or masks do not fit the classes.
     """
     settings = finetuning_config(data, out, checkpoint, model, config)
-    _change(settings, out, model, dict(changes or {}) | keys)
+    _change(settings, out, model, overrides.merged(changes, keys))
     return run_finetuning(settings, out, python=True)
 
 
@@ -129,7 +132,7 @@ def pretraining_config(images, out, checkpoint=None, model=None, config=None) ->
       SourceError: `images` is something else.
     """
     kinds.refuse_a_model(images)
-    settings = _base(config, "quick_tune:small" if checkpoint else "pretrain:small", model, "pretrain")
+    settings = _base(config, "quick_tune:small" if _is_given(checkpoint) else "pretrain:small", model, "pretrain")
     return _placed(settings, images, out, checkpoint, model)
 
 
@@ -290,11 +293,26 @@ def _other_backbone(config: ConfigDict, backbone: str, explicit: Collection[str]
     config.optimizer.update({key: value for key, value in like.items() if key not in kept})
 
 
-def _base(config: str | ConfigDict | None, default: str, model: str | Mapping | None, kind: str) -> ConfigDict:
+def _base(
+    config: str | os.PathLike | ConfigDict | None, default: str, model: str | Mapping | None, kind: str
+) -> ConfigDict:
+    if model is not None and not isinstance(model, str | Mapping):  # it would be passed over in silence
+        raise ConfigError(
+            f"model is a {type(model).__name__}: give variants of the config as a text, such as 'vit,fcn', or a dict of "
+            "keys of config.model"
+        )
+    if isinstance(config, os.PathLike):
+        config = os.fspath(config)
+    if config is not None and not isinstance(config, str | ConfigDict):
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give the name or path of a config, or a config itself; single keys are "
+            "changed with changes={…}"
+        )
     found = _named(config, default, model)
-    if found.kind != kind:
+    if found.get("kind") != kind:
         what = config if isinstance(config, str) else "this"
-        raise ConfigError(f"{what} is a config of `cp2 {found.kind}`, not of `cp2 {kind}`")
+        its = f"of `cp2 {found.kind}`" if "kind" in found else "without a kind"
+        raise ConfigError(f"{what} is a config {its}, not of `cp2 {kind}`")
     return found
 
 
@@ -309,9 +327,16 @@ def _named(config: str | ConfigDict | None, default: str, model: str | Mapping |
     return config_files.load(name)
 
 
+def _is_given(checkpoint) -> bool:
+    """Say whether there is a checkpoint to start from; raises `ConfigError` for what is no path."""
+    return checkpoint is not None and (checkpoint != "" if isinstance(checkpoint, str) else bool(at(checkpoint)))
+
+
 def _placed(config: ConfigDict, images, out, checkpoint, model) -> ConfigDict:
     """Say in a config where its images and its checkpoint, which is converted if it has to be, are."""
-    if checkpoint:
+    if out == "":
+        raise ConfigError("out is an empty text, which would be the current directory: name a work directory")
+    if _is_given(checkpoint):
         config.init.checkpoint = converting.converted(checkpoint, at(out) / "converted")
         follow(config, config.init.checkpoint)
     if images:

@@ -152,7 +152,7 @@ def _whole_patches(x, patch, remainder):
         x = x[:, : height // patch * patch, : width // patch * patch]
     elif height % patch or width % patch:
         raise ValueError(f"image of {height} x {width} pixels: a ViT needs multiples of its patch, {patch}")
-    if 0 in x.shape:
+    if 0 in x.shape[1:3]:  # a batch may be empty
         raise ValueError(f"image of {height} x {width} pixels: smaller than a ViT's patch, {patch}")
     return x
 

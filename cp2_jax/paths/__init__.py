@@ -45,12 +45,15 @@ def at(path: str | os.PathLike | BucketPath) -> AnyPath:
       path: local, or `gs://BUCKET/…` or `s3://BUCKET/…`.
 
     Raises:
-      ConfigError: another scheme, no name of a bucket, or a key or password inside (which is not shown).
+      ConfigError: no path, another scheme, no name of a bucket, or a key or password inside (which is not shown).
     """
     if isinstance(path, BucketPath):
         return path
-    text = os.fspath(path)
-    match = _URL.fullmatch(text) if isinstance(text, str) else None
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str):
+        given = "None" if path is None else f"a value of type {type(path).__name__}"
+        raise ConfigError(f"{given} was given, where a path is wanted: give a text, or a pathlib.Path")
+    match = _URL.fullmatch(text)
     if match is None:
         return pathlib.Path(os.path.expanduser(path))
     refuse_secrets(text)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from cp2_jax.options import one_of
+
 # How the dense loss normalises its softmax. "key": over the key's pixels for each query pixel, as equation 2 says.
 # "query": over the query's pixels for each key pixel, as the released code computes it (main.py:293).
 DENSE_AXES = {"key": 2, "query": 1}
@@ -112,8 +114,9 @@ def dense_loss_range(
       temperature, axis: see `dense_loss`.
 
     Raises:
-      KeyError: for an unknown axis.
+      ConfigError: for an unknown axis.
     """
+    one_of("axis", axis, DENSE_AXES)
     softmax_axis = DENSE_AXES[axis]
     count, total = ((count_query, pixels[0]), (count_key, pixels[1]))[softmax_axis - 1]
     uniform = jnp.full_like(count, jnp.log(total))
@@ -145,8 +148,9 @@ def dense_loss(
       its `valid` is False.
 
     Raises:
-      KeyError: for an unknown axis.
+      ConfigError: for an unknown axis.
     """
+    one_of("axis", axis, DENSE_AXES)
     softmax_axis = DENSE_AXES[axis]
     logits = jnp.einsum("bqc,bkc->bqk", query, key, precision=_EXACT) / temperature
     count_query, count_key = jnp.sum(mask_query, axis=1), jnp.sum(mask_key, axis=1)
@@ -222,7 +226,7 @@ def cp2_loss(
 
     Raises:
       ValueError: shapes that do not fit; outside `jax.jit`, where values are known, also a mask above 1.
-      KeyError: for an unknown `dense_axis`.
+      ConfigError: for an unknown `dense_axis`.
     """
     _check(query, key, (mask_query, mask_key), queue)
     query, key = l2_normalize(query), l2_normalize(key)

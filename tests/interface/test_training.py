@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import checkpoints, miniatures, packing, servers
+from ml_collections import ConfigDict
 from PIL import Image
 
 import cp2_jax
@@ -230,3 +231,40 @@ def test_everything_in_a_bucket(pretrained, finetuned, data, tmp_path):
         np.testing.assert_array_equal(both[0][1], both[1][1])
         program = cp2_jax.export_program(mine.path, bucket / "mine.stablehlo", size=(16, 16))
         assert program.is_file() and (bucket / "mine.stablehlo.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"model": ["vit", "fcn"]}, ConfigError, "model is a list: give variants of the config as a text"),
+        ({"model": pathlib.Path("vit")}, ConfigError, "model is a PosixPath: give variants"),
+        ({"model": ConfigDict(TINY)}, ConfigError, "model is a ConfigDict: .* or a dict of keys of config.model"),
+        ({"config": {"steps": 2}}, ConfigError, r"config is a dict: .* changed with changes=\{…\}"),
+        ({"config": ConfigDict({"steps": 2})}, ConfigError, "this is a config without a kind, not of `cp2 pretrain`"),
+        ({"config": pathlib.Path("pretrain"), "bath_size": 2}, ConfigError, r"did you mean batch_size\?"),
+        ({"changes": "steps=2"}, ConfigError, "changes is a str: give a dict of keys and values"),
+        ({"changes": [1]}, ConfigError, "changes is a list: give a dict"),
+        ({"data": {"crop_scale": {0.2: 1.0}}}, ConfigError, r"data.crop_scale has no keys, it takes a tuple.*; pairs"),
+        ({"checkpoint": {"params": {}}}, ConfigError, "a value of type dict was given, where a path is wanted"),
+        ({"checkpoint": np.zeros(3)}, ConfigError, "a value of type ndarray was given, where a path is wanted"),
+        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, SourceError, "a ndarray was given, where a folder of images"),
+        ({"out": None}, ConfigError, "None was given, where a path is wanted"),
+        ({"out": 5}, ConfigError, "a value of type int was given"),
+        ({"out": b"runs"}, ConfigError, "a value of type bytes was given"),
+        ({"out": ""}, ConfigError, "out is an empty text, which would be the current directory"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_one_line(tmp_path, wrong, error, message):
+    """A model that is neither text nor dict was passed over in silence: another one was trained."""
+    with pytest.raises(error, match=f"(?s:{message})") as caught:
+        cp2_jax.pretrain(**{"images": "photos", "out": tmp_path / "a"} | wrong)
+    assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
+
+
+def test_no_path_is_not_the_current_directory():
+    with pytest.raises(CheckpointError, match="an empty text was given as the path of a checkpoint"):
+        cp2_jax.load("")
+    with pytest.raises(ConfigError, match="None was given, where a path is wanted"):
+        cp2_jax.evaluate(None)
+    with pytest.raises(ConfigError, match="changes is a list: give a dict"):
+        cp2_jax.evaluate("runs/mine", changes=[1])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cp2_jax.options import ConfigError
 from cp2_jax.pretraining import losses
 
 
@@ -176,3 +177,10 @@ def test_dense_loss_equals_the_recorded_one(x64, reference, name, axis, recorded
     mq, mk = (inputs[f"step0/mask_{s}"][:, 8::16, 8::16].reshape(8, 16).astype(float) for s in "qk")
     got = losses.dense_loss(logits, eye, mq, mk, temperature=1.0, axis=axis, skip_full=False)
     np.testing.assert_allclose(got.loss.mean(), run[f"f64/step0/loss_dense_{recorded}"], rtol=1e-12)
+
+
+def test_an_unknown_axis_is_named():
+    with pytest.raises(ConfigError, match=r"axis=keys: must be one of key, query \(did you mean key\?\)"):
+        losses.dense_loss(
+            jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)), jnp.ones((1, 2)), jnp.ones((1, 2)), axis="keys", temperature=1.0
+        )
