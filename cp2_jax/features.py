@@ -103,6 +103,8 @@ def load(
     """
     if features is not None and features not in FEATURES:
         raise ValueError(f"features={features!r}: there are {', '.join(FEATURES)}")
+    if path == "":
+        raise CheckpointError("an empty text was given as the path of a checkpoint")
     variables, meta = read_variables(path)
     parts = variables["params"]
     features = features or ("head" if "head" in parts else "backbone")

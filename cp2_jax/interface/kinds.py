@@ -2,6 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
 
 from cp2_jax.data.images.sources import SUFFIXES, SourceError
 from cp2_jax.options import ConfigError
@@ -42,6 +45,43 @@ def is_tfds(path: str | os.PathLike) -> bool:
     """Say whether a folder is a TFDS data set, or holds one as TFDS lays it out: `NAME/VERSION/dataset_info.json`."""
     path = at(path)
     return any(next(path.glob(f"{'*/' * depth}dataset_info.json"), None) for depth in range(3))
+
+
+def is_given(checkpoint: str | os.PathLike | None) -> bool:
+    """Say whether there is a checkpoint to start from: neither None nor an empty text.
+
+    Raises:
+      ConfigError: for what is no path.
+    """
+    return checkpoint is not None and (checkpoint != "" if isinstance(checkpoint, str) else bool(at(checkpoint)))
+
+
+def refuse_types(model: object, config: object) -> None:
+    """Refuse what is neither variants nor keys of a model, or no config: it would be passed over in silence.
+
+    Raises:
+      ConfigError: saying what was given and what to give.
+    """
+    if model is not None and not isinstance(model, str | Mapping):
+        raise ConfigError(
+            f"model is a {type(model).__name__}: give variants of the config as a text, such as 'vit,fcn', or a dict of "
+            "keys of config.model"
+        )
+    if config is not None and not isinstance(config, str | os.PathLike | ConfigDict):
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give the name or path of a config, or a config itself; single keys are "
+            "changed with changes={…}"
+        )
+
+
+def refuse_no_name(out: str | os.PathLike) -> None:
+    """Refuse an empty text as a work directory: it would be the current directory.
+
+    Raises:
+      ConfigError: saying so.
+    """
+    if out == "":
+        raise ConfigError("out is an empty text, which would be the current directory: name a work directory")
 
 
 def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of images") -> None:

@@ -78,8 +78,7 @@ def pretrain(
       ConfigError: a key or value that cannot be, or a work directory that holds another run.
       SourceError: there are no images.
       CheckpointError, CheckpointFormatError: the checkpoint cannot be read, or does not fit.
-      WriteError: `out` cannot be written.
-      Busy: another run is at work in `out`.
+      WriteError, Busy: `out` cannot be written, or another run is at work in it.
       NonFiniteLoss: the loss became infinite; the last good state is saved.
       Preempted: stopped by a signal, and saved.
     """
@@ -115,8 +114,7 @@ def finetune(
       The run.
 
     Raises:
-      ConfigError, SourceError, CheckpointError, CheckpointFormatError, WriteError, Busy, NonFiniteLoss, Preempted: see
-        `pretrain`.
+      ConfigError, SourceError, CheckpointError, CheckpointFormatError, WriteError, Busy, NonFiniteLoss, Preempted: as there
       SegmentationError: images and masks do not belong together, or masks do not fit the classes.
     """
     settings = finetuning_config(data, out, checkpoint, model, config)
@@ -132,7 +130,7 @@ def pretraining_config(images, out, checkpoint=None, model=None, config=None) ->
       SourceError: `images` is something else.
     """
     kinds.refuse_a_model(images)
-    settings = _base(config, "quick_tune:small" if _is_given(checkpoint) else "pretrain:small", model, "pretrain")
+    settings = _base(config, "quick_tune:small" if kinds.is_given(checkpoint) else "pretrain:small", model, "pretrain")
     return _placed(settings, images, out, checkpoint, model)
 
 
@@ -296,19 +294,8 @@ def _other_backbone(config: ConfigDict, backbone: str, explicit: Collection[str]
 def _base(
     config: str | os.PathLike | ConfigDict | None, default: str, model: str | Mapping | None, kind: str
 ) -> ConfigDict:
-    if model is not None and not isinstance(model, str | Mapping):  # it would be passed over in silence
-        raise ConfigError(
-            f"model is a {type(model).__name__}: give variants of the config as a text, such as 'vit,fcn', or a dict of "
-            "keys of config.model"
-        )
-    if isinstance(config, os.PathLike):
-        config = os.fspath(config)
-    if config is not None and not isinstance(config, str | ConfigDict):
-        raise ConfigError(
-            f"config is a {type(config).__name__}: give the name or path of a config, or a config itself; single keys are "
-            "changed with changes={…}"
-        )
-    found = _named(config, default, model)
+    kinds.refuse_types(model, config)
+    found = _named(os.fspath(config) if isinstance(config, os.PathLike) else config, default, model)
     if found.get("kind") != kind:
         what = config if isinstance(config, str) else "this"
         its = f"of `cp2 {found.kind}`" if "kind" in found else "without a kind"
@@ -327,16 +314,10 @@ def _named(config: str | ConfigDict | None, default: str, model: str | Mapping |
     return config_files.load(name)
 
 
-def _is_given(checkpoint) -> bool:
-    """Say whether there is a checkpoint to start from; raises `ConfigError` for what is no path."""
-    return checkpoint is not None and (checkpoint != "" if isinstance(checkpoint, str) else bool(at(checkpoint)))
-
-
 def _placed(config: ConfigDict, images, out, checkpoint, model) -> ConfigDict:
     """Say in a config where its images and its checkpoint, which is converted if it has to be, are."""
-    if out == "":
-        raise ConfigError("out is an empty text, which would be the current directory: name a work directory")
-    if _is_given(checkpoint):
+    kinds.refuse_no_name(out)
+    if kinds.is_given(checkpoint):
         config.init.checkpoint = converting.converted(checkpoint, at(out) / "converted")
         follow(config, config.init.checkpoint)
     if images:

@@ -258,8 +258,6 @@ def read_variables(path: str | AnyPath) -> tuple[dict, dict]:
     Raises:
       CheckpointError: see `read`; also if there are no parameters in it.
     """
-    if path == "":
-        raise CheckpointError("an empty text was given as the path of a checkpoint")
     tree, meta = read(path)
     if not tree.get("params"):
         raise CheckpointError(f"{path} holds no parameters, only {', '.join(sorted(tree)) or 'nothing'}")
