@@ -56,7 +56,10 @@ class BucketCheckpoints:
           Unreachable: if the save before failed, for the bucket did not answer.
         """
         self.wait()
+        # Compared before the first process begins to carry: who looked later would find the step there already, leave it,
+        # and then not meet the others in `wait`.
         latest = self.latest_step()
+        latest = None if (found := _worst(-1 if latest is None else latest)) < 0 else found
         if step == latest:
             return
         if latest is not None and latest > step:
