@@ -25,15 +25,19 @@ patience=${PATIENCE:-5}
 last=$(mktemp -d) # the last line of each process's errors
 trap 'rm -rf "$last"' EXIT
 
-pids=() codes=()
+pids=() codes=() stopped=""
+stop() { # bash lets processes in the background ignore SIGINT, so Ctrl-C is passed on as SIGTERM
+  stopped=1
+  [ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null
+}
+trap stop TERM INT
 for ((process = 0; process < processes; process++)); do
+  [ -n "$stopped" ] && exit 75 # those that were started have been told
   "$python" "$@" --coordinator="localhost:$port" --num_processes="$processes" --process_id="$process" \
     > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" | tee >(tail -n 1 > "$last/$process") >&2) &
   pids+=($!) codes+=("")
 done
 echo "processes: ${pids[*]}"
-# Bash lets processes in the background ignore SIGINT, so Ctrl-C is passed on as SIGTERM.
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 
 status=0 culprit="" since=0 told=""
 collect() { # the status of processes that have ended; says whether others are left
