@@ -12,6 +12,8 @@ from helpers.paths import ROOT
 
 
 def run_local(*arguments, patience="5"):
+    """Start the launcher as a terminal does: a shell that is begun with SIGINT ignored, as jobs in the background of a
+    script are, can never hear it."""
     environment = os.environ | {"PYTHON": sys.executable, "PATIENCE": patience}
     return subprocess.Popen(
         ["bash", ROOT / "scripts" / "launch" / "local_multihost.sh", *arguments],
@@ -20,6 +22,7 @@ def run_local(*arguments, patience="5"):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
