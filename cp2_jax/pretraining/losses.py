@@ -233,16 +233,16 @@ def cp2_loss(
     pooled_query, pooled_key = masked_pool(query, mask_query), masked_pool(key, mask_key)
     instance = instance_loss(pooled_query, pooled_key, queue, temperature=temperature_instance, filled=filled)
     dense = dense_loss(
-        *(features.reshape(len(features), -1, features.shape[-1]) for features in (query, key)),
-        *(mask.reshape(len(mask), -1) for mask in (mask_query, mask_key)),
+        *map(_pixels, (query, key, mask_query, mask_key)),
         temperature=temperature_dense,
         axis=dense_axis,
         skip_full=skip_full_masks,
     )
     present = (jnp.sum(mask_query, axis=(1, 2)) > 0) & (jnp.sum(mask_key, axis=(1, 2)) > 0)
     loss_instance = jnp.mean(jnp.where(present, instance.loss, 0))
-    loss_dense, dtype = jnp.mean(dense.loss), loss_instance.dtype
+    loss_dense = jnp.mean(dense.loss)
     usable = present & dense.valid if alpha else present
+    dtype = loss_instance.dtype
     return Cp2Loss(
         loss=alpha_instance * loss_instance + alpha * loss_dense,
         loss_instance=loss_instance,
@@ -254,6 +254,11 @@ def cp2_loss(
         pooled_query=pooled_query,
         pooled_key=pooled_key,
     )
+
+
+def _pixels(maps: Float[Array, "batch height width *channels"]) -> Float[Array, "batch pixels *channels"]:
+    """Return features or masks with the pixels of an image in one axis."""
+    return maps.reshape(len(maps), -1, *maps.shape[3:])
 
 
 def _check(query: Array, key: Array, masks: tuple[Array, Array], queue: Array) -> None:

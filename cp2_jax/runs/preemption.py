@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
+
+from cp2_jax.runs import distributed
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def _together() -> Callable[[int], bool]:
         before, asked = asked, True
         if not before and step > 1:
             early = multihost_utils.reached_preemption_sync_point(1)
-            if multihost_utils.process_allgather(np.int32(early)).any():
+            if distributed.any_of(early):
                 return True
         return multihost_utils.reached_preemption_sync_point(step)
 
