@@ -9,7 +9,6 @@ import time
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 from helpers.paths import ROOT
 from helpers.toy import batch
@@ -153,11 +152,9 @@ def test_two_processes_stop_after_the_same_step_and_resume(tmp_path):
 @pytest.mark.parametrize("agreed_on", [None, 1, 5])
 def test_a_signal_while_a_resumed_run_of_several_processes_starts(monkeypatch, agreed_on, others):
     """JAX's service agrees on step 1 if the signal comes before any step was asked for; a resumed run is past it."""
-    service = SimpleNamespace(
-        reached_preemption_sync_point=lambda step: step == agreed_on,
-        process_allgather=lambda mine: np.array([mine, others]),
-    )
+    service = SimpleNamespace(reached_preemption_sync_point=lambda step: step == agreed_on)
     monkeypatch.setattr(preemption, "multihost_utils", service)
+    monkeypatch.setattr(preemption.distributed, "any_of", lambda mine: mine or others)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with preemption.stop_requests() as stop_requested:
         assert stop_requested(3) == (agreed_on == 1 or others)
