@@ -31,6 +31,7 @@ LAYERS["reproduce"] += ("config_files",)
 # What users call: from Python, and from a shell. Both may import all that is below.
 LAYERS["interface"] = tuple(LAYERS)
 LAYERS["cli"] = tuple(LAYERS)
+LAYERS["__main__"] = ("cli",)
 
 # Libraries that a room does without: the data pipeline runs in processes that must not touch a device, containers are
 # read without the networks that their arrays belong to, and nothing below the command line reads flags.

@@ -32,6 +32,8 @@ COMMANDS = {
 def main() -> None:
     """Run `cp2 COMMAND …` and leave with its status; the console script of the package."""
     name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name == "help" and arguments:  # `cp2 help pretrain`
+        name, arguments = arguments[0], ["--help"]
     errors.leave(run(name, arguments, f"cp2 {name}"))
 
 
@@ -50,7 +52,7 @@ def run(name: str, arguments: Sequence[str], program: str) -> int:
     def command():
         if name in ("-h", "--help", "help"):
             print(_help())
-        elif name == "--version":
+        elif name in ("-V", "--version", "version"):
             print(f"cp2_jax {sys.modules['cp2_jax'].__version__}")
         elif name.replace("_", "-") not in COMMANDS:
             raise errors.UsageError(_no_command(name))
@@ -126,6 +128,8 @@ def _help() -> str:
 
 
 def _no_command(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    if name.startswith("-"):
+        return f"cp2 {name}: an option stands behind a command, as in cp2 pretrain {name}; cp2 --help shows all commands"
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
     return f"cp2 {name}: there is no such command; {hint}"

@@ -166,3 +166,13 @@ def as_text(path: str | AnyPath) -> str:
     if isinstance(path, BucketPath):
         return str(path)
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def as_path(text: str) -> str:
+    """Return a text as the name of a new file: its UTF-8 bytes, also where the locale takes file names for ASCII."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def relative(text: str, root: str | AnyPath) -> str:
+    """Return what `as_text` made of a path below a folder as a path from that folder on."""
+    return os.path.relpath(text, as_text(root))

@@ -120,7 +120,7 @@ def _features(extractor: FeatureExtractor, variables: Mapping, source, read, bat
         except UnreadableImage as error:
             unreadable.append(str(error))
         else:
-            names.append(os.path.relpath(source.name(index), str(source.root)))
+            names.append(files.relative(source.name(index), source.root))
             pixels.append(image)
         if pixels and (len(pixels) == batch or index == len(source) - 1):
             missing = batch - len(pixels)  # one program for all batches

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageShow
 
 from cp2_jax import pictures
+from cp2_jax.data import files
 from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.interface import given, kinds
 from cp2_jax.options import ConfigError
@@ -53,7 +54,9 @@ class Prediction:
     def overlay(self) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
         """Return a picture of the image with its classes coloured, outlined and named."""
         colors = class_maps.overlay_colors(self._data)
-        return pictures.overlay(self.image, self.labels, self.class_names, colors, caption=pathlib.Path(self.name).name)
+        return pictures.overlay(
+            self.image, self.labels, self.class_names, colors, caption=files.as_text(pathlib.Path(self.name).name)
+        )
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
         """Write the class map as a palette PNG of class indices, and beside it, as `…_overlay.png`, the overlay.
@@ -74,8 +77,8 @@ class Prediction:
             raise ConfigError(f"{path}: class maps are written as PNG; name a .png file or a folder")
         if path.suffix.lower() != ".png":
             path = _free(path, self.name)
-        source = os.path.abspath(self.name) if self.name else ""
-        class_maps.save_class_map(path, self.labels, class_maps.class_colors(self._data), source=source)
+        colors = class_maps.class_colors(self._data)
+        class_maps.save_class_map(path, self.labels, colors, source=_source(self.name))
         pictures.save_png(path.with_name(f"{path.stem}_overlay.png"), self.overlay())
         return path
 
@@ -172,8 +175,13 @@ def _free(folder: pathlib.Path, name: str) -> pathlib.Path:
     stem = pathlib.Path(name).stem or "prediction"
     for number in itertools.count(1):
         path = folder / (f"{stem}_{number}.png" if number > 1 else f"{stem}.png")
-        if not path.exists() or (name and class_maps.source_of(path) == os.path.abspath(name)):
+        if not path.exists() or (name and class_maps.source_of(path) == _source(name)):
             return path
+
+
+def _source(name: str) -> str:
+    """Return what a class map notes of where its image came from; bytes of a name that are no text as `\\xe9`."""
+    return files.as_text(os.path.abspath(name)) if name else ""
 
 
 def _has_display() -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 
 from cp2_jax.options import ConfigError
@@ -39,7 +40,9 @@ def expand(path: str | os.PathLike | AnyPath) -> AnyPath:
     absolute = os.path.abspath(path)
     if "\0" in absolute or any("\udc80" <= letter <= "\udcff" for letter in absolute):
         shown = absolute.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        raise ConfigError(f"{shown}: a path of a run or a checkpoint has to be UTF-8 text; use another name")
+        utf8 = sys.getfilesystemencoding() == "utf-8"
+        instead = "use another name" if utf8 else "set LC_ALL=C.UTF-8, for this locale has ASCII alone"
+        raise ConfigError(f"{shown}: a path of a run or a checkpoint has to be UTF-8 text; {instead}")
     return pathlib.Path(absolute)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax import pictures
+from cp2_jax.data import files
 from cp2_jax.data.ahead import ahead
 from cp2_jax.data.labelled.examples import Examples, SegmentationError, open_examples
 from cp2_jax.paths import AnyPath, at
@@ -216,7 +217,7 @@ class Evaluator:
         values, colors = mask_values(self.config.data), class_colors(self.config.data)
 
         def keep(index, predicted):
-            path = at(predictions) / f"{self.examples.stem(index)}.png"
+            path = at(predictions) / files.as_path(f"{self.examples.stem(index)}.png")
             save_class_map(path, predicted, colors, values)
 
         return evaluate(

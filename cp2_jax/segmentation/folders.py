@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import pathlib
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax import pictures
+from cp2_jax.data import files
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.decoding import decode, upright_size
 from cp2_jax.data.images.sources import SourceError, open_images
@@ -81,10 +81,13 @@ class Output:
         known = set(self.root.files()) if isinstance(self.root, BucketPath) else None
         for kind in KINDS:
             for name in names:
-                path = self.root / kind / name
+                path = self._place(kind, name)
                 if path.exists() if known is None else f"{kind}/{name}" in known:
                     return path
         return None
+
+    def _place(self, kind: str, name: pathlib.PurePath) -> AnyPath:
+        return self.root / kind / files.as_path(str(name))
 
     def write(self, kind: str, name: pathlib.PurePath, save: Any) -> None:
         """Call `save(path)` for a file of the folder.
@@ -92,7 +95,7 @@ class Output:
         Raises:
           SegmentationError: it cannot be written, for the disk is full, for example. Nothing half written stays.
         """
-        path = self.root / kind / name
+        path = self._place(kind, name)
         try:
             save(path)
         except OSError as error:
@@ -118,7 +121,7 @@ def images_to_predict(images: str | AnyPath, output: str | AnyPath) -> tuple[Any
     kept = [
         index
         for index in range(len(source))
-        if not any(at(source.name(index)).resolve().is_relative_to(one) for one in written)
+        if not any(at(files.as_path(source.name(index))).resolve().is_relative_to(one) for one in written)
     ]
     if not kept:
         raise SourceError(f"{images} holds nothing but predictions of before")
@@ -159,7 +162,7 @@ def predict_folder(
 
 def _relative(source: Any, index: int) -> pathlib.PurePath:
     """Return the place of an image in its source."""
-    return pathlib.PurePosixPath(os.path.relpath(source.name(index), str(source.root)))
+    return pathlib.PurePosixPath(files.relative(source.name(index), source.root))
 
 
 def _predict(config, variables, source, names, folder, own_values) -> Iterator[str]:

@@ -21,7 +21,18 @@ def test_the_list_of_commands(cp2):
     status, out, _ = cp2("--help")
     assert status == 0 and all(f"  {name} " in out for name in main.COMMANDS)
     assert max(map(len, out.splitlines())) <= 80
-    assert cp2("--version")[1].startswith("cp2_jax 0.")
+    assert cp2("--version")[1].startswith("cp2_jax 0.") and cp2("-V") == cp2("version") == cp2("--version")
+    assert "cp2 --verbose: an option stands behind a command" in cp2("--verbose")[2]
+
+
+def test_help_of_a_command_in_either_order(monkeypatch, capsys):
+    shown = []
+    for typed in (["help", "compare"], ["compare", "--help"]):
+        monkeypatch.setattr(main.sys, "argv", ["cp2", *typed])
+        with pytest.raises(SystemExit, match="0"):
+            main.main()
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and shown[0].startswith("usage: cp2 compare ")
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cp2_jax.data import notices, walking
+from cp2_jax.data import files, notices, walking
 from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.labelled.pairs import find_pairs
@@ -148,6 +148,22 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
     folder = ImageFolder(tmp_path)
     assert folder[0] == b"x" and folder.name(0).encode("utf-8").endswith(b"caf\\xe9.png")
+
+
+def test_names_below_a_folder_whose_own_name_is_no_text(tmp_path):
+    """What is made from an image keeps its place below the folder, and leads nowhere else."""
+    (place := tmp_path / os.fsdecode(b"ph\xe9") / "a").mkdir(parents=True)
+    (place / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    folder = ImageFolder(place.parent)
+    assert files.relative(folder.name(0), folder.root) == "a/caf\\xe9.png"
+
+
+def test_names_of_new_files_in_a_locale_without_utf8(monkeypatch):
+    """There Python reads `é` of a name as two bytes that are no text, and cannot write `é`."""
+    monkeypatch.setattr(files.os, "fsdecode", lambda name: name.decode("ascii", "surrogateescape"))
+    monkeypatch.setattr(files.os, "fsencode", lambda name: os.fspath(name).encode("ascii", "surrogateescape"))
+    assert files.as_text("caf\udcc3\udca9.png") == "café.png"
+    assert files.as_path("café.png") == "caf\udcc3\udca9.png"
 
 
 def test_a_list_takes_some_images_in_its_order(tmp_path, said):

@@ -1,6 +1,7 @@
 """What a prediction does with its picture."""
 
 import dataclasses
+import os
 import pathlib
 import types
 
@@ -60,6 +61,12 @@ def test_predictions_of_images_of_one_name_overwrite_nothing(prediction, tmp_pat
     assert tmp_path.joinpath("cat.png").read_bytes() == b"somebody's own mask"
     with pytest.raises(ConfigError, match=r"cat\.jpg: class maps are written as PNG"):
         here.save(tmp_path / "cat.jpg")
+
+
+def test_an_image_whose_name_is_no_text(prediction, tmp_path):
+    odd = dataclasses.replace(prediction, name=os.fsdecode(b"photos/caf\xe9.jpg"))
+    path = odd.save(tmp_path)
+    assert odd.save(tmp_path) == path and path.name == os.fsdecode(b"caf\xe9.png")
 
 
 def test_a_pil_image_is_what_its_file_is(tmp_path, caplog):

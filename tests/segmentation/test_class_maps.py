@@ -1,5 +1,7 @@
 """Class maps in files, and a user's folder with odd files in it."""
 
+import os
+
 import jax
 import numpy as np
 from helpers.tiny import tiny_config
@@ -32,8 +34,11 @@ def test_palette_belongs_to_the_written_values(tmp_path):
 
 
 def test_a_folder_with_odd_files(tmp_path):
-    """Grey, 16-bit, transparent, turned, tiny, broken; equal names; other files; many sizes in few programs."""
-    images = tmp_path / "images"
+    """Grey, 16-bit, transparent, turned, tiny, broken; equal names; other files; many sizes in few programs.
+
+    The folder's own name is no text, which once led masks and overlays into one folder beside those of the output.
+    """
+    images = tmp_path / os.fsdecode(b"im\xe9ges")
     (images / "sub").mkdir(parents=True)
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""`python -m cp2_jax.cli COMMAND …` is `cp2 COMMAND …`."""
+"""`python -m cp2_jax COMMAND …` is `cp2 COMMAND …`."""
 
 from cp2_jax.cli.main import main
 
