@@ -100,7 +100,8 @@ class Backbone:
       may_differ: keys that may be another than the checkpoint's; this is then reported.
       computed_by: keys that say how it is computed, not what: they may change at any time, after finetuning too.
       layers: `(options)` → (number of layers, function from the path of a parameter, such as "blocks_3/attn/qkv/kernel", to
-        its layer, from 0 on); for learning rates that fall from layer to layer. None: it has no such order.
+        its layer, from 0 on); for learning rates that fall from layer to layer. The last is the head's as well. None: it
+        has no such order.
       fit: `(params, options, image_size)` → (the backbone's parameters changed to fit, what was changed, a line each).
         Raises ValueError if they cannot.
       describe: `(shapes)` → what the weights tell, or None if they are of another backbone. Raises ValueError with the

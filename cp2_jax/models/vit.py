@@ -263,7 +263,8 @@ _ADAMW = {"name": "adamw", "learning_rate": 5e-5}
 
 
 def layers(options: ViTOptions) -> tuple[int, Callable[[str], int]]:
-    """Return the number of layers and the layer of each parameter, as BEiT counts them: embeddings, blocks, last norm."""
+    """Return the number of layers and the layer of each parameter, as BEiT counts them: embeddings, blocks, last norm (with
+    which it counts the head)."""
 
     def layer(path: str) -> int:
         name = path.partition("/")[0]

@@ -15,6 +15,7 @@ class TuningOptions:
       freeze_backbone: the backbone keeps its weights and, in its batch norms, its running averages.
       head_rate: the learning rate of head and classifier, as a multiple of `optimizer.learning_rate`.
       layer_decay: the learning rate of each layer of a ViT is that of the layer above times this (BEiT: 0.65); 1: the same.
+        As in BEiT, a last norm counts with the head: it has the whole rate, the last block this much of it.
       class_weights: of each class in the cross entropy; empty: all the same.
       dice: weight of the Dice loss beside the cross entropy; 0: none.
       patience: the run ends when so many evaluations in a row have found no better mean IoU; 0: never.
@@ -79,6 +80,6 @@ class TuningOptions:
                 return self.head_rate
             if self.freeze_backbone:
                 return 0.0
-            return 1.0 if layer is None else self.layer_decay ** (count - layer(rest))
+            return 1.0 if layer is None else self.layer_decay ** (count - 1 - layer(rest))
 
         return factor

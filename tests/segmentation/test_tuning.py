@@ -68,10 +68,14 @@ def test_an_older_config_has_nothing_of_it():
 def test_rates_by_part_and_layer():
     network = Network.from_config(vit_config().model)
     rate = TuningOptions(head_rate=10.0, layer_decay=0.5).rates(network)
-    # Embeddings, three blocks, the last norm: five layers below the head.
-    assert [rate(f"backbone/{p}") for p in ("pos_embed", "patch_embed/kernel")] == [0.5**5] * 2
-    assert [rate(f"backbone/blocks_{n}/attn/qkv/kernel") for n in range(3)] == [0.5**4, 0.5**3, 0.5**2]
-    assert rate("backbone/norm/scale") == 0.5 and rate("head/x") == rate("classifier/conv_seg/kernel") == 10.0
+    # BEiT's LayerDecayOptimizerConstructor: rate ** (num_layers - layer - 1) with num_layers = depth + 2; embeddings are
+    # layer 0, block n is layer n + 1, all else (last norm, head) is the last layer.
+    beit = [0.5 ** (3 + 2 - layer - 1) for layer in range(5)]
+    assert [rate(f"backbone/{p}") for p in ("pos_embed", "cls_token", "patch_embed/kernel")] == [beit[0]] * 3
+    assert [rate(f"backbone/blocks_{n}/attn/qkv/kernel") for n in range(3)] == beit[1:4]
+    assert rate("backbone/norm/scale") == beit[4] == 1
+    # The layer above the last block is the head, which has no factor of this kind, but one of its own.
+    assert rate("head/x") == rate("classifier/conv_seg/kernel") == 10.0
     frozen = TuningOptions(freeze_backbone=True).rates(network)
     assert frozen("backbone/norm/scale") == 0 and frozen("head/x") == 1
 
