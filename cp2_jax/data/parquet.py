@@ -80,6 +80,13 @@ class Column:
         file, row = self._place(index)
         return f"{files.as_text(self.files[file])}#{row}"
 
+    def short_names(self) -> list[str]:
+        """Return "FILE.parquet#ROW" of all rows, with the files' names relative to the folder that all are in."""
+        short = shards.short_names(self.files, shards.common_folder(self.files))
+        number = np.searchsorted(self.first_rows, self.rows, side="right") - 1
+        pairs = zip(number.tolist(), (self.rows - self.first_rows[number]).tolist(), strict=True)
+        return [f"{short[file]}#{row}" for file, row in pairs]
+
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of a row.
 
@@ -130,7 +137,8 @@ def open_column(path: str | os.PathLike | Sequence[str | os.PathLike], name: str
       key: of the config that says so, for messages.
 
     Raises:
-      SourceError: naming a file that is missing or no Parquet file, a column that is not there or of another kind.
+      SourceError: naming a file that is missing or no Parquet file, a column that is not there, of another kind or without
+        any image; if no file has a row.
     """
     found = shards.find_files(path, ".parquet", "Parquet files")
     with ThreadPoolExecutor(8) as pool:
@@ -138,6 +146,9 @@ def open_column(path: str | os.PathLike | Sequence[str | os.PathLike], name: str
     build = functools.partial(_build, name=name)
     parts, stamps, _ = indexes.load_or_make(found, f"parquet.{name}", build, "indexing Parquet files")
     counts = [rows for rows, _ in headers]
+    if not any(counts):
+        raise SourceError(f"no row in {shards.all_of(found)}; set data.path to Parquet files with images")
+    shards.say_empty(found, [number for number, count in enumerate(counts) if not count], "row")
     offset = np.concatenate([part["offset"] for part in parts])
     if compressed := np.count_nonzero(offset < 0):
         largest = max(int(np.max(np.diff([*groups, rows]))) if rows else 0 for rows, groups in headers)
@@ -181,9 +192,22 @@ def _header(file: AnyPath, name: str, key: str) -> tuple[int, np.ndarray]:
         schema, metadata = opened.schema_arrow, opened.metadata
     if name not in schema.names:
         raise SourceError(f"{file} has no column {name!r}; set {key} to one of: {', '.join(schema.names)}")
-    _field(schema.field(name).type, file, name, key)
+    _check_filled(metadata, _field(schema.field(name).type, file, name, key), file)
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     return metadata.num_rows, np.cumsum([0, *rows[:-1]], dtype=np.int64)[: len(rows)]
+
+
+def _check_filled(metadata: Any, inside: str, file: AnyPath) -> None:
+    """Refuse a column without any image, as far as the file itself says it: of some, reading names those without."""
+    empty = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunk = next(one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == inside)
+        if chunk.statistics is not None and chunk.statistics.has_null_count:
+            empty += chunk.statistics.null_count
+    if metadata.num_rows and empty == metadata.num_rows:
+        paths = "; Hugging Face's data sets may hold paths alone, which have to be embedded" if "." in inside else ""
+        raise SourceError(f"column {inside!r} of {file} has no image in any row{paths}: write the images' bytes into it")
 
 
 def _field(kind: Any, file: AnyPath, name: str, key: str) -> str:

@@ -81,6 +81,10 @@ class Members:
         """Say that a member will be read soon, see `files.expect`."""
         files.expect(self.shards[self.shard[index]], int(self.offset[index]), int(self.size[index]))
 
+    def without(self, which: Int[np.ndarray, " chosen"]) -> list[int]:
+        """Return the numbers of the files in which none of the members with these numbers is."""
+        return np.flatnonzero(np.bincount(self.shard[which], minlength=len(self.shards)) == 0).tolist()
+
     def chosen(self, which: Int[np.ndarray, " chosen"]) -> Members:
         """Return the members with these numbers, in this order."""
         names = [self._raw_name(int(index)) for index in which]

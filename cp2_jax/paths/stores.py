@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import random
 import re
@@ -24,6 +25,8 @@ _FIRST, _LONGEST = 0.2, 10.0  # seconds between two tries
 _RETRIES = {"max_retries": 2, "initial_delay": "50ms", "max_delay": "1s"}  # TensorStore's own, inside of each of ours
 _FINAL = ("NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED", "OUT_OF_RANGE", "INVALID_ARGUMENT", "ALREADY_EXISTS")
 _SIZE = re.compile(r"total size (\d+)")
+_QUIET = 10.0  # seconds of repeating before it is said
+_said: dict[str, float] = {}
 _PROBES = 16  # requests at once while a size is looked for
 _NEAR = 2**16  # bytes
 
@@ -237,6 +240,7 @@ def _ask(path: BucketPath, what: str, request: Callable[[Any], Any], size: int =
                 future.cancel()
         except (ValueError, OSError, RuntimeError) as error:
             problem = _explain(path, what, error)
+        _say_slow(path, problem, end - limit, limit)
         if time.monotonic() + pause >= end:
             raise Unreachable(
                 f"{path} could not be reached for {limit:.0f} s ({problem}). Nothing that was finished is lost: look at "
@@ -244,6 +248,14 @@ def _ask(path: BucketPath, what: str, request: Callable[[Any], Any], size: int =
             )
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(_LONGEST, 2 * pause)
+
+
+def _say_slow(path: BucketPath, problem: str, since: float, limit: float) -> None:
+    """Warn of requests that have been repeated for a while, at most once a minute: it may be a wrong address."""
+    now = time.monotonic()
+    if now - since > _QUIET and now - _said.get("last", -60.0) >= 60:
+        _said["last"] = now
+        logging.warning("%s does not answer (%s); it is asked again, for up to %.0f s", path, problem, limit)
 
 
 def _explain(path: BucketPath, what: str, error: Exception) -> str:

@@ -141,6 +141,7 @@ def _first(config: ConfigDict) -> session.First:
     if not config.init.checkpoint:
         return session.First()
     loaded = warm_start.load(config)  # before anything is compiled
+    distributed.agree_on_arrays(f"init.checkpoint={config.init.checkpoint}", loaded.variables)
     initial = jax.jit(lambda: step.init_variables(config))()
     variables, table = warm_start.start(config, initial, loaded)
     return session.First(variables, warm_start.origin(config, initial), table)

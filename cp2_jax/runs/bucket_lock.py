@@ -100,8 +100,6 @@ class BucketLock:
     def _lives(self, other: BucketPath, holder: dict) -> bool:
         if holder.get("host") == socket.gethostname() and holder.get("space") == space():
             return holder.get("process") != os.getpid() and _runs(holder.get("process"))
-        if time.time() - holder.get("beat", 0) > 10 * max(self._patience, BEAT):
-            return False
         end = time.monotonic() + self._patience
         while time.monotonic() < end:
             time.sleep(min(2.0, self._patience / 4))

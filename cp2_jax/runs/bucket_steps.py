@@ -18,8 +18,11 @@ from cp2_jax.runs import checksums
 _AT_ONCE = 8  # files carried at once
 
 
-def complete(directory: BucketPath) -> dict[str, BucketPath]:
-    """Return the complete steps in a directory, oldest first, by name."""
+def complete(directory: AnyPath) -> dict[str, AnyPath]:
+    """Return the complete steps in a directory, also on a disk, oldest first, by name."""
+    if not isinstance(directory, BucketPath):
+        steps = {path.name for path in directory.glob("*") if path.name.isdecimal() and path.is_dir()}
+        return {step: directory / step for step in sorted(steps, key=int)}
     names = [name.split("/") for name in directory.files()]
     steps = {name[0] for name in names if len(name) == 2 and name[1] == checksums.NAME and name[0].isdecimal()}
     return {step: directory / step for step in sorted(steps, key=int)}

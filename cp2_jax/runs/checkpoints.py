@@ -139,11 +139,11 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Return the newest step that is complete on disk, or None."""
-        return max(map(int, _step_directories(self.directory)), default=None)
+        return max(map(int, bucket_steps.complete(self.directory)), default=None)
 
     def latest_meta(self) -> dict:
         """Return what was saved beside the newest state of which it can be read; {} if there is none."""
-        return newest_meta(_step_directories(self.directory).values())
+        return newest_meta(bucket_steps.complete(self.directory).values())
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, meta) of the newest good checkpoint, or None if there is none at all.
@@ -160,7 +160,7 @@ class Checkpoints:
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged = {}
-        for path in reversed(_step_directories(self.directory).values()):
+        for path in reversed(bucket_steps.complete(self.directory).values()):
             intact = False
             try:
                 intact = checksums.agree(path)
@@ -230,25 +230,32 @@ def read(path: str | AnyPath) -> tuple[dict, dict]:
     if path.is_file():
         convert = f"cp2 convert {path} OUTPUT"
         raise CheckpointError(f"{path} is a file; others' checkpoints are converted first: {convert}")
-    steps = _step_directories(path / "checkpoints") or _step_directories(path)
-    steps = list(steps.values()) or [path] * (path / "state").is_dir()
-    problems = []
+    steps, problems = _steps_at(path), []
     for step in reversed(steps):
         try:
             with bucket_steps.on_disk(step) as folder:
                 checksums.verify(folder)
                 tree = read_state(folder)
                 meta = json.loads((folder / "meta" / "metadata").read_text("utf-8"))
+            for problem in problems:
+                logging.warning("checkpoint %s cannot be read", problem)
             return tree, meta | ({"config": settings.upgrade(meta["config"])} if "config" in meta else {})
         except BucketError:
             raise
         except Exception as error:
             problems.append(f"{step}: {first_line(error)}")
-            logging.warning("checkpoint %s cannot be read", problems[-1])
+    if problems and _steps_at(path) != steps:  # a run is saving: what was read was removed, and there is a newer one
+        return read(path)
     if problems:
         raise CheckpointError("no readable checkpoint:\n  " + "\n  ".join(problems))
     wanted = "a work directory, a checkpoints directory, a step, or what `cp2 convert FILE FOLDER` made of somebody's"
     raise CheckpointError(f"no checkpoint at {path} (looked for {wanted})")
+
+
+def _steps_at(path: AnyPath) -> list[AnyPath]:
+    """Return the complete steps of what `read` is given, oldest first."""
+    steps = bucket_steps.complete(path / "checkpoints") or bucket_steps.complete(path)
+    return list(steps.values()) or [path] * (path / "state").is_dir()
 
 
 def read_variables(path: str | AnyPath) -> tuple[dict, dict]:
@@ -272,7 +279,7 @@ def write_variables(path: str | AnyPath, variables: dict, meta: dict) -> None:
       CheckpointError: if there is a checkpoint at `path` already, or it cannot be written.
     """
     path = files.expand(path)
-    if _step_directories(path):
+    if bucket_steps.complete(path):
         raise CheckpointError(f"{path} holds a checkpoint already: remove it, or write elsewhere")
     with contextlib.ExitStack() as closing:
         in_bucket = isinstance(path, BucketPath)
@@ -285,14 +292,6 @@ def write_variables(path: str | AnyPath, variables: dict, meta: dict) -> None:
         saver.close()
         if in_bucket:
             bucket_steps.upload(pathlib.Path(folder) / "0", path / "0")
-
-
-def _step_directories(directory: AnyPath) -> dict[str, AnyPath]:
-    """Return the complete steps in a directory, oldest first, by name."""
-    if isinstance(directory, BucketPath):
-        return bucket_steps.complete(directory)
-    steps = (path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir())
-    return {path.name: path for path in sorted(steps, key=lambda path: int(path.name))}
 
 
 def compare(folder: pathlib.Path, target: Any, path: AnyPath) -> None:

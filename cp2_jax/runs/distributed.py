@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -145,6 +146,24 @@ def agree(mine: Mapping[str, str]) -> None:
     texts = multihost_utils.process_allgather(padded)
     everyone = [json.loads(bytes(row[:size])) for row, size in zip(texts, sizes, strict=True)]
     raise DisagreementError(differences(everyone))
+
+
+def agree_on_arrays(what: str, tree: Any) -> None:
+    """Let all processes compare arrays that each of them has read for itself; every one calls it.
+
+    Args:
+      what: they are, for the message.
+      tree: of arrays on the host.
+
+    Raises:
+      DisagreementError: they differ, because a run was saving just then, or each host has a file of its own.
+    """
+    if jax.process_count() == 1:
+        return
+    number = 0
+    for leaf in jax.tree.leaves(tree):
+        number = zlib.crc32(np.asarray(leaf).tobytes(), number)
+    agree({what: f"arrays with checksum {number:08x}"})
 
 
 def raise_together(mine: Exception | None) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from cp2_jax.paths import AnyPath, at
-from cp2_jax.runs import distributed, mesh
+from cp2_jax.runs import bucket_steps, distributed, mesh
 from cp2_jax.runs.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints, first_line, read, read_variables
 from cp2_jax.runs.loop import Finished
@@ -120,4 +120,4 @@ def ended(step: int, best: int, every: int, patience: int) -> str:
 
 def best_step(workdir: str | AnyPath) -> int:
     """Return the step of a run's best model, 0 if it has none."""
-    return max((int(p.name) for p in (at(workdir) / "best").glob("*") if p.name.isdecimal()), default=0)
+    return max(map(int, bucket_steps.complete(at(workdir) / "best")), default=0)

@@ -12,6 +12,7 @@ from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError, flatten
 from cp2_jax.paths import AnyPath, at
+from cp2_jax.runs import bucket_steps
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.runs.settings import check_kind
 from cp2_jax.segmentation.predictor import check_variables
@@ -94,7 +95,7 @@ def _place(run: AnyPath, checkpoint: str | AnyPath | None) -> tuple[AnyPath, str
         return run / "best", "best checkpoint, step {step}"
     if word.isdecimal():
         if not (run / "checkpoints" / word).is_dir():
-            steps = sorted(int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdecimal())
+            steps = list(map(int, bucket_steps.complete(run / "checkpoints")))
             raise CheckpointError(f"{run} has no checkpoint of step {word}; there are {steps or 'none'}")
         return run / "checkpoints" / word, "checkpoint of step {step}"
     return at(word), "step {step}"
@@ -111,8 +112,7 @@ def _best(run: str | AnyPath, word: str) -> str:
 
 def best_of(run: str | AnyPath) -> dict:
     """Return {"best_mean_iou", "best_step"} of a work directory's best model, or {} if it has none."""
-    best = at(run) / "best"
-    steps = sorted((path for path in best.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
+    steps = list(bucket_steps.complete(at(run) / "best").values())
     try:
         meta = json.loads((steps[-1] / "meta" / "metadata").read_text("utf-8"))  # the arrays are not needed
         return {"best_mean_iou": meta["mean_iou"], "best_step": meta["step"]}

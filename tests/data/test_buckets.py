@@ -13,6 +13,7 @@ from cp2_jax.data.errors import SegmentationError, SourceError
 from cp2_jax.data.images.sources import ImageFolder, ParquetSource, TarSource, open_images, open_source
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.labelled.sources import open_pairs
+from cp2_jax.data.shards import find_files
 from cp2_jax.paths import BucketError, at
 from cp2_jax.segmentation import folders
 
@@ -132,6 +133,20 @@ def test_bad_input_is_one_line(shards, proxy):
     proxy.fault = lambda method, path: "403"
     with pytest.raises(BucketError, match="this account may not"):
         TarSource(f"{shards}/x-0.tar")
+
+
+def test_patterns_in_folders_are_those_of_a_disk(bucket, tmp_path):
+    for name in ("a/x-0.tar", "b/x-1.tar", "b/c/x-2.tar", "b/.cp2_index/x.tar", "b/notes.txt"):
+        (bucket / name).write_bytes(b"1")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    for pattern in ("*/x-*.tar", "b/*.tar", "**/*.tar", "**/x-2.tar", "{a,b}/**/x-?.tar"):
+        ours = [str(file).removeprefix(f"{bucket}/") for file in find_files(f"{bucket}/{pattern}", ".tar", "tar shards")]
+        local = [file.relative_to(tmp_path) for file in find_files(f"{tmp_path}/{pattern}", ".tar", "tar shards")]
+        assert ours == [file.as_posix() for file in local], pattern
+    (bucket / "b/x-3.tar.gz").write_bytes(b"1")
+    with pytest.raises(SourceError, match="b/x-3.tar.gz is compressed"):
+        find_files(f"{bucket}/b", ".tar", "tar shards")
 
 
 def test_pairs_and_predictions(bucket, tmp_path):

@@ -140,6 +140,20 @@ def test_no_pair_counts_twice_and_no_mask_is_left_out_in_silence(tmp_path, pairs
             open_examples(config(tmp_path, source, image_column="image", mask_column="mask"), pattern)
 
 
+def test_shards_without_a_pair_are_told(tmp_path, pairs, said):
+    write_tar(tmp_path / "a-0.tar", flat(pairs))
+    write_tar(tmp_path / "a-1.tar", {"x.json": b"{}"})
+    assert len(open_examples(config(tmp_path, "tar"), "a-*.tar")) == 3
+    assert f"1 of 2 files have no pair of image and mask and give nothing: {tmp_path}/a-1.tar" in said.text
+
+
+def test_pairs_in_parquet_have_names_that_a_resumed_run_compares(tmp_path, pairs):
+    image, mask = pairs["one"]
+    pq.write_table(pa.table({"image": [image, image], "mask": [mask, mask]}), tmp_path / "c.parquet")
+    found = open_examples(config(tmp_path, "parquet", image_column="image", mask_column="mask"), "c.parquet")
+    assert found.names() == ["c.parquet#0", "c.parquet#1"]
+
+
 def test_an_unknown_source_is_refused(tmp_path):
     with pytest.raises(SegmentationError, match="'lmdb'; it must be one of folder, tfds, tar, parquet"):
         open_examples(config(tmp_path, "lmdb"), "train")

@@ -57,6 +57,14 @@ def test_rows_without_an_image_are_unreadable(tmp_path):
             source[1]
 
 
+def test_a_column_of_paths_alone_is_refused(tmp_path):
+    """As Hugging Face writes it where images are not embedded; read, every row would be another unreadable image."""
+    rows = pa.array([{"bytes": None, "path": "a.jpg"}] * 3, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"column 'image.bytes' of .*x\.parquet has no image in any row; Hugging Face's"):
+        ParquetSource(tmp_path / "x.parquet")
+
+
 def test_bad_parquet_is_named(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", list(IMAGES.values()), compression="none")
     with pytest.raises(
@@ -65,7 +73,7 @@ def test_bad_parquet_is_named(tmp_path):
         ParquetSource(path, "picture")
     with pytest.raises(SourceError, match="column 'label' of .*x.parquet holds int64, not encoded images"):
         ParquetSource(path, "label")
-    with pytest.raises(SourceError, match="x.parquet has no rows"):
+    with pytest.raises(SourceError, match="no row in .*x.parquet; set data.path"):
         ParquetSource(write_parquet(tmp_path / "empty/x.parquet", []))
     source, data = ParquetSource(path), path.read_bytes()
     path.write_bytes(data[:-100])

@@ -163,6 +163,56 @@ def test_no_tar_and_no_image_are_named(tmp_path):
         TarSource(write_tar(tmp_path / "labels.tar", {"a.cls": b"1"}))
 
 
+def test_shards_that_give_nothing_are_told(tmp_path, said):
+    write_tar(tmp_path / "x-0.tar", IMAGES)
+    write_tar(tmp_path / "x-1.tar", {"a.cls": b"1"})
+    write_tar(tmp_path / "x-2.tar", {})
+    assert len(TarSource(tmp_path)) == 8
+    assert f"2 of 3 files have no image and give nothing: {tmp_path}/x-1.tar, {tmp_path}/x-2.tar" in said.text
+    with pytest.raises(
+        SourceError, match=r"no image found in any of 2 files, .*x-1\.tar the first; .*\.cls 1; set data.path"
+    ):
+        TarSource(f"{tmp_path}/x-{{1,2}}.tar")
+    write_parquet(tmp_path / "y-0.parquet", [])
+    write_parquet(tmp_path / "y-1.parquet", [png(0)])
+    assert everything(ParquetSource(tmp_path)) == [png(0)]
+    assert f"1 of 2 files have no row and give nothing: {tmp_path}/y-0.parquet" in said.text
+
+
+def test_compressed_shards_in_a_folder_are_not_passed_over(tmp_path):
+    write_tar(tmp_path / "x-0.tar", IMAGES)
+    (tmp_path / "x-0.tar.gz").touch()  # there twice, which loses nothing
+    (tmp_path / "labels.csv.gz").touch()
+    assert len(TarSource(tmp_path)) == 8
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/x-1.tar.zst", "x-2.tgz"):
+        (tmp_path / name).touch()
+    with pytest.raises(SourceError, match=r"/sub/x-1\.tar\.zst \(and 1 more\) is compressed.*unpack it to a plain \.tar"):
+        TarSource(tmp_path)
+
+
+def test_names_are_those_within_the_data_set(tmp_path):
+    """So that a resumed run sees shards that were renamed, and not that all were moved."""
+    for number, names in enumerate((("a", "b"), ("c",))):
+        members = {f"{name}.png": png(number) for name in names}
+        write_tar(tmp_path / f"part{number}/x.tar", members | {"0.cls": b"1"})
+        write_parquet(tmp_path / f"part{number}/x.parquet", list(members.values()))
+    source = TarSource(f"{tmp_path}/part0/x.tar::{tmp_path}/part1/x.tar")
+    assert source.names() == ["part0/x.tar/a.png", "part0/x.tar/b.png", "part1/x.tar/c.png"] and source.root == tmp_path
+    (tmp_path / "list.txt").write_text("part1/x.tar/c.png\n")
+    assert TarSource(tmp_path, "list.txt").names() == ["part1/x.tar/c.png"]
+    rows = ParquetSource(f"{tmp_path}/part{{0,1}}/x.parquet")
+    assert rows.names() == ["part0/x.parquet#0", "part0/x.parquet#1", "part1/x.parquet#0"]
+    assert TarSource(tmp_path / "part1/x.tar").names() == ["x.tar/c.png"]
+
+
+def test_a_list_of_images_is_no_list_of_shards(tmp_path):
+    write_tar(tmp_path / "x-0.tar", IMAGES)
+    (tmp_path / "train.txt").write_text("a/0.png\nb/1.png\n")
+    with pytest.raises(SourceError, match=r"/a/0\.png \(and 1 more of 2\); .*train\.txt is to name tar shards, one a line"):
+        TarSource(tmp_path / "train.txt")
+
+
 # Lists, and the same for all.
 
 

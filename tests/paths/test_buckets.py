@@ -109,6 +109,18 @@ def test_silence_is_not_waited_for_forever(proxy, bucket, monkeypatch):
         file.read_bytes()
 
 
+def test_what_is_asked_for_long_is_told_once(proxy, bucket, monkeypatch, caplog):
+    monkeypatch.setattr(stores, "_QUIET", 0.2)
+    monkeypatch.setattr(stores, "_said", {})
+    monkeypatch.setenv("CP2_BUCKET_PATIENCE", "1.5")
+    proxy.fault = lambda method, path: "503"
+    for _ in range(2):
+        with pytest.raises(paths.Unreachable):
+            (bucket / "x").read_bytes()
+    (record,) = caplog.records
+    assert re.fullmatch(rf"{bucket}/x does not answer \(.+\); it is asked again, for up to 2 s", record.getMessage())
+
+
 @pytest.mark.parametrize(
     "status, words", [("401", "credentials are missing or have expired"), ("403", "this account may not {} it")]
 )

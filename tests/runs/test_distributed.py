@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import pytest
 from helpers import compiling
 from helpers.paths import ROOT
+from ml_collections import ConfigDict
 
 from configs import pretrain_r50_aspp
 from cp2_jax.options import ConfigError
+from cp2_jax.pretraining import run as pretraining
 from cp2_jax.runs import distributed
+from cp2_jax.segmentation import run as segmentation
 
 SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
 
@@ -167,3 +171,29 @@ def test_sigterm_saves_on_all_and_leaves_with_75(tmp_path, late):
     assert [status for _, status in results] == [75, 75], results
     stopped = [int(re.search(r"after step (\d+), saved", errors)[1]) for (_, errors), _ in results]
     assert stopped[0] == stopped[1] and (tmp_path / "checkpoints" / str(stopped[0])).exists()
+
+
+def test_weights_that_each_process_has_read_are_compared(monkeypatch):
+    """A run may save between the reading of one and that of another, and each host may have a file of its own."""
+    told = []
+    monkeypatch.setattr(distributed, "agree", told.append)
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    for weights in ([1.0, 2.0], [1.0, 2.0], [1.0, 3.0]):
+        distributed.agree_on_arrays("init.checkpoint=x", {"w": jnp.array(weights, jnp.bfloat16)})
+    assert told[0] == told[1] != told[2] and list(told[0]) == ["init.checkpoint=x"]
+
+
+@pytest.mark.parametrize("run", [pretraining, segmentation], ids=["pretraining", "finetuning"])
+def test_the_first_weights_of_all_processes_are_the_same(monkeypatch, run):
+    seen = []
+
+    def agree(what, variables):
+        seen.append((what, variables))
+        raise distributed.DisagreementError
+
+    monkeypatch.setattr(distributed, "agree_on_arrays", agree)
+    monkeypatch.setattr(run.warm_start, "load", lambda config: run.warm_start.Loaded({"w": 1}))
+    config = ConfigDict({"init": {"checkpoint": "gs://bucket/run"}})
+    with pytest.raises(distributed.DisagreementError):
+        run._first(config) if run is pretraining else run._first(config, [])
+    assert seen == [("init.checkpoint=gs://bucket/run", {"w": 1})]

@@ -12,7 +12,7 @@ from configs import pretrain_demo
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.options import ConfigError
 from cp2_jax.pretraining import run
-from cp2_jax.runs import checkpoints, files, lock
+from cp2_jax.runs import checkpoints, files, lock, session
 
 
 def write_images(folder, count, start=0):
@@ -104,6 +104,15 @@ def test_images_that_were_added_are_another_run(cut_off):
     write_images(cut_off / "images", 20, start=12)
     with pytest.raises(ConfigError, match="12 images when the run began, 32 now.*--config.init.checkpoint="):
         run.train(tiny(cut_off / "images"), cut_off / "run")
+
+
+def test_shards_of_runs_that_had_no_names_for_them_go_on():
+    before, now = {"number": 3, "names": "", "contents": 1}, {"number": 3, "names": "9a", "contents": 1}
+    session._compare_images(before, now, "x.tar", "run")
+    with pytest.raises(ConfigError, match="the 3 images have other names"):
+        session._compare_images(now, now | {"names": "77"}, "x.tar", "run")
+    with pytest.raises(ConfigError, match="3 images when the run began, 4 now"):
+        session._compare_images(before, now | {"number": 4}, "x.tar", "run")
 
 
 def test_as_many_other_images_are_noticed_too(cut_off):

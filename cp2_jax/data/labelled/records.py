@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cp2_jax.data import files, notices, parquet, tar
+from cp2_jax.data import files, notices, parquet, shards, tar
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.data.images.sources import TfdsSource
@@ -155,7 +156,10 @@ def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str,
             masks.append(inside[str(labels[name])])
             common.append(name)
     if not common:
-        raise SegmentationError(f"no pair of image and mask in {members.shards[0]}; set data.path and data.split")
+        raise SegmentationError(
+            f"no pair of image and mask in {shards.all_of(members.shards)}; set data.path and data.split"
+        )
+    shards.say_empty(members.shards, members.without(np.array(images)), "pair of image and mask")
     return TarPairs(members.chosen(np.array(images)), members.chosen(np.array(masks)), tuple(common))
 
 
@@ -176,6 +180,11 @@ class ParquetPairs:
 
     images: parquet.Column
     masks: parquet.Column
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """File and row of each pair, which a resumed run compares."""
+        return tuple(self.images.short_names())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -218,11 +227,9 @@ def open_parquet_pairs(path: str | os.PathLike | Sequence[str], image_column: st
       path: see `shards.find_files`.
 
     Raises:
-      SegmentationError: if there are no rows, or a file is given twice.
+      SegmentationError: if a file is given twice.
       SourceError: see `parquet.open_column`.
     """
     images = parquet.open_column(path, image_column, "data.image_column")
-    if not len(images):
-        raise SegmentationError(f"{images.files[0]} has no rows; set data.path and data.split to Parquet files with images")
     _refuse_twice(images.files)
     return ParquetPairs(images, parquet.open_column(path, mask_column, "data.mask_column"))

@@ -7,15 +7,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from cp2_jax.data import listing, parquet
-from cp2_jax.data.errors import SourceError
+from cp2_jax.data import listing, parquet, shards
 
 
 class ParquetSource:
     """The images in a column, in the order of the files and their rows; or those that a list names.
 
     Attributes:
-      root: the folder of the first file.
+      root: the folder that all files are in.
 
     Args:
       path: see `shards.find_files`.
@@ -34,9 +33,7 @@ class ParquetSource:
         listed: str | os.PathLike = "",
     ):
         self._column = parquet.open_column(path, column, "data.image_column")
-        self.root = self._column.files[0].parent
-        if not len(self):
-            raise SourceError(f"{self._column.files[0]} has no rows; set data.path to Parquet files with images")
+        self.root = shards.common_folder(self._column.files)
         if listed:
             path_of_list, lines = listing.read_list(listed, self.root)
             names = [self._column.place(index) for index in range(len(self))]
@@ -58,6 +55,10 @@ class ParquetSource:
     def expect(self, index: int) -> None:
         """Say that an image will be asked for soon, see `files.expect`."""
         self._column.expect(index)
+
+    def names(self) -> Sequence[str]:
+        """Return "FILE.parquet#ROW" of all images, files relative to `root`: whether a data set is the one that it was."""
+        return self._column.short_names()
 
     def name(self, index: int) -> str:
         """Return where an image is to be found, "FILE.parquet#ROW"."""

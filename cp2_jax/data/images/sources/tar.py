@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cp2_jax.data import listing, notices, tar, walking
+from cp2_jax.data import listing, notices, shards, tar, walking
 from cp2_jax.data.errors import SourceError
 from cp2_jax.data.images.formats import SUFFIXES
 
@@ -21,7 +21,7 @@ class TarSource:
     Members are chosen by suffix; others, such as labels, are counted in one warning.
 
     Attributes:
-      root: the folder of the first file.
+      root: the folder that all files are in.
 
     Args:
       path: see `shards.find_files`.
@@ -34,15 +34,18 @@ class TarSource:
 
     def __init__(self, path: str | os.PathLike | Sequence[str | os.PathLike], listed: str | os.PathLike = ""):
         members = tar.open_members(path)
-        self.root = members.shards[0].parent
+        self.root = shards.common_folder(members.shards)
         suffixes = [os.path.splitext(name)[1].lower() for name in members.all_names()]
         images = np.flatnonzero([suffix in SUFFIXES for suffix in suffixes])
         others = collections.Counter(suffix or "no suffix" for suffix in suffixes if suffix not in SUFFIXES)
         remark = walking.remark(os.fspath(path) if isinstance(path, str | os.PathLike) else self.root, others)
         if not images.size:
-            raise SourceError(f"no image found in {members.shards[0]}{f'; {remark}' if remark else ''}; set data.path")
+            raise SourceError(
+                f"no image found in {shards.all_of(members.shards)}{f'; {remark}' if remark else ''}; set data.path"
+            )
         if remark:
             notices.say_once(remark)
+        shards.say_empty(members.shards, members.without(images), "image")
         self._members = members.chosen(images) if len(images) < len(members) else members
         if listed:
             path_of_list, lines = listing.read_list(listed, self.root)
@@ -65,6 +68,12 @@ class TarSource:
     def expect(self, index: int) -> None:
         """Say that an image will be asked for soon, see `files.expect`."""
         self._members.expect(index)
+
+    def names(self) -> Sequence[str]:
+        """Return "FILE.tar/MEMBER" of all images, files relative to `root`: whether a data set is the one that it was."""
+        shard = shards.short_names(self._members.shards, self.root)
+        inside = zip(self._members.shard.tolist(), self._members.all_names(), strict=True)
+        return [f"{shard[number]}/{member}" for number, member in inside]
 
     def name(self, index: int) -> str:
         """Return where an image is to be found, "FILE.tar/MEMBER"."""
