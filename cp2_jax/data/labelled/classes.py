@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data import files, text
 from cp2_jax.data.errors import SegmentationError
+from cp2_jax.data.labelled import layouts
 
 # Other ways to write all lines of the file, and the way of `read_classes`: CVAT's `name:r,g,b:parts:actions`, and SegNet's
 # `r g b name`.
@@ -115,10 +116,8 @@ def resolve(config: ConfigDict) -> None:
         data.num_classes = config.model.num_classes = len(data.class_names)
         return
     if path is None:
-        raise SegmentationError(
-            f"no file {places[-1]}: write one, with the name of a class on each line in the order of the mask values, or "
-            "say in data.classes where it is"
-        )
+        write = "write one, with the name of a class on each line in the order of the mask values, or say in data.classes"
+        raise SegmentationError(f"no file {places[-1]}: {layouts.instead_of_classes(root) or f'{write} where it is'}")
     names, colors = read_classes(path)
     if data.num_classes and data.num_classes != len(names):
         few = "few" if len(names) < data.num_classes else "many"

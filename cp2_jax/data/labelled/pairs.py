@@ -11,7 +11,7 @@ from pathlib import Path
 from cp2_jax.data import files, notices, text, walking
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.formats import SUFFIXES
-from cp2_jax.data.labelled import names
+from cp2_jax.data.labelled import layouts, names
 from cp2_jax.data.labelled.masks import header_size
 from cp2_jax.data.labelled.names import Named
 
@@ -110,7 +110,7 @@ def match_pairs(
     root = files.place(root)
     listed = root / os.path.expanduser(split) if split.lower().endswith(LIST_SUFFIXES) else None
     folders = [root / _folder(part, "" if listed else split) for part in (images, labels)]
-    own, others = _named_files(folders, (image_suffix, label_suffix))
+    own, others = _named_files(root, folders, (image_suffix, label_suffix))
     image_files = Named(folders[0], images, image_suffix, own)
     mask_files = Named(folders[1], labels, label_suffix, others)
     if listed:
@@ -209,9 +209,9 @@ def _remark_on_masks_alone(images: Named, masks: Named) -> None:
         notices.say_once(f"{len(alone)} masks have no image and are not used, such as {masks.files[alone[0]]}")
 
 
-def _named_files(folders: list[Path], suffixes: tuple[str, str]) -> tuple[dict[str, Path], dict[str, Path]]:
+def _named_files(root: Path, folders: list[Path], suffixes: tuple[str, str]) -> tuple[dict[str, Path], dict[str, Path]]:
     """Return images and masks by name."""
-    found = [_walked(folder) for folder in dict.fromkeys(folders)]
+    found = [_walked(root, folder) for folder in dict.fromkeys(folders)]
     if len(found) == 2:
         for remark in filter(None, [found[0].remark(folders[0])]):
             notices.say_once(remark)
@@ -239,15 +239,24 @@ def _other_splits(folder: Path) -> str:
     return f" ({above.name} has {', '.join(inside[:5])}: set data.split and data.eval_split)" if inside else ""
 
 
-def _walked(folder: Path) -> walking.Found:
-    if not folder.is_dir():
-        key = "labels" if "labels" in folder.parts else "images"
-        there = next(
-            (f" (is it {name}? then --config.data.{key}={name})" for name in _ALSO[key] if _named(folder, key, name)), ""
+def _missing(root: Path, folder: Path) -> str:
+    """Return what to do where a folder of images or masks is missing."""
+    if folder.name == "SegmentationClassAug":
+        return (
+            f"; `cp2 prepare voc --input {root} --sbd benchmark_RELEASE/dataset` makes it of VOC's masks and SBD's; VOC's "
+            "alone: data.labels=SegmentationClass and data.split=ImageSets/Segmentation/train.txt"
         )
-        there = there or _other_splits(folder)
-        made = "; `cp2 prepare voc --help` says how it is made" if folder.name == "SegmentationClassAug" else ""
-        raise SegmentationError(f"no such folder: {folder}; set data.path, data.images and data.labels{there}{made}")
+    if there := layouts.below(root, folder):
+        return f"; {there}"
+    key = "labels" if "labels" in folder.parts else "images"
+    name = next((name for name in _ALSO[key] if _named(folder, key, name)), None)
+    there = f" (is it {name}? then --config.data.{key}={name})" if name else _other_splits(folder)
+    return f"; set data.path, data.images and data.labels{there}"
+
+
+def _walked(root: Path, folder: Path) -> walking.Found:
+    if not folder.is_dir():
+        raise SegmentationError(f"no such folder: {folder}{_missing(root, folder)}")
     found = walking.walk(folder, SUFFIXES)
     if found.closed:
         more = f" (and {len(found.closed) - 1} more)" if found.closed[1:] else ""

@@ -1,0 +1,60 @@
+"""A folder in another layout than it was taken for: the error says what it looks like and what to type."""
+
+import pytest
+
+from configs import finetune_folder
+from cp2_jax.data.errors import SegmentationError
+from cp2_jax.data.labelled import classes
+from cp2_jax.data.labelled.pairs import find_pairs
+
+
+def made(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch() if "." in path else (root / path).mkdir(exist_ok=True)
+    return root
+
+
+VOC = ("JPEGImages", "Annotations", "ImageSets/Segmentation/train.txt", "SegmentationClass/a.png")
+
+
+@pytest.mark.parametrize(
+    "paths, said",
+    [
+        (VOC, "data looks like the data set voc: --config finetune_voc --config.data.path=.*data$"),
+        (
+            tuple(f"VOCdevkit/VOC2012/{path}" for path in VOC),
+            "--config finetune_voc --config.data.path=.*/VOCdevkit/VOC2012",
+        ),
+        (("leftImg8bit/train", "gtFine/train"), "--config finetune_cityscapes "),
+        (("images/training", "annotations/training"), "--config finetune_ade20k "),
+        (
+            ("labelmap.txt", "JPEGImages", "SegmentationClass", "ImageSets/Segmentation/default.txt"),
+            r"is it labelmap\.txt\? then --config\.data\.classes=labelmap\.txt --config\.data\.images=JPEGImages "
+            r"--config\.data\.labels=SegmentationClass$",
+        ),
+        (("labels.txt", "a.jpg", "a.json"), r"is it labels\.txt\?"),
+        (("a.jpg", "a.json"), "polygons of LabelMe have to be drawn"),
+        (("train2017/a.jpg", "annotations/instances_train2017.json"), "COCO's annotations have to be drawn"),
+        (("images/train/a.jpg", "labels/train/a.png"), "write one, with the name of a class on each line"),
+    ],
+)
+def test_without_a_file_of_classes(tmp_path, paths, said):
+    config = finetune_folder.get_config()
+    config.data.path = str(made(tmp_path / "data", *paths))
+    with pytest.raises(SegmentationError, match=rf"no file .*data/classes\.txt: .*{said}"):
+        classes.resolve(config)
+
+
+def test_a_folder_that_was_unpacked_once_too_deep(tmp_path):
+    made(tmp_path, "VOC2012/JPEGImages", "other", ".hidden/JPEGImages")
+    with pytest.raises(SegmentationError, match=r"JPEGImages; .*/VOC2012/JPEGImages is there: is data\.path=.*/VOC2012\?"):
+        find_pairs(tmp_path, "train.txt", images="JPEGImages", labels="SegmentationClassAug")
+
+
+def test_voc_without_sbd(tmp_path):
+    made(tmp_path, *VOC)
+    with pytest.raises(
+        SegmentationError, match=r"cp2 prepare voc .*--sbd .*data\.labels=SegmentationClass and data\.split"
+    ):
+        find_pairs(tmp_path, "train.txt", images="JPEGImages", labels="SegmentationClassAug")
