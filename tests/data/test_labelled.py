@@ -112,7 +112,7 @@ class TestBadInput:
 
     def test_rgb_mask(self, tmp_path):
         _, mask = write_pair(tmp_path, "a")
-        Image.new("RGB", (16, 12)).save(mask)
+        Image.new("RGB", (16, 12), "red").save(mask)
         with pytest.raises(SegmentationError, match=r"labels/train/a\.png is an image of mode RGB"):
             self.load(tmp_path)
 

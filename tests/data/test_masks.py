@@ -52,7 +52,6 @@ def test_exact_containers_keep_every_value(image, kind, options):
         ("WEBP", {"quality": 90}, "is a WebP compressed with loss"),
         ("AVIF", {}, "is of the format AVIF, which may change labels"),
         ("JPEG2000", {}, "is of the format JPEG2000, which may change labels"),
-        ("WEBP", {"lossless": True}, "is an image of mode RGB, not of labels"),
     ],
 )
 def test_loss_is_found_in_any_container(kind, options, reason):
@@ -266,14 +265,43 @@ def test_pictures_that_cannot_be_masks(tmp_path):
     refused(r"classes background and pear have the same colour \(0, 0, 0\)", (*COLORS[:2], COLORS[0]))
     Image.open(path).resize((32, 24)).resize((16, 12)).save(path)
     refused("colours that are no class's, .* it was resized with smoothing")
-    Image.fromarray(np.stack([numbers.astype(np.uint8)] * 3, -1)).save(path)
-    refused("is grey in three equal bands: store one")
     clear = Image.fromarray(np.array(COLORS, np.uint8)[numbers])
     clear.putalpha(100)
     clear.save(path)
     refused("has transparent pixels")
     with pytest.raises(SegmentationError, match=r"has \(\(300, 0, 0\), 255\): give pairs"):
         open_examples(config(tmp_path, NAMED, label_map=(((300, 0, 0), 255),)), "train")
+
+
+@pytest.mark.parametrize("colors", [(), COLORS], ids=["no colours", "colours"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_class_numbers_in_three_equal_bands(tmp_path, said, colors, mode):
+    """As `cv2.imwrite` of a picture, and lossless WebP, store them."""
+    numbers = np.random.default_rng(3).integers(0, 3, (12, 16)).astype(np.uint8)
+    numbers[0] = 255
+    _, path = write_pair(tmp_path, "a")
+    Image.fromarray(np.stack([numbers] * 3, -1)).convert(mode).save(path)
+    examples = open_examples(config(tmp_path, NAMED, class_colors=colors), "train")
+    for _ in range(2):
+        np.testing.assert_array_equal(examples.load(0)[1], numbers)
+    assert [record.message.count("a.png is grey in three equal bands; its levels") for record in said.records] == [1]
+    np.testing.assert_array_equal(decode_mask(encode(GREY, "WEBP", lossless=True), "a.webp"), LABELS)
+    Image.fromarray(np.stack([numbers + 1] * 3, -1)).convert(mode).save(path)
+    with pytest.raises(SegmentationError, match="a.png has value 3, which is neither a class nor ignored"):
+        examples.load(0)
+
+
+def test_equal_bands_that_may_be_colours_are_refused(tmp_path):
+    """White is class 1; a smoothed mask of black and white has greys, and its 255 is no class number."""
+    path = painted(tmp_path, np.eye(12, 16, dtype=int), ((0, 0, 0), (255, 255, 255)))
+    data = config(tmp_path, ("ground", "road"), class_colors=((0, 0, 0), (255, 255, 255)))
+    np.testing.assert_array_equal(open_examples(data, "train").load(0)[1], np.eye(12, 16))
+    Image.open(path).resize((32, 24)).resize((16, 12)).save(path)
+    picture = np.array(Image.open(path))
+    picture[0, 0] = 255
+    Image.fromarray(picture).save(path)
+    with pytest.raises(SegmentationError, match="three equal bands, of which 255 is one class as a colour and another as"):
+        open_examples(data, "train").load(0)
 
 
 def test_class_numbers_in_16_bits():

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import formats, pixels
 
@@ -70,7 +71,11 @@ def color_table(
 
 
 def values(image: Image.Image, data: bytes, name: str, table: ColorTable | None) -> UInt8[np.ndarray, "height width"]:
-    """Return the mask values of a picture.
+    """Return the mask values of a picture: those of its colours, or its own numbers where all three bands are one.
+
+    OpenCV and many a labelling program write masks of class numbers as three equal bands. They are read as numbers where
+    that is all they can mean: `table` lacks some of their levels of grey, and says the same of the others. A line says so
+    once.
 
     Args:
       image: opened, in colours.
@@ -78,32 +83,57 @@ def values(image: Image.Image, data: bytes, name: str, table: ColorTable | None)
       name: for messages.
 
     Raises:
-      SegmentationError: there is no table, a colour is not in it, or pixels are transparent or of more than 8 bits.
+      SegmentationError: it has colours and there is no table, a colour is not in it, or pixels are transparent or of more
+        than 8 bits.
       UnreadableImage: the picture cannot be read.
     """
-    if table is None or image.mode not in ("RGB", "RGBA"):
-        raise SegmentationError(
-            f"mask {name} is an image of mode {image.mode}, not of labels; store class indices (grey or palette PNG), or, "
-            "if colours say the class, give all classes theirs in classes.txt: name red green blue"
-        )
-    if table.problem:
+    no_labels = (
+        f"mask {name} is an image of mode {image.mode}, not of labels; store class indices (grey or palette PNG), or, "
+        "if colours say the class, give all classes theirs in classes.txt: name red green blue"
+    )
+    if image.mode not in ("RGB", "RGBA"):
+        raise SegmentationError(no_labels)
+    if table is not None and table.problem:
         raise SegmentationError(f"mask {name} has colours, but {table.problem}: give each its own")
     if pixels.depth(image, data)[0] > 8:
         raise SegmentationError(f"mask {name} has colours of more than 8 bits; store 8 bits")
     picture = np.asarray(formats.load(image, name))
+    grey = bool((picture[..., 0] == picture[..., 1]).all() and (picture[..., 0] == picture[..., 2]).all())
+    if table is None and not grey:
+        raise SegmentationError(no_labels)
     if picture.shape[-1] == 4 and (picture[..., 3] != 255).any():
         raise SegmentationError(
             f"mask {name} has transparent pixels, whose class is not clear; store it without transparency"
         )
+    return _numbers(picture[..., 0], name) if table is None else _by_color(picture, grey, name, table)
+
+
+def _numbers(band: UInt8[np.ndarray, "height width"], name: str) -> UInt8[np.ndarray, "height width"]:
+    notices.say_once(
+        f"mask {name} is grey in three equal bands; its levels are class numbers, here and in other masks of this kind",
+        "equal bands",
+    )
+    return np.ascontiguousarray(band)
+
+
+def _by_color(
+    picture: UInt8[np.ndarray, "height width bands"], grey: bool, name: str, table: ColorTable
+) -> UInt8[np.ndarray, "height width"]:
     red, green, blue = (picture[..., band].astype(np.int32) for band in range(3))
     packed = (red << 16) + (green << 8) + blue
     place = np.searchsorted(table.packed, packed).clip(max=len(table.packed) - 1)
     unknown = table.packed[place] != packed
-    if unknown.any() and (red == green).all() and (green == blue).all():
-        raise SegmentationError(f"mask {name} is grey in three equal bands: store one of them, if it holds class numbers")
-    if unknown.any():
+    if not unknown.any():
+        return table.values[place]
+    if not grey:
         raise SegmentationError(f"mask {name} has {_told(packed[unknown])}")
-    return table.values[place]
+    if ((other := table.values[place]) != red)[~unknown].any():
+        level = int(red[~unknown & (other != red)][0])
+        raise SegmentationError(
+            f"mask {name} is grey in three equal bands, of which {level} is one class as a colour and another as a number: "
+            "store one band, if it holds class numbers"
+        )
+    return _numbers(picture[..., 0], name)
 
 
 def _told(unknown: Int[np.ndarray, " pixels"]) -> str:
