@@ -26,3 +26,4 @@ tail -n 2 "$runs/scratch.log"
 echo
 "$python" scripts/compare.py "CP2=$runs/finetune" "scratch=$runs/scratch"
 echo "pretraining's pictures and curves: $runs/pretrain/pictures"
+echo "next, with images of your own: .venv/bin/cp2 pretrain photos runs/photos"

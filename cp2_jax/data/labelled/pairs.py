@@ -251,7 +251,7 @@ def _missing(root: Path, folder: Path) -> str:
     key = "labels" if "labels" in folder.parts else "images"
     name = next((name for name in _ALSO[key] if _named(folder, key, name)), None)
     there = f" (is it {name}? then --config.data.{key}={name})" if name else _other_splits(folder)
-    return f"; set data.path, data.images and data.labels{there}"
+    return there if there.startswith(";") else f"; set data.path, data.images and data.labels{there}"
 
 
 def _walked(root: Path, folder: Path) -> walking.Found:
