@@ -26,6 +26,7 @@ ERROR, USAGE, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 # process 0 may have pictures and scores to write.
 _PATIENCE = {ERROR: 10, USAGE: 10, INTERRUPTED: 2}
 _PATIENCE_OF_THE_STOPPED = 600
+_NEWS = 2.0  # seconds to wait for word of why another process is gone
 # Modules that are no requirements, by the extra of pyproject.toml that brings them.
 EXTRAS = {"jax2onnx": "onnx", "onnxruntime": "onnx", "pyarrow": "parquet", "libtpu": "tpu"}
 EXTRAS |= {"mlflow": "mlflow", "wandb": "wandb"}
@@ -87,6 +88,8 @@ def explain(error: Exception) -> tuple[str | None, int]:
 
     if name in ("Preempted", "Unreachable"):
         return str(error), PREEMPTED
+    if name == "Lost":
+        return f"error: {error}", PREEMPTED
     if any(map(_may_be_of_another_process, (error, error.__cause__))):
         from cp2_jax.runs import distributed
 
@@ -149,6 +152,11 @@ def _may_be_of_another_process(error: BaseException | None) -> bool:
 
 
 def _gone(error: Exception) -> tuple[str, int]:
+    """Explain an error that a process has because another one is gone; which one and why it may hear in a moment."""
+    from cp2_jax.runs import leaving
+
+    if (heard := leaving.news(_NEWS)) is not None:
+        return f"error: {heard}", PREEMPTED if isinstance(heard, leaving.Lost) else ERROR
     again = "run again to go on from the last checkpoint"
     return f"error: another process of this run is gone ({_first_line(error)}); {again}", PREEMPTED
 
@@ -159,10 +167,10 @@ def _first_line(error: Exception) -> str:
 
 def _end(message: str, status: int, stopped: bool = False) -> int:
     if "jax" in sys.modules:
-        from cp2_jax.runs import distributed
+        from cp2_jax.runs import distributed, leaving
 
         if distributed.several():
             patience = _PATIENCE_OF_THE_STOPPED if stopped else _PATIENCE.get(status, 0)
-            distributed.leave(message.rstrip("\n"), status, patience)
+            leaving.leave(message.rstrip("\n"), status, patience, together=stopped)
     print(message.rstrip("\n"), file=sys.stderr, flush=True)
     return status

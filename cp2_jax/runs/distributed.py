@@ -1,15 +1,10 @@
-"""The start and the end of a run on several processes: who takes part, that all run the same, that none waits for ever."""
+"""The start of a run on several processes: who takes part, and that all run the same. For its end see `leaving`."""
 
-import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import socket
-import sys
-import threading
-import time
 import zlib
 from collections.abc import Mapping
 from importlib import metadata
@@ -21,9 +16,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.runs import leaving
 from cp2_jax.runs.settings import as_plain
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
+# Seconds by which JAX's own heartbeats are more patient than ours: its words are a stack trace, and SIGABRT.
+_LONGER = 15
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy")
 
 
@@ -63,22 +61,24 @@ def initialize(
         _check_port(coordinator, here=process_id == 0)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            # Of the devices JAX would leave a process all but one, if it saw Slurm or Open MPI beside explicit addresses.
-            cluster_detection_method=None if missing else "deactivate",
-            initialization_timeout=start_timeout,
-            heartbeat_timeout_seconds=heartbeat_timeout,
-            # Process 0 may write pictures and scores at the end, while the others have nothing left to do.
-            shutdown_timeout_seconds=max(600, heartbeat_timeout),
-        )
+        with leaving.answering("stopped by SIGTERM before the run began: run the same command again"):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                # JAX would leave a process one device only, if it saw Slurm or Open MPI beside explicit addresses.
+                cluster_detection_method=None if missing else "deactivate",
+                initialization_timeout=start_timeout,
+                heartbeat_timeout_seconds=heartbeat_timeout + _LONGER,
+                # Process 0 may write pictures and scores at the end, while the others have nothing left to do.
+                shutdown_timeout_seconds=max(600, heartbeat_timeout),
+            )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the processes of this run did not find each other within {start_timeout} s ({str(error).splitlines()[0]}); "
             "look whether all were started, and with the same --coordinator and --num_processes"
         ) from error
+    leaving.watch(heartbeat_timeout)
 
 
 def _check_port(coordinator: str, here: bool) -> None:
@@ -202,60 +202,6 @@ def differences(everyone: list[Mapping[str, str]]) -> str:
     return "the processes of this run were started differently:\n" + "\n".join(shown) + "\nStart all with the same"
 
 
-class Watchdog:
-    """A hook of `loop.fit` that stops this process when no step ends for a set time, because some process hangs.
-
-    A process that died is noticed by the heartbeats (see `initialize`); one whose heart beats while it hangs, in a dead
-    file system for instance, is not, and all others would wait for it for ever. The first step, which compiles, here
-    or in another process, is not timed.
-
-    Args:
-      seconds: longer than any evaluation or saving between two steps; 0: never.
-      status: to leave with.
-    """
-
-    def __init__(self, seconds: float, status: int):
-        self._seconds, self._status, self._last, self._steps = seconds, status, None, 0
-
-    def __call__(self, number: int, state: Any) -> None:
-        self._last, self._steps = (number, time.monotonic()), self._steps + 1
-        if self._steps == 2 and self._seconds > 0:  # the first step is seen to be complete before the second call
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    def _watch(self) -> None:
-        while (left := self._last[1] + self._seconds - time.monotonic()) > 0:
-            time.sleep(min(left, 1.0))
-        leave(
-            f"no step has ended for {self._seconds:g} s after step {self._last[0]}: a process of this run hangs or is "
-            "gone. Run again to go on from the last checkpoint",
-            self._status,
-        )
-
-
 def several() -> bool:
     """Say whether this process is one of several; asks for no devices."""
     return jax.distributed.is_initialized()
-
-
-def leave(message: str, status: int, patience: float = 0) -> None:
-    """Print a message and end this process, at once or together with the others.
-
-    Args:
-      patience: seconds to wait for all others to leave, too, as they do where all meet the same error or are stopped. An
-        orderly end waits for them without limit, and they may be waiting for this one. Without any waiting, process 0
-        takes JAX's coordination service along, which aborts (SIGABRT) every process that has not left by then.
-    """
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    for child in multiprocessing.active_children():  # processes that decode
-        child.terminate()
-    if patience:
-        together = threading.Thread(target=_shut_down, daemon=True)
-        together.start()
-        together.join(patience)
-    os._exit(status)
-
-
-def _shut_down() -> None:
-    with contextlib.suppress(RuntimeError):  # another process is gone: what was to be said is said
-        jax.distributed.shutdown()

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from cp2_jax.runs import leaving
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints
 from cp2_jax.runs.metrics_log import MetricsLog
 from cp2_jax.runs.preemption import stop_requests
@@ -60,7 +61,7 @@ def fit(
     Raises:
       NonFiniteLoss: nothing is saved from the step at fault on.
       Preempted: after SIGTERM or SIGINT, once the state is saved. A second SIGINT interrupts at once.
-      RuntimeError: if the batches end too early. As after any error of the input, a single process saves its state first.
+      RuntimeError: if the batches end too early. After any error of the input, also another process's, the state is saved.
     """
     training = _Training(state, writer, checkpoints, meta, MetricsLog(writer, samples_per_step, extra_metrics))
     if training.number < total_steps:
@@ -101,17 +102,16 @@ class _Training:
     def advance(self, step: Callable, batches: Iterator, log_every: int, stop_requested: Callable[[int], bool]) -> bool:
         """Dispatch a step, then look at the one before; False if a signal broke the input."""
         begin = time.monotonic()
-        try:
-            batch = next(batches)
-        except Exception as error:
-            if stop_requested(self.number):
-                return False  # Ctrl-C reaches the processes that decode, too
-            if self._unread and jax.process_count() == 1:  # the state is good; one of several cannot save it alone
-                with contextlib.suppress(CheckpointError, NonFiniteLoss, OSError):
+        batch, stopped, whole = leaving.draw(batches, self.number)
+        if stopped is not None:
+            # Signals reach the processes that decode, too. That none stops several after this step they know already.
+            if whole and stop_requested(self.number + (jax.process_count() > 1)):
+                return False
+            if whole and self._unread:  # the state is good
+                with contextlib.suppress(Exception):
                     self.save()
-            if isinstance(error, StopIteration):
-                raise RuntimeError(f"the batches ended after step {self.number}, before the run did") from None
-            raise
+                    self._checkpoints.wait()
+            raise stopped
         waited = time.monotonic() - begin
         self.state, metrics = step(self.state, batch)
         self._look(log_every)

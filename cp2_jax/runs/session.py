@@ -18,11 +18,9 @@ from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError
 from cp2_jax.paths import AnyPath, save_as, save_folder
-from cp2_jax.runs import distributed, files, lock, loop, profiling, settings, trackers
+from cp2_jax.runs import distributed, files, leaving, lock, loop, profiling, settings, trackers
 from cp2_jax.runs.bucket_checkpoints import open_checkpoints
 from cp2_jax.runs.writers import Writer
-
-TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that was stopped and can be resumed; launchers start it again
 
 _LOOKED_INTO = 8  # images whose contents a resumed run compares
 
@@ -104,8 +102,8 @@ def run(job: Job, workdir: str | AnyPath, *, profile: bool = False, stall_timeou
       workdir: made if absent; also in a bucket, `gs://…` or `s3://…`. Gets `config.json`, `overview.txt`, `checkpoints`,
         `metrics.jsonl` and pictures.
       profile: trace a few steps into `workdir/profile`, print where their time goes, and end.
-      stall_timeout: seconds without a finished step after which a run of several processes stops (status `TRY_AGAIN`);
-        0: never.
+      stall_timeout: seconds without a finished step after which a run of several processes stops (with status
+        `leaving.TRY_AGAIN`); 0: never.
 
     Raises:
       ConfigError: the work directory holds a run with another config or other images, or is beyond the steps asked for.
@@ -134,6 +132,7 @@ def _run(job: Job, workdir: AnyPath, profile: bool, stall_timeout: float) -> Res
         still_held = closing.enter_context(lock.held(workdir))
         settings.save_config(workdir, config)
         checkpoints = closing.enter_context(contextlib.closing(open_checkpoints(workdir / "checkpoints", config.keep)))
+        closing.enter_context(leaving.resumable(checkpoints.latest_step))
         first = _first(job, checkpoints, images, total_steps)
         initial_state, step = job.make_step(total_steps, steps_per_epoch)
         state = initial_state(first.variables)
@@ -173,9 +172,9 @@ def _run(job: Job, workdir: AnyPath, profile: bool, stall_timeout: float) -> Res
     return Result(int(state.step), workdir, dict(writer.last))
 
 
-def watchdog(seconds: float) -> distributed.Watchdog:
+def watchdog(seconds: float) -> leaving.Watchdog:
     """Return the hook that stops a run of several processes when no step ends for some seconds (0: never)."""
-    return distributed.Watchdog(seconds if jax.process_count() > 1 else 0, TRY_AGAIN)
+    return leaving.Watchdog(seconds if jax.process_count() > 1 else 0, leaving.TRY_AGAIN)
 
 
 def _digest(names: Sequence[str]) -> str:

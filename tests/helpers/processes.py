@@ -14,14 +14,16 @@ import numpy as np
 import toy
 
 from cp2_jax.cli import command, errors, main, processes
-from cp2_jax.runs import distributed, loop, mesh, session
+from cp2_jax.data.errors import UnreadableImage
+from cp2_jax.runs import distributed, leaving, loop, mesh, session
 from cp2_jax.runs.bucket_checkpoints import open_checkpoints
 from cp2_jax.runs.writers import Writer
 
 
 def options(made):
     command.place(made, "workdir", "of the run")
-    made.add_argument("--act", default="", help="kill, freeze, sleep, raise: what process 1 does in step 5")
+    made.add_argument("--act", default="", help="kill, freeze, sleep, raise, unreadable: what one process does in step 5")
+    made.add_argument("--who", type=int, default=1, help="index of that process")
     made.add_argument("--late", type=int, default=-1, help="index of the process that is slow to leave after an error")
     made.add_argument("--steps", type=int, default=200, help="length of the run")
     processes.add_options(made)
@@ -54,25 +56,30 @@ def train(flags):
     start = int(state.step)
     print(f"starting at {start} with {jax.process_count()} processes, {jax.device_count()} devices", flush=True)
     rows = np.array(mesh.local_rows(device_mesh, 8), np.float32)
-    batches = (mesh.place_batch(device_mesh, rows + n) for n in range(start, 10**6))
+
+    def read():
+        for number in range(start, 10**6):
+            if (number, flags.act, jax.process_index()) == (5, "unreadable", flags.who):
+                raise UnreadableImage("photos/5.png", "it is empty")
+            yield mesh.place_batch(device_mesh, rows + number)
 
     def misbehave(number, state):
         time.sleep(0.02)
-        if number == 5 and jax.process_index() == 1 and start == 0:
+        if number == 5 and jax.process_index() == flags.who and start == 0:
             acts = {
                 "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
                 "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
                 "sleep": lambda: time.sleep(300),
             }
             if flags.act == "raise":
-                raise FileNotFoundError("the disk of process 1 is gone")
+                raise FileNotFoundError(f"the disk of process {flags.who} is gone")
             acts.get(flags.act, lambda: None)()
 
-    with Writer(flags.workdir, flags.steps, start) as writer:
+    with leaving.resumable(saver.latest_step), Writer(flags.workdir, flags.steps, start) as writer:
         state = loop.fit(
             step,
             state,
-            batches,
+            read(),
             total_steps=flags.steps,
             writer=writer,
             checkpoints=saver,
