@@ -14,11 +14,10 @@ from cp2_jax.data import files
 from cp2_jax.data.images.decoding import UnreadableImage, decode
 from cp2_jax.data.images.sources import SourceError, open_images
 from cp2_jax.features import FEATURES, FeatureExtractor, load
-from cp2_jax.interface import kinds, processes
+from cp2_jax.interface import kinds, processes, ranges
 from cp2_jax.options import ConfigError, one_of, require
 from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs import progress
-from cp2_jax.runs.checkpoints import read_variables
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -74,7 +73,7 @@ def embed(
     kinds.refuse_images(checkpoint)
     extractor, variables = load(checkpoint, features)
     source = open_images(images)
-    read = functools.partial(_pixels, source, size, _value_range(checkpoint))
+    read = functools.partial(_pixels, source, size, ranges.of_checkpoint(checkpoint))
     found = _features(extractor, variables, source, read, batch, dense, np.dtype(dtype))
     with save_as(output) as file:
         count = (_write_npz if output.suffix == ".npz" else _write_parquet)(file, found)
@@ -92,12 +91,6 @@ def one_map(features: str | None) -> None:
         raise ConfigError("features='stages' are several maps of each image; take 'backbone', which is the last of them")
     if features is not None:
         one_of("features", features, [kind for kind in FEATURES if kind != "stages"])
-
-
-def _value_range(checkpoint) -> tuple[float, ...]:
-    """Return the run's `data.value_range`: images of more than 8 bits are scaled as when it was trained."""
-    _, meta = read_variables(checkpoint)
-    return tuple(meta.get("config", {}).get("data", {}).get("value_range", ()))
 
 
 def _pixels(source, size: int, value_range: tuple[float, ...], index: int) -> UInt8[np.ndarray, "size size 3"]:

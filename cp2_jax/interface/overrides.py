@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cp2_jax.options import ConfigError, flatten
+from cp2_jax.options import ConfigError, flatten, require
 from cp2_jax.runs.settings import RENAMED
 
 # What other programs call a key, by its last part.
@@ -114,6 +114,8 @@ def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
             value = tuple(value)
         if isinstance(value, np.number):
             value = value.item()
+        if isinstance(now, int) and isinstance(value, float) and value.is_integer():
+            value = int(value)  # such as steps=1e4
         if isinstance(now, str) and isinstance(value, os.PathLike):
             value = os.fspath(value)
         try:
@@ -167,7 +169,8 @@ def parse(config: ConfigDict, typed: Sequence[tuple[str, str]]) -> None:
 
 def _count_epochs(config: ConfigDict, asked: Mapping[str, Any]) -> None:
     """Let `epochs` that are asked for count, where the config's own length is in steps, which go before epochs."""
-    if "epochs" in asked and "steps" not in asked and config.epochs > 0:
+    if "epochs" in asked and "steps" not in asked and config.epochs >= 0:
+        require(config.epochs > 0, "epochs", config.epochs, "give a length above 0, or steps")
         config.steps = 0
 
 

@@ -11,7 +11,7 @@ from cp2_jax import config_files
 from cp2_jax.data.labelled import classes, survey
 from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.features import load
-from cp2_jax.interface import kinds
+from cp2_jax.interface import kinds, ranges
 from cp2_jax.interface.embedding import one_map
 from cp2_jax.options import ConfigError, nearest_multiples, require
 from cp2_jax.segmentation import frozen
@@ -63,6 +63,7 @@ def probe(
     model, variables = load(checkpoint, features)
     if size % model.stride:
         raise ConfigError(f"size={size}: must be a multiple of {model.stride}; use {nearest_multiples(size, model.stride)}")
+    ranges.follow(config, ranges.of_checkpoint(checkpoint), checkpoint)
     train = open_examples(config.data, config.data.split, config.data.limit, config.data.limit_seed)
     test = open_examples(config.data, config.data.eval_split, config.evaluation.limit)
     if shared := survey.shared_images(train, test, config.data.split, config.data.eval_split):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax import config_files
 from cp2_jax.data.images.sources import source_of
-from cp2_jax.interface import converting, kinds, overrides, processes
+from cp2_jax.interface import converting, kinds, overrides, processes, ranges
 from cp2_jax.models import backbones
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS
@@ -214,10 +214,9 @@ def settle(config: ConfigDict, out: str | os.PathLike, explicit: Collection[str]
     if saved := saved_config(out, warn=False):
         if saved.get("init", {}).get("checkpoint") == config.init.checkpoint != "":
             _take(config, saved["model"], explicit, str(out))
-    elif config.init.checkpoint and (
-        is_bucket(config.init.checkpoint) or not pathlib.Path(config.init.checkpoint).is_file()
-    ):
-        follow(config, config.init.checkpoint, explicit, random_head=False)
+            ranges.follow(config, ranges.of_run({"config": saved}), out, explicit)
+    elif (source := config.init.checkpoint) and (is_bucket(source) or not pathlib.Path(source).is_file()):
+        follow(config, source, explicit, random_head=False)
 
 
 def follow(
@@ -241,6 +240,7 @@ def follow(
     theirs = meta.get("model") or meta.get("config", {}).get("model") or {}
     before = config.model.backbone, config.init.head
     _take(config, dict(theirs, **(meta.get("input") or {})), explicit, os.fspath(checkpoint))
+    ranges.follow(config, ranges.of_run(meta), checkpoint, explicit)
     if random_head and "head" not in theirs:
         config.init.head = "random"
     now = config.model.backbone, config.init.head

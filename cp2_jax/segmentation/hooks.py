@@ -12,6 +12,7 @@ from cp2_jax.runs.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from cp2_jax.runs.checkpoints import CheckpointError, Checkpoints, first_line, read, read_variables
 from cp2_jax.runs.loop import Finished
 from cp2_jax.runs.writers import Writer
+from cp2_jax.segmentation import best_model
 from cp2_jax.segmentation.evaluation import Evaluator
 from cp2_jax.segmentation.reports import report
 
@@ -43,8 +44,12 @@ class Periodic:
         self._workdir, self._meta, self._patience = at(workdir), meta, patience
         self._checkpoints = open_checkpoints(self._workdir / "best", keep=1)
         self.best = _best_so_far(self._checkpoints)
-        if self._checkpoints.latest_meta().get("split_digest", evaluator.split.digest) != evaluator.split.digest:
+        if self._known().get("split_digest", evaluator.split.digest) != evaluator.split.digest:
             self._score_again()
+
+    def _known(self) -> dict:
+        step = self._checkpoints.latest_step()
+        return {} if step is None else best_model.about(self._checkpoints.directory / str(step))
 
     def _score_again(self) -> None:
         """Score the best model by the images that there are now: scores of others do not compare."""
@@ -54,7 +59,10 @@ class Periodic:
             self._checkpoints.latest_step(),
         )
         variables, _ = read_variables(self._workdir / "best")
-        self.best = self._evaluator(jax.device_put(variables, mesh.replicated(self._evaluator.device_mesh))).scores.mean_iou
+        placed = jax.device_put(variables, mesh.replicated(self._evaluator.device_mesh))
+        self.best = self._evaluator(placed).scores.mean_iou
+        step = self._checkpoints.directory / str(self._checkpoints.latest_step())
+        best_model.score_anew(step, self.best, self._evaluator.split.digest)
 
     def __call__(self, number: int, state: Any) -> None:
         if number % self._every and number != self._total:
@@ -89,18 +97,19 @@ class Periodic:
             raise Finished(reason)
 
 
-def _best_so_far(best: Checkpoints | BucketCheckpoints) -> float:
+def _best_so_far(kept: Checkpoints | BucketCheckpoints) -> float:
     """Return the mean IoU of the best model so far, -1 if there is none. One that is damaged is set aside, for the run
     itself can go on without it; all processes call this."""
-    while (step := best.latest_step()) is not None:
+    while (step := kept.latest_step()) is not None:
         score, problem = -1.0, ""
         try:
-            score = float(read(best.directory / str(step))[1]["mean_iou"])
+            meta = read(kept.directory / str(step))[1]
+            score = float((meta | best_model.about(kept.directory / str(step)))["mean_iou"])
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             problem = first_line(error)
         if not distributed.any_of(bool(problem)):
             return score
-        best.set_aside(best.directory / str(step), problem or "another process cannot read it")
+        kept.set_aside(kept.directory / str(step), problem or "another process cannot read it")
     return -1.0
 
 

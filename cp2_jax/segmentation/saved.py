@@ -1,7 +1,6 @@
 """A finetuned model from its checkpoint, by its own config; what may be changed about that is data and protocol."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from cp2_jax.paths import AnyPath, at
 from cp2_jax.runs import bucket_steps
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.runs.settings import check_kind
+from cp2_jax.segmentation import best_model
 from cp2_jax.segmentation.predictor import check_variables
 
 Adapt = Callable[[ConfigDict], None]
@@ -114,9 +114,9 @@ def best_of(run: str | AnyPath) -> dict:
     """Return {"best_mean_iou", "best_step"} of a work directory's best model, or {} if it has none."""
     steps = list(bucket_steps.complete(at(run) / "best").values())
     try:
-        meta = json.loads((steps[-1] / "meta" / "metadata").read_text("utf-8"))  # the arrays are not needed
+        meta = best_model.about(steps[-1])  # the arrays are not needed
         return {"best_mean_iou": meta["mean_iou"], "best_step": meta["step"]}
-    except (IndexError, OSError, ValueError, KeyError):
+    except (IndexError, KeyError):
         return {}
 
 

@@ -32,9 +32,21 @@ def test_values_that_are_typed(config):
 
 def test_values_from_python(config):
     changes = {"epochs": 3, "loss": {"alpha": 1}, "optimizer.learning_rate": 0.5, "data": {"path": pathlib.Path("a/b")}}
-    overrides.update(config, changes | {"data.crop_scale": [0.5, 1.0], "seed": np.int64(7), "epochs": np.int32(3)})
+    overrides.update(config, changes | {"data.crop_scale": [0.5, 1.0], "seed": np.int64(7), "epochs": np.float32(3)})
     assert (config.epochs, config.loss.alpha, config.optimizer.learning_rate, config.seed) == (3, 1.0, 0.5, 7)
     assert (config.data.path, config.data.crop_scale) == ("a/b", (0.5, 1.0))
+
+
+def test_no_epochs_are_no_length(config):
+    """The config's own 4,000 steps counted in their place, in silence."""
+    with pytest.raises(ConfigError, match="epochs=0: give a length above 0, or steps"):
+        overrides.update(config, {"epochs": 0})
+    with pytest.raises(ConfigError, match="epochs=0: give a length"):
+        overrides.parse(config, [("epochs", "0")])
+    overrides.update(config, {"epochs": 0, "steps": 1e4})
+    assert (config.steps, config.epochs) == (10_000, 0)
+    with pytest.raises(ConfigError, match="steps=2.5: steps takes a whole number"):
+        overrides.update(config, {"steps": 2.5})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cp2_jax.data.errors import UnreadableImage
-from cp2_jax.interface import embedding, given, segmenter
+from cp2_jax.interface import given, ranges, segmenter
 from cp2_jax.options import ConfigError
 from cp2_jax.runs.checkpoints import write_variables
 from cp2_jax.segmentation import folders
@@ -149,5 +149,5 @@ def test_files_are_read_as_the_run_reads_them(tmp_path, monkeypatch):
 def test_features_of_deep_pixels_follow_the_run(tmp_path):
     write_variables(tmp_path / "run", {"params": {"w": np.ones(1)}}, {"config": {"data": {"value_range": [0, 3000]}}})
     write_variables(tmp_path / "converted", {"params": {"w": np.ones(1)}}, {})
-    assert embedding._value_range(tmp_path / "run") == (0, 3000)
-    assert embedding._value_range(tmp_path / "converted") == ()
+    assert ranges.of_checkpoint(tmp_path / "run") == (0, 3000)
+    assert ranges.of_checkpoint(tmp_path / "converted") == ()

@@ -16,7 +16,7 @@ from configs import finetune_voc
 from cp2_jax.data.labelled import examples, transforms
 from cp2_jax.options import ConfigError
 from cp2_jax.runs import checkpoints, mesh
-from cp2_jax.segmentation import class_maps, evaluation, hooks
+from cp2_jax.segmentation import class_maps, evaluation, hooks, saved
 from cp2_jax.segmentation import step as finetune_step
 from cp2_jax.segmentation.inputs import windows
 from cp2_jax.segmentation.options import EvaluationOptions
@@ -228,7 +228,7 @@ class Lines:
         self.pictures.append((step, name))
 
 
-def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path):
+def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path, monkeypatch):
     halves_on_disk(tmp_path, "val", 3)
     config = folder_config(tmp_path)
     evaluator = evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
@@ -269,14 +269,19 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     other = evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
     scored = other({"params": always(0).params, "batch_stats": state.batch_stats}).scores.mean_iou
     assert hooks.Periodic(other, 2, 6, writer, tmp_path / "run", {"kind": "finetune"}).best == scored != best
+    assert saved.best_of(tmp_path / "run") == {"best_mean_iou": scored, "best_step": 2}  # not the score by other images
+    monkeypatch.setattr(hooks.Periodic, "_score_again", None)  # nor is it scored a second time
+    assert hooks.Periodic(other, 2, 6, writer, tmp_path / "run", {"kind": "finetune"}).best == scored
+    monkeypatch.undo()
+    (tmp_path / "run/best/2/scored_anew.json").unlink()
     (tmp_path / "run/best/2/meta/metadata").write_text("{}")  # copied half, edited: the run goes on without it
     anew = hooks.Periodic(evaluator, 2, 6, writer, tmp_path / "run", {"kind": "finetune"})
     assert anew.best == -1 and [path.name for path in (tmp_path / "run/best").iterdir()] == ["2.damaged"]
     drawn = [f"evaluation_{name}" for name in ("best", "median", "worst")]
     assert writer.pictures[:3] == [(2, name) for name in drawn] and writer.pictures[-3:] == [(6, name) for name in drawn]
     evaluator({"params": always(1).params, "batch_stats": state.batch_stats}, tmp_path / "maps")
-    saved = examples.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
-    assert (saved == 5).all()  # class 1 is value 5 in this data set's masks
+    stored = examples.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
+    assert (stored == 5).all()  # class 1 is value 5 in this data set's masks
 
 
 def test_class_names_and_numbers_must_agree(tmp_path):
