@@ -145,13 +145,15 @@ def open_column(path: str | os.PathLike | Sequence[str | os.PathLike], name: str
         headers = list(pool.map(lambda file: _header(file, name, key), found))
     build = functools.partial(_build, name=name)
     parts, stamps, _ = indexes.load_or_make(found, f"parquet.{name}", build, "indexing Parquet files")
-    counts = [rows for rows, _ in headers]
+    counts = [rows for rows, _, _ in headers]
     if not any(counts):
         raise SourceError(f"no row in {shards.all_of(found)}; set data.path to Parquet files with images")
+    if empty := sum(empty for _, _, empty in headers):
+        notices.say_once(f"{empty} of {sum(counts)} rows of {shards.all_of(found)} have nothing in column {name}")
     shards.say_empty(found, [number for number, count in enumerate(counts) if not count], "row")
     offset = np.concatenate([part["offset"] for part in parts])
     if compressed := np.count_nonzero(offset < 0):
-        largest = max(int(np.max(np.diff([*groups, rows]))) if rows else 0 for rows, groups in headers)
+        largest = max(int(np.max(np.diff([*groups, rows]))) if rows else 0 for rows, groups, _ in headers)
         notices.say_once(
             f"{compressed} of {len(offset)} images in {found[0].parent} are compressed a second time by Parquet: up to "
             f"{largest} are read for each. Written with compression='none' each is read alone (docs/data.md)"
@@ -161,7 +163,7 @@ def open_column(path: str | os.PathLike | Sequence[str | os.PathLike], name: str
         tuple(stamps),
         name,
         np.cumsum([0, *counts], dtype=np.int64),
-        tuple(groups for _, groups in headers),
+        tuple(groups for _, groups, _ in headers),
         offset,
         np.concatenate([part["size"] for part in parts]),
         np.arange(sum(counts), dtype=np.int64),
@@ -186,19 +188,20 @@ def _open(file: AnyPath):
         raise SourceError(f"{file} is no Parquet file, or is cut off ({_first_line(error)})") from error
 
 
-def _header(file: AnyPath, name: str, key: str) -> tuple[int, np.ndarray]:
-    """Return the number of rows and the first row of each row group; refuse a file without the column."""
+def _header(file: AnyPath, name: str, key: str) -> tuple[int, np.ndarray, int]:
+    """Return the number of rows, the first row of each row group, and how many rows are known to be empty; refuse a file
+    without the column, or with nothing in it."""
     with _open(file) as opened:
         schema, metadata = opened.schema_arrow, opened.metadata
     if name not in schema.names:
         raise SourceError(f"{file} has no column {name!r}; set {key} to one of: {', '.join(schema.names)}")
-    _check_filled(metadata, _field(schema.field(name).type, file, name, key), file)
+    empty = _count_empty(metadata, _field(schema.field(name).type, file, name, key), file)
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return metadata.num_rows, np.cumsum([0, *rows[:-1]], dtype=np.int64)[: len(rows)]
+    return metadata.num_rows, np.cumsum([0, *rows[:-1]], dtype=np.int64)[: len(rows)], empty
 
 
-def _check_filled(metadata: Any, inside: str, file: AnyPath) -> None:
-    """Refuse a column without any image, as far as the file itself says it: of some, reading names those without."""
+def _count_empty(metadata: Any, inside: str, file: AnyPath) -> int:
+    """Return how many rows have nothing in a column, as far as the file itself says it; refuse one without any image."""
     empty = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -208,6 +211,7 @@ def _check_filled(metadata: Any, inside: str, file: AnyPath) -> None:
     if metadata.num_rows and empty == metadata.num_rows:
         paths = "; Hugging Face's data sets may hold paths alone, which have to be embedded" if "." in inside else ""
         raise SourceError(f"column {inside!r} of {file} has no image in any row{paths}: write the images' bytes into it")
+    return empty
 
 
 def _field(kind: Any, file: AnyPath, name: str, key: str) -> str:

@@ -70,7 +70,8 @@ def find_files(path: str | os.PathLike | Sequence[str | os.PathLike], suffix: st
             raise SourceError(
                 f"no such file: {missing[0]}{more}; {lists[0]} is to name {what}, one a line, not what is inside of them"
             )
-        raise SourceError(f"no such file: {missing[0]}{more}; set data.path to the {what}")
+        bucket = ", or no such bucket" if isinstance(missing[0], BucketPath) else ""
+        raise SourceError(f"no such file{bucket}: {missing[0]}{more}; set data.path to the {what}")
     if not found:
         raise SourceError(f"no {suffix} file in {', '.join(parts)}; set data.path to the {what}")
     return found
@@ -193,5 +194,5 @@ def _find_in_bucket(path: BucketPath, suffix: str, what: str) -> list[AnyPath]:
             found.append(one)
         else:
             names = sorted(filter(walking.is_data, one.files()), key=lambda name: name.split("/"))
-            found += [one / name for name in _of_folder(names, suffix, one)] or [one]
+            found += [one / name for name in _of_folder(names, suffix, one)] or ([] if names else [one])
     return found

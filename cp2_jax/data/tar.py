@@ -117,6 +117,11 @@ def open_members(path: str | os.PathLike | Sequence[str | os.PathLike]) -> Membe
     parts, stamps, kept = indexes.load_or_make(found, "tar", _build, "indexing tar shards")
     if not kept:
         notices.say_once(f"the index of {found[0]} can be kept neither beside it nor in the cache: it is made each time")
+    if skipped := sum(int(part.get("links", 0)) for part in parts):
+        notices.say_once(
+            f"{skipped} links in {shards.all_of(found)} are not followed, and what they stand for is missing: pack again, with "
+            "tar --dereference --hard-dereference"
+        )
     counts = [len(part["offset"]) for part in parts]
     starts = np.cumsum([0, *(len(part["names"]) for part in parts)], dtype=np.int64)
     return Members(
@@ -132,9 +137,12 @@ def open_members(path: str | os.PathLike | Sequence[str | os.PathLike]) -> Membe
 
 def _build(file: AnyPath) -> indexes.Arrays:
     """Go through a tar file and return the index of its members."""
-    names, offsets, sizes = [], [], []
+    names, offsets, sizes, links = [], [], [], []
 
     def take(name: str, offset: int, size: int) -> None:
+        if offset < 0:
+            links.append(name)
+            return
         names.append(name.encode("utf-8", "surrogateescape"))
         offsets.append(offset)
         sizes.append(size)
@@ -155,15 +163,22 @@ def _build(file: AnyPath) -> indexes.Arrays:
         raise SourceError(f"tar shard {file} is cut off or no tar file ({error}); make or fetch it again") from error
     ends = np.cumsum([len(name) for name in names], dtype=np.int64)
     blob = np.frombuffer(b"".join(names), np.uint8)
-    return {"names": blob, "ends": ends, "offset": np.array(offsets, np.int64), "size": np.array(sizes, np.int64)}
+    return {"names": blob, "ends": ends, "offset": np.array(offsets, np.int64), "size": np.array(sizes, np.int64)} | {
+        "links": np.array(len(links))
+    }
 
 
 def _go_through(stream, start: int, inside: str, take: Callable[[str, int, int], None]) -> None:
-    """Call `take(name, offset, size)` for each file in the tar file that a stream shows, which lies at `start`."""
+    """Call `take(name, offset, size)` for each file in the tar file that a stream shows, which lies at `start`; for links
+    with an offset of -1."""
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             name = inside + os.path.normpath(member.name).lstrip("/")
-            if not member.isfile() or member.issparse() or not walking.is_data(name):
+            if not walking.is_data(name):
+                continue
+            if member.issym() or member.islnk():
+                take(name, -1, 0)
+            if not member.isfile() or member.issparse():
                 continue
             if name.lower().endswith(".tar"):
                 _go_through(archive.extractfile(member), start + member.offset_data, f"{name}/", take)

@@ -35,6 +35,7 @@ __all__ = [
 
 AnyPath = pathlib.Path | BucketPath
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LOST_SLASH = re.compile(r"(gs|s3):/?([^/].*)", re.DOTALL | re.IGNORECASE)
 _SIGNATURE = re.compile(r"[?&](X-Amz-|X-Goog-|AWSAccessKeyId|Signature=|sig=|token=)", re.IGNORECASE)
 
 
@@ -45,7 +46,8 @@ def at(path: str | os.PathLike | BucketPath) -> AnyPath:
       path: local, or `gs://BUCKET/…` or `s3://BUCKET/…`.
 
     Raises:
-      ConfigError: no path, another scheme, no name of a bucket, or a key or password inside (which is not shown).
+      ConfigError: no path, another scheme, a lost slash, no name of a bucket, or a key or password inside (which is not
+        shown).
     """
     if isinstance(path, BucketPath):
         return path
@@ -55,6 +57,11 @@ def at(path: str | os.PathLike | BucketPath) -> AnyPath:
         raise ConfigError(f"{given} was given, where a path is wanted: give a text, or a pathlib.Path")
     match = _URL.fullmatch(text)
     if match is None:
+        if lost := _LOST_SLASH.fullmatch(text):
+            raise ConfigError(
+                f"{text}: write {lost[1].lower()}://{lost[2]}, as a text: this would be a folder {lost[1]}: on the disk "
+                "(a pathlib.Path keeps one slash only)"
+            )
         return pathlib.Path(os.path.expanduser(path))
     refuse_secrets(text)
     scheme, rest = match.groups()

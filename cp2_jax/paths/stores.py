@@ -206,6 +206,8 @@ def _store(scheme: str, bucket: str, process: int) -> Any:
     else:
         spec = {"driver": "s3", "bucket": bucket, "context": {"s3_request_retries": _RETRIES}}
         if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            if not endpoint.startswith(("http://", "https://")):
+                raise BucketError(f"AWS_ENDPOINT_URL={endpoint} has to begin with https:// or http://")
             spec["endpoint"] = endpoint.rstrip("/")
         if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
             spec["aws_region"] = region

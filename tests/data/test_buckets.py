@@ -113,9 +113,12 @@ def test_a_shard_that_changes_or_goes_is_named(shards, tmp_path):
 
 def test_bad_input_is_one_line(shards, proxy):
     for call, words in (
-        (lambda: TarSource(f"{shards}/x-{{0..2}}.tar"), f"no such file: {shards}/x-2.tar; set data.path"),
+        (
+            lambda: TarSource(f"{shards}/x-{{0..2}}.tar"),
+            f"no such file, or no such bucket: {shards}/x-2.tar; set data.path",
+        ),
         (lambda: TarSource(f"{shards}/y-*.tar"), "no .tar file in"),
-        (lambda: TarSource(f"{proxy.scheme}://no-such-bucket/x.tar"), "no such file: .*no-such-bucket/x.tar"),
+        (lambda: TarSource(f"{proxy.scheme}://no-such-bucket/x.tar"), "no such bucket: .*no-such-bucket/x.tar"),
         (lambda: ParquetSource(f"{shards}/x-0.parquet", "photo"), "has no column 'photo'; set data.image_column to one of"),
         (lambda: open_images(f"{shards}"), "single images are not read from buckets; pack them"),
         (

@@ -46,12 +46,13 @@ def test_several_files_and_what_is_kept_is_bounded(tmp_path, monkeypatch, said):
     assert "15 of 15 images" in said.text and "up to 2 are read for each" in said.text
 
 
-def test_rows_without_an_image_are_unreadable(tmp_path):
+def test_rows_without_an_image_are_unreadable(tmp_path, said):
     for compression in ("none", "snappy"):
         path = write_parquet(
             tmp_path / f"{compression}.parquet", [png(0), None, png(2)], pa.binary(), compression=compression
         )
         source = ParquetSource(path)
+        assert f"1 of 3 rows of {path} have nothing in column image" in said.text
         assert source[0] == png(0) and source[2] == png(2)
         with pytest.raises(UnreadableImage, match=r"\.parquet#1: has nothing in column image"):
             source[1]

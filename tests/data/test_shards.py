@@ -179,6 +179,25 @@ def test_shards_that_give_nothing_are_told(tmp_path, said):
     assert f"1 of 2 files have no row and give nothing: {tmp_path}/y-0.parquet" in said.text
 
 
+def test_links_are_told(tmp_path, said):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, kind in (("a.png", tarfile.REGTYPE), ("b.png", tarfile.SYMTYPE), ("c.png", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.png" * (kind != tarfile.REGTYPE)
+            archive.addfile(info)
+    for _ in range(2):  # also with an index that is there
+        notices._said.clear()
+        said.clear()
+        assert TarSource(tmp_path / "x.tar").names() == ["x.tar/a.png"]
+        assert f"2 links in {tmp_path}/x.tar are not followed" in said.text
+
+
+def test_a_folder_of_shards_is_no_folder_of_images(tmp_path):
+    write_tar(tmp_path / "x.tar", IMAGES)
+    with pytest.raises(SourceError, match=r"\.tar 1; set data\.source=tar for these, or a path that ends in \.tar"):
+        ImageFolder(tmp_path)
+
+
 def test_compressed_shards_in_a_folder_are_not_passed_over(tmp_path):
     write_tar(tmp_path / "x-0.tar", IMAGES)
     (tmp_path / "x-0.tar.gz").touch()  # there twice, which loses nothing

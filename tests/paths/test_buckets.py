@@ -1,6 +1,7 @@
 """Paths in buckets against servers of both kinds, which also answer badly."""
 
 import os
+import pathlib
 import pickle
 import re
 import time
@@ -144,6 +145,12 @@ def test_a_bucket_that_does_not_exist(proxy, bucket):
         (gone / "x").write_bytes(b"1")
 
 
+def test_an_address_without_a_scheme_is_refused(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
+    with pytest.raises(paths.BucketError, match="AWS_ENDPOINT_URL=minio:9000 has to begin with https:// or http://"):
+        stores._store("s3", "bucket", -1)
+
+
 def test_paths_are_those_of_pathlib():
     path = paths.at("gs://bucket//a/./b.tar.gz/")
     assert str(path) == "gs://bucket/a/b.tar.gz" and path.name == "b.tar.gz" and path.suffix == ".gz"
@@ -162,6 +169,8 @@ def test_paths_are_those_of_pathlib():
     [
         ("http://host/x", "no http://"),
         ("gs://", "nothing is no name of a bucket"),
+        ("gs:/bucket/run", "write gs://bucket/run, as a text: this would be a folder gs: on the disk"),
+        (pathlib.Path("s3://bucket/run"), "write s3://bucket/run, as a text"),
         ("gs://Bad_/x", "Bad_ is no name"),
         ("s3://AKIA:secret@bucket/x", "credentials by the environment"),
         ("s3://bucket/x?X-Amz-Signature=secret", "credentials by the environment"),

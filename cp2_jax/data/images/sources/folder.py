@@ -42,7 +42,9 @@ class ImageFolder:
         if not found.files:
             kinds = " ".join(sorted(SUFFIXES))
             seen = "".join(f"; {line}" for line in (*found.closed[:3], remark) if line)
-            raise SourceError(f"no image found in {self.root} or its subfolders (looked for {kinds}){seen}; set data.path")
+            kind = next((one for one in ("tar", "parquet") if f".{one}" in found.passed_over), "")
+            hint = f"data.source={kind} for these, or a path that ends in .{kind}" if kind else "data.path"
+            raise SourceError(f"no image found in {self.root} or its subfolders (looked for {kinds}){seen}; set {hint}")
         if remark:
             notices.say_once(remark)
         return found.files
