@@ -53,7 +53,8 @@ class Column:
       name: of the column.
       first_rows: number of the first row of each file, and the number of all rows.
       groups: for each file, the first row (in it) of each row group.
-      offset, size: where in its file the bytes of each row are; -1 where they are not there as they are (compressed).
+      offset, size: where in its file the bytes of each row are; -1 where they are not there as they are (compressed), -2
+        where there are none.
       rows: the rows that are used, in order.
     """
 
@@ -152,7 +153,7 @@ def open_column(path: str | os.PathLike | Sequence[str | os.PathLike], name: str
         notices.say_once(f"{empty} of {sum(counts)} rows of {shards.all_of(found)} have nothing in column {name}")
     shards.say_empty(found, [number for number, count in enumerate(counts) if not count], "row")
     offset = np.concatenate([part["offset"] for part in parts])
-    if compressed := np.count_nonzero(offset < 0):
+    if compressed := np.count_nonzero(offset == -1):
         largest = max(int(np.max(np.diff([*groups, rows]))) if rows else 0 for rows, groups, _ in headers)
         notices.say_once(
             f"{compressed} of {len(offset)} images in {found[0].parent} are compressed a second time by Parquet: up to "
@@ -252,7 +253,7 @@ def _build(file: AnyPath, name: str) -> indexes.Arrays:
             for value in _read_group(file, group, name):
                 value = value.as_py()
                 place = -1 if value is None else _find(stored, value, position)
-                offsets.append(place + begin if place >= 0 else -1)
+                offsets.append(place + begin if place >= 0 else -2 if value is None else -1)
                 sizes.append(len(value) if place >= 0 else 0)
                 position = max(position, place + (len(value) if place >= 0 else 0))
     return {"offset": np.array(offsets, np.int64), "size": np.array(sizes, np.int64)}

@@ -119,8 +119,8 @@ def open_members(path: str | os.PathLike | Sequence[str | os.PathLike]) -> Membe
         notices.say_once(f"the index of {found[0]} can be kept neither beside it nor in the cache: it is made each time")
     if skipped := sum(int(part.get("links", 0)) for part in parts):
         notices.say_once(
-            f"{skipped} links in {shards.all_of(found)} are not followed, and what they stand for is missing: pack again, with "
-            "tar --dereference --hard-dereference"
+            f"{skipped} links in {shards.all_of(found)} are not followed, and what they stand for is missing: pack again "
+            "with tar --dereference --hard-dereference"
         )
     counts = [len(part["offset"]) for part in parts]
     starts = np.cumsum([0, *(len(part["names"]) for part in parts)], dtype=np.int64)

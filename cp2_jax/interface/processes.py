@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -44,3 +45,8 @@ def relative(path: str | os.PathLike) -> str:
         return str(path)
     path = pathlib.Path(path).absolute()
     return str(path.relative_to(pathlib.Path.cwd())) if path.is_relative_to(pathlib.Path.cwd()) else str(path)
+
+
+def quoted(path: str) -> str:
+    """Return a path as a shell takes it for one word."""
+    return shlex.quote(path)

@@ -1,7 +1,6 @@
 """A finetuned model scored on labelled images, and its class maps of a folder: `cp2 evaluate` and `cp2 predict`."""
 
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,7 +93,11 @@ def run_evaluation(run, checkpoint=None, *, config=None, adapt=None, predictions
             at(run), checkpoint=_which(checkpoint), config=config, adapt=adapt, predictions=predictions
         )
     run_at = processes.relative(run)
-    typed = f'cp2_jax.predict("{run_at}", IMAGES, OUTPUT)' if python else f"cp2 predict {shlex.quote(run_at)} IMAGES OUTPUT"
+    typed = (
+        f'cp2_jax.predict("{run_at}", IMAGES, OUTPUT)'
+        if python
+        else f"cp2 predict {processes.quoted(run_at)} IMAGES OUTPUT"
+    )
     print(f"scores in {processes.relative(found.path)}\nnext: {typed}")
     return found
 

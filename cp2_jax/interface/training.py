@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import shlex
 import textwrap
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -164,7 +163,7 @@ def run_pretraining(config: ConfigDict, out: str | os.PathLike, python: bool = F
         result = run.train(config, at(out), **options)
     if not options.get("profile"):
         run_at = processes.relative(result.workdir)
-        typed = f"cp2 finetune DATA WORKDIR --checkpoint {shlex.quote(run_at)}"
+        typed = f"cp2 finetune DATA WORKDIR --checkpoint {processes.quoted(run_at)}"
         _finished(result, f'cp2_jax.finetune(DATA, OUT, checkpoint="{run_at}")' if python else typed)
     return Run(result.workdir, result.steps, result.metrics)
 
@@ -178,7 +177,7 @@ def run_finetuning(config: ConfigDict, out: str | os.PathLike, python: bool = Fa
         result = run.train(config, at(out), **options)
     if not options.get("profile"):
         run_at = processes.relative(result.workdir)
-        typed = f"cp2 predict {shlex.quote(run_at)} IMAGES OUTPUT"
+        typed = f"cp2 predict {processes.quoted(run_at)} IMAGES OUTPUT"
         _finished(result, f'cp2_jax.load_segmenter("{run_at}").predict(IMAGE).show()' if python else typed)
     return Run(result.workdir, result.steps, result.metrics)
 

@@ -140,6 +140,22 @@ def test_no_pair_counts_twice_and_no_mask_is_left_out_in_silence(tmp_path, pairs
             open_examples(config(tmp_path, source, image_column="image", mask_column="mask"), pattern)
 
 
+def test_where_a_mask_may_be_is_told(tmp_path, pairs):
+    image, mask = pairs["one"]
+    for number, (members, words) in enumerate(
+        (
+            (("a/images/x.jpg", "a/labels/x.png"), r"\(a/labels/x.png is there: set data.images and data.labels\)"),
+            (("x.photo.jpg", "x.mask.png"), r"\(x.mask.png is there: set data.image_suffix and data.label_suffix\)"),
+            (("x.jpg", "y.png"), r"no member x\.png in this file$"),
+        )
+    ):
+        path = write_tar(tmp_path / f"{number}.tar", dict(zip(members, (image, mask), strict=True)))
+        with pytest.raises(SegmentationError, match=f"has no mask: .*{words}"):
+            open_examples(config(path, "tar"), "")
+    with pytest.raises(SegmentationError, match="no .*/train; with data.source=tar .* such as train-\\*\\.tar"):
+        open_examples(config(tmp_path, "tar"), "train")
+
+
 def test_shards_without_a_pair_are_told(tmp_path, pairs, said):
     write_tar(tmp_path / "a-0.tar", flat(pairs))
     write_tar(tmp_path / "a-1.tar", {"x.json": b"{}"})

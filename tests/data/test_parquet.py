@@ -54,6 +54,7 @@ def test_rows_without_an_image_are_unreadable(tmp_path, said):
         source = ParquetSource(path)
         assert f"1 of 3 rows of {path} have nothing in column image" in said.text
         assert source[0] == png(0) and source[2] == png(2)
+        assert ("compressed a second time" in said.text) == (compression == "snappy")
         with pytest.raises(UnreadableImage, match=r"\.parquet#1: has nothing in column image"):
             source[1]
 

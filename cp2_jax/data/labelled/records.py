@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,9 @@ def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str,
                 wanted = f"{name}{layout['label_suffix']}.png"
                 if str(image) == wanted:  # a PNG alone may be either
                     raise SegmentationError(f"{shard}/{image} is alone: there is no image, or no mask, of the same name")
-                raise SegmentationError(f"image {shard}/{image} has no mask: there is no member {wanted} for it")
+                raise SegmentationError(
+                    f"image {shard}/{image} has no mask: there is no member {wanted} in this file{_alike(image, inside)}"
+                )
             images.append(inside[str(image)])
             masks.append(inside[str(labels[name])])
             common.append(name)
@@ -161,6 +163,16 @@ def open_tar_pairs(path: str | os.PathLike | Sequence[str], layout: Mapping[str,
         )
     shards.say_empty(members.shards, members.without(np.array(images)), "pair of image and mask")
     return TarPairs(members.chosen(np.array(images)), members.chosen(np.array(masks)), tuple(common))
+
+
+def _alike(image: Path, inside: Iterable[str]) -> str:
+    """Return which member is probably the mask of an image, and what to set for it to be found; "" if there is none."""
+    base = image.name.partition(".")[0]
+    other = next((one for one in inside if one != str(image) and Path(one).name.partition(".")[0] == base), "")
+    keys = (
+        "data.images and data.labels" if Path(other).parent != image.parent else "data.image_suffix and data.label_suffix"
+    )
+    return f" ({other} is there: set {keys})" if other else ""
 
 
 def _in_shard(shard: AnyPath, inside: list[str], layout: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -7,6 +7,7 @@ Pairs are any object with `len(pairs)`, `pairs[index]` (encoded image and mask),
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.data.labelled.pairs import find_pairs
 from cp2_jax.data.labelled.records import TfdsPairs, open_parquet_pairs, open_tar_pairs
-from cp2_jax.paths import is_bucket
+from cp2_jax.paths import at, is_bucket
 
 
 def layout(data: Any) -> dict[str, str]:
@@ -40,10 +41,20 @@ def _refuse_bucket(path: str, why: str) -> None:
 
 
 def _files(data: Any, split: str) -> str:
-    """Return the pattern of a split's files: `data.path` with "{split}" in it, or `split` below `data.path`."""
+    """Return the pattern of a split's files: `data.path` with "{split}" in it, or `split` below `data.path`.
+
+    Raises:
+      SegmentationError: the split is a name only, as it is for a folder.
+    """
     if "{split}" in data.path:
         return data.path.replace("{split}", split)
-    return os.path.join(data.path, split) if split else data.path
+    path = os.path.join(data.path, split) if split else data.path
+    if split and re.fullmatch(r"[\w-]+", split) and not at(path).exists():
+        raise SegmentationError(
+            f"there is no {path}; with data.source={data.source} a split is a file, a folder or a pattern below data.path: "
+            f"set data.split and data.eval_split, such as {split}-*.{data.source}"
+        )
+    return path
 
 
 def _tar(data: Any, split: str) -> Any:
