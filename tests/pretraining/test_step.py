@@ -77,6 +77,31 @@ def test_key_encoder_follows_by_momentum_and_keeps_its_own_statistics(monkeypatc
     assert not np.allclose(*means)
 
 
+def test_quick_tunings_queue_fills_and_unusable_masks_are_counted_in_microbatches(monkeypatch):
+    """No vector of the first queue is a negative, then those of the first step alone. Of what microbatches measure all but
+    the skipped samples are means."""
+    config = tiny.toy_pretrain_config(monkeypatch)
+    config.update(bn_groups=2, accumulate=2)
+    config.loss.queue_start = "keys"
+    pair = random_pair(0, size=32)
+    pair.mask_query[[0, 5]] = 0
+    pair.mask_key[6] = 1
+    optimizer, update = make(config)
+    losses = []
+
+    def step(state):
+        state, metrics = update(state, pair)
+        assert metrics.compute()["skipped_samples"] == 3
+        losses.append(float(metrics.compute()["loss_instance"]))
+        return state
+
+    first = step(begin(config, optimizer))
+    for row in (1, 0):
+        step(first.replace(queue=first.queue.at[row].set(0.0)))
+    step(first)
+    assert losses[0] == 0 < losses[3] == losses[1] != losses[2]
+
+
 def uint8_batch(seed, batch=8, size=64):
     rng = np.random.default_rng(seed)
     return {k: rng.integers(0, 256, (batch, 2, size, size, 3), dtype=np.uint8) for k in ("foreground", "background")}
