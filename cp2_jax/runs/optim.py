@@ -71,7 +71,8 @@ def schedule(options: OptimizerOptions, total_steps: int, steps_per_epoch: int) 
     """
     peak, warmup = options.learning_rate, options.warmup_steps
     steps = max(1, total_steps - warmup)
-    epochs = max(1, round(total_steps / steps_per_epoch))
+    # An epoch that is begun counts: were it rounded off, its steps would have a rate of 0.
+    epochs = max(1, -(-total_steps // steps_per_epoch))
     by_epoch = optax.cosine_decay_schedule(peak, epochs)
     after_warmup = {
         "cosine": optax.cosine_decay_schedule(peak, steps),

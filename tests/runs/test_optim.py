@@ -47,6 +47,14 @@ def test_cosine_by_epoch_equals_the_recorded_schedule():
                 np.testing.assert_allclose(schedule(jnp.int32(step)), value, rtol=2e-6, atol=rate * 1e-7)
 
 
+def test_cosine_by_epoch_counts_an_epoch_that_is_begun_and_those_of_the_warmup():
+    """10 steps are 3 epochs of 4, of which the last has a rate, too: the original's 1 + cos(pi epoch / epochs)."""
+    expected = np.repeat(0.03 / 2 * (1 + np.cos(np.pi * np.arange(3) / 3)), 4)[:10]
+    for warmup in (0, 5):
+        schedule = optim.schedule(config(schedule="cosine_by_epoch", warmup_steps=warmup), 10, 4)
+        np.testing.assert_allclose([schedule(step) for step in range(warmup, 10)], expected[warmup:], rtol=1e-6)
+
+
 def test_cosine_per_step_and_warmup():
     schedule = optim.schedule(config(warmup_steps=10), 110, 11)
     assert schedule(0) == 0
