@@ -20,6 +20,7 @@ class Story:
     processes: int = 1
     workers: int = 0
     disk: str = ""
+    apart: bool = False
 
     @property
     def root(self) -> pathlib.Path:
@@ -117,6 +118,18 @@ def images_gone(story: Story, pid: int) -> Callable[[], None]:
     return lambda: away.rename(story.images)
 
 
+def images_gone_for_one(story: Story, pid: int) -> Callable[[], None]:
+    """The disk with the images goes away on one host: an empty one lies over it, in this process's view alone."""
+    subprocess.run(["nsenter", f"--mount=/proc/{pid}/ns/mnt", "mount", "-t", "tmpfs", "none", story.images], check=True)
+    return lambda: None
+
+
+def frozen(story: Story, pid: int) -> Callable[[], None]:
+    """SIGSTOP: it is there and does nothing, as on a host that hangs."""
+    os.kill(pid, signal.SIGSTOP)
+    return lambda: None
+
+
 def worker_killed(story: Story, pid: int) -> Callable[[], None]:
     """A process that decodes is killed."""
     for child in _children(pid):
@@ -137,13 +150,25 @@ def both(*faults: Callable) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What happens. disk: the file system it needs, which takes root; processes, workers: of the run; share: of all."""
+    """What happens.
+
+    Attributes:
+      disk: the file system it needs, which takes root.
+      processes, workers: of the run.
+      share: of all faults.
+      victim: index of the process to which it happens.
+      apart: each process has its own view of the file systems, as on a host of its own; takes root.
+      stays: the process to which it happens does not end by itself.
+    """
 
     happen: Callable
     disk: str = ""
     processes: int = 1
     workers: int = 0
     share: int = 2
+    victim: int = -1
+    apart: bool = False
+    stays: bool = False
 
 
 FAULTS = {
@@ -155,6 +180,11 @@ FAULTS = {
     "images vanish": Fault(images_gone, share=3),
     "worker killed": Fault(worker_killed, workers=1),
     "one of two processes killed": Fault(killed, processes=2, share=1),
+    "first of two processes killed": Fault(killed, processes=2, share=1, victim=0),
+    "one of two processes frozen": Fault(frozen, processes=2, share=1, stays=True),
+    "first of two processes frozen": Fault(frozen, processes=2, share=1, victim=0, stays=True),
+    "images vanish for one of two processes": Fault(images_gone_for_one, processes=2, share=1, apart=True),
+    "worker of one of two processes killed": Fault(worker_killed, processes=2, workers=1, share=1),
     "one of two processes ended by SIGTERM": Fault(terminated, processes=2, share=1),
     "full disk of two processes": Fault(disk_full, disk="tmpfs", processes=2, share=1),
     "full disk, then SIGKILL": Fault(both(disk_full, killed), disk="tmpfs"),

@@ -3,6 +3,7 @@ imported, which saves most of a short run's seconds."""
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import importlib
@@ -11,6 +12,7 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -120,7 +122,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 
 def prepared(folder: pathlib.Path, fault: Fault) -> Story:
     """Make the images and the disk of a story."""
-    story = Story(folder, fault.processes, fault.workers, fault.disk)
+    story = Story(folder, fault.processes, fault.workers, fault.disk, fault.apart)
     (folder / "disk").mkdir(parents=True)
     story.images.mkdir()
     for index in range(24):
@@ -148,6 +150,8 @@ def work(story: Story, index: int, port: int) -> int:
     from cp2_jax.runs import distributed
 
     def train() -> None:
+        if story.apart:
+            own_view()
         if story.processes > 1:
             # One that was ended before the others found it is waited for in vain, for less than LIMIT.
             distributed.initialize(f"localhost:{port}", story.processes, index, start_timeout=60, heartbeat_timeout=10)
@@ -178,6 +182,13 @@ def work(story: Story, index: int, port: int) -> int:
         }
     )
     return errors.guarded(train)
+
+
+def own_view() -> None:
+    """Let what is mounted from here on for this process be seen by it alone; as for one on a host of its own."""
+    if ctypes.CDLL(None, use_errno=True).unshare(0x20000):  # CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 def differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:

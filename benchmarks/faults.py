@@ -52,7 +52,11 @@ def main() -> int:
 def run_all(arguments: argparse.Namespace, log: pathlib.Path) -> None:
     """Tell the stories that are not told yet, those of one process first, of these the kind with the fewest faults."""
     root = hasattr(os, "geteuid") and os.geteuid() == 0
-    chosen = {name: fault for name, fault in FAULTS.items() if arguments.only in name and (root or not fault.disk)}
+    chosen = {
+        name: fault
+        for name, fault in FAULTS.items()
+        if arguments.only in name and (root or not (fault.disk or fault.apart))
+    }
     shares = sum(fault.share for fault in chosen.values())
     wanted = {name: -(-arguments.faults * fault.share // shares) for name, fault in chosen.items()}
     while True:
@@ -139,8 +143,11 @@ def one_fault(story: Story, fault: Fault, rng: random.Random) -> dict | None:
     whole, step = story.complete(), story.last_step()
     if processes[0].ended() and processes[0].status == 0:
         return None
-    mend = fault.happen(story, processes[-1].pid)
-    hung = not wait_for(lambda: all([process.ended() for process in processes]), LIMIT)
+    victim, begin = processes[fault.victim], time.monotonic()
+    mend = fault.happen(story, victim.pid)
+    waited = [process for process in processes if not (fault.stays and process is victim)]
+    hung = not wait_for(lambda: all([process.ended() for process in waited]), LIMIT)
+    seconds = round(time.monotonic() - begin, 1)
     half = len(list((story.workdir / "checkpoints").glob("*tmp*")))
     for process in processes:
         process.show()
@@ -148,7 +155,10 @@ def one_fault(story: Story, fault: Fault, rng: random.Random) -> dict | None:
     mend()
     statuses = [process.status for process in processes]
     problems = judge(story, statuses, whole, hung)
-    return {"moment": moment, "step": step, "status": statuses, "half": half, "said": said(story), "problems": problems}
+    jax = "the JAX distributed service detected fatal errors" in said(story)
+    again = story.last_step() - max(story.complete(), default=0)  # steps that have to be taken once more
+    found = {"seconds": seconds, "again": again, "jax": jax, "said": said(story), "problems": problems}
+    return {"moment": moment, "step": step, "status": statuses, "half": half} | found
 
 
 def judge(story: Story, statuses: list[int], whole: set[int], hung: bool) -> list[str]:
@@ -160,7 +170,7 @@ def judge(story: Story, statuses: list[int], whole: set[int], hung: bool) -> lis
         problems.append("a traceback")
     lines = [line for line in text.splitlines() if not re.match(r"WARNING:|[IWE]\d{4} ", line)]  # logs, by month and day
     if len(statuses) > 1 and "the JAX distributed service detected fatal errors" in text:  # and a stack trace; see docs
-        lines = [line for line in lines if re.match("error: |stopped |no step ", line)]
+        lines = [line for line in lines if re.match("error: |stopped |no step |interrupted", line)]
     if len(lines) > len(statuses):
         problems.append(f"{len(lines)} lines")
     if any(status > 0 for status in statuses) and not lines:
@@ -189,8 +199,13 @@ def said(story: Story) -> str:
 
 
 def table(entries: list[dict]) -> int:
-    """Print what came of each kind of fault; return 1 if there is a problem."""
-    heads, widths, bad = ("faults", "at start", "said why", "half-written", "runs", "equal"), (6, 8, 8, 12, 5, 6), 0
+    """Print what came of each kind of fault; return 1 if there is a problem.
+
+    Beside counts: `again`, the steps that had to be taken once more, and `seconds`, the longest from a fault to the end of
+    all processes that it was not meant to leave.
+    """
+    heads = ("faults", "at start", "said why", "JAX aborts", "half-written", "again", "seconds", "runs", "equal")
+    widths, bad = (6, 8, 8, 10, 12, 6, 7, 5, 6), 0
     print(f"{'fault':38}", *(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)), "problems")
     for name in [*FAULTS, "all"]:
         mine = [entry for entry in entries if name in (entry["fault"], "all")]
@@ -200,7 +215,10 @@ def table(entries: list[dict]) -> int:
             len(faults),
             sum(entry["moment"] == "start" for entry in faults),
             sum(any(status > 0 for status in entry["status"]) for entry in faults),
+            sum(entry.get("jax", False) for entry in faults),
             sum(entry["half"] > 0 for entry in faults),
+            sum(max(0, entry.get("again", 0)) for entry in faults),
+            max((round(entry.get("seconds", 0)) for entry in faults), default=0),
             len(ends),
             sum(entry["end"] == "resumed" for entry in ends),
         ]

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError
 from cp2_jax.paths import AnyPath, save_as, save_folder
-from cp2_jax.runs import distributed, files, leaving, lock, loop, profiling, settings, trackers
+from cp2_jax.runs import distributed, files, leaving, lock, loop, profiling, settings, shared, trackers
 from cp2_jax.runs.bucket_checkpoints import open_checkpoints
 from cp2_jax.runs.writers import Writer
 
@@ -112,7 +112,7 @@ def run(job: Job, workdir: str | AnyPath, *, profile: bool = False, stall_timeou
       WriteError: the disk is full or read-only, or there is a file where the work directory should be.
       BucketError: the work directory's bucket refuses, or does not answer (`Unreachable`, after which it can be resumed).
       NonFiniteLoss, Preempted: see `loop.fit`.
-      DisagreementError: the processes of the run see different images.
+      DisagreementError: the processes of the run see different images, work directories or checkpoints.
     """
     workdir = files.expand(workdir)
     with files.written(workdir):
@@ -130,9 +130,11 @@ def _run(job: Job, workdir: AnyPath, profile: bool, stall_timeout: float) -> Res
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as closing:
         still_held = closing.enter_context(lock.held(workdir))
+        shared.check(workdir)
         settings.save_config(workdir, config)
         checkpoints = closing.enter_context(contextlib.closing(open_checkpoints(workdir / "checkpoints", config.keep)))
         closing.enter_context(leaving.resumable(checkpoints.latest_step))
+        distributed.agree({f"newest checkpoint in {checkpoints.directory}": f"step {checkpoints.latest_step()}"})
         first = _first(job, checkpoints, images, total_steps)
         initial_state, step = job.make_step(total_steps, steps_per_epoch)
         state = initial_state(first.variables)

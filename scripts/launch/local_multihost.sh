@@ -5,8 +5,9 @@
 #
 # The command is a Python script that takes --coordinator, --num_processes and --process_id. Lines of output begin with the
 # process's number. SIGTERM and Ctrl-C stop all processes. If one ends with an error (status 1 or 2), the others, which would
-# wait for it, are ended after PATIENCE (5) seconds. The status is 0 if all were, else 75 ("run again") if all that failed say
-# so or were ended by JAX's coordination service (134), else the first other one. See docs/launch_local.md.
+# wait for it, are ended after PATIENCE (5) seconds; if it was killed, or left with 75 alone, they have six times as long to
+# notice it. The status is 0 if all were, else 75 ("run again") if all that failed say so, were stopped before they could, or
+# were ended by JAX's coordination service (134), else the first other one. See docs/launch_local.md.
 set -uo pipefail
 
 if [ $# -lt 3 ] || ! [[ $1 =~ ^[1-9][0-9]*$ && $2 =~ ^[1-9][0-9]*$ ]]; then
@@ -39,7 +40,7 @@ for ((process = 0; process < processes; process++)); do
 done
 echo "processes: ${pids[*]}"
 
-status=0 culprit="" since=0 told=""
+status=0 culprit="" since=0 told="" unheard="" wait="$patience"
 collect() { # the status of processes that have ended; says whether others are left
   local process code left=1
   for ((process = 0; process < processes; process++)); do
@@ -52,13 +53,19 @@ collect() { # the status of processes that have ended; says whether others are l
     code=$?
     codes[process]=$code
     if [ "$code" = 134 ]; then code=75; fi
+    if [ "$code" = 143 ] && [ -n "$stopped" ]; then code=75 unheard=1; fi # before Python had begun to listen
     if [ "$code" != 0 ] && { [ "$status" = 0 ] || [ "$status" = 75 ]; }; then status=$code; fi
-    if [ -z "$culprit" ] && { [ "$code" = 1 ] || [ "$code" = 2 ]; }; then culprit=$process since=$SECONDS; fi
+    if [ "$code" = 0 ]; then continue; fi
+    if [ "$code" = 1 ] || [ "$code" = 2 ]; then
+      if [ -z "$culprit" ] || [ "$wait" != "$patience" ]; then culprit=$process since=$SECONDS wait=$patience; fi
+    elif [ -z "$culprit" ]; then
+      culprit=$process since=$SECONDS wait=$((6 * patience))
+    fi
   done
   return "$left"
 }
 while collect; do
-  if [ -n "$culprit" ] && [ $((SECONDS - since)) -ge "$patience" ]; then
+  if [ -n "$culprit" ] && [ $((SECONDS - since)) -ge "$wait" ]; then
     waiting=()
     for ((process = 0; process < processes; process++)); do
       if [ -z "${codes[process]}" ]; then waiting+=("$process"); fi
@@ -68,11 +75,12 @@ while collect; do
         "$(cat "$last/$culprit")" >&2
       told=$SECONDS
       for process in "${waiting[@]}"; do kill -TERM "${pids[process]}" 2>/dev/null; done
-    elif [ $((SECONDS - told)) -ge "$patience" ]; then # JAX takes SIGTERM for a request to stop after the next step
+    elif [ "${codes[culprit]}" != 75 ] && [ $((SECONDS - told)) -ge "$patience" ]; then # JAX takes SIGTERM for a request to stop after the next step
       for process in "${waiting[@]}"; do kill -KILL "${pids[process]}" 2>/dev/null; done
     fi
   fi
   sleep 0.2
 done
+[ -z "$unheard" ] || echo "stopped by a signal before the run had begun: run the same command again" >&2
 sleep 0.2 # for the last lines to come through sed
 exit "$status"

@@ -95,3 +95,27 @@ def test_signals_go_to_all_processes(tmp_path, number):
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 75
+
+
+def test_sigterm_before_the_run_has_begun_is_one_line(tmp_path):
+    """Python that is still starting does not listen yet, and ends without a word (status 143)."""
+    (tmp_path / "wait.py").write_text("import time\nprint('waiting', flush=True)\ntime.sleep(300)")
+    process = run_local("2", "1", str(tmp_path / "wait.py"))
+    assert sum("waiting" in process.stdout.readline() for _ in range(3)) == 2
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors == "stopped by a signal before the run had begun: run the same command again\n"
+
+
+@pytest.mark.parametrize("end, status, again", [("os.kill(os.getpid(), 9)", 137, False), ("sys.exit(75)", 75, True)])
+def test_a_process_that_is_gone_ends_those_that_do_not_notice_it(tmp_path, end, status, again):
+    """Those that are still looking for it, for instance; one that was told to run again kills none."""
+    (tmp_path / "apart.py").write_text(
+        f"import os, signal, sys, time\nif sys.argv[-1] == '--process_id=1':\n    {end}\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: {'(time.sleep(2), sys.exit(75))' if again else 'None'})\ntime.sleep(300)"
+    )
+    process = run_local("2", "1", str(tmp_path / "apart.py"), patience="0")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert f"process 1 ended with status {status}, so the rest (0) is ended, too:" in errors
