@@ -161,8 +161,9 @@ def predict_folder(
 
 
 def _relative(source: Any, index: int) -> pathlib.PurePath:
-    """Return the place of an image in its source."""
-    return pathlib.PurePosixPath(files.relative(source.name(index), source.root))
+    """Return the place of an image in its source; never outside of it, as of shards in several buckets."""
+    relative = pathlib.PurePosixPath(files.relative(source.name(index), source.root))
+    return pathlib.PurePosixPath(*(part for part in relative.parts if part != ".."))
 
 
 def _predict(config, variables, source, names, folder, own_values) -> Iterator[str]:

@@ -140,6 +140,18 @@ def test_no_pair_counts_twice_and_no_mask_is_left_out_in_silence(tmp_path, pairs
             open_examples(config(tmp_path, source, image_column="image", mask_column="mask"), pattern)
 
 
+def test_files_of_the_same_name_in_two_folders_have_different_stems(tmp_path, pairs):
+    """Class maps are written under these names."""
+    image, mask = pairs["one"]
+    for part in ("0", "1"):
+        write_tar(tmp_path / part / "x.tar", {"a.jpg": image, "a.png": mask})
+        pq.write_table(pa.table({"image": [image], "mask": [mask]}), tmp_path / part / "x.parquet")
+    found = open_examples(config(tmp_path, "tar"), "*/x.tar")
+    assert [found.stem(index) for index in range(2)] == ["0/x/a", "1/x/a"]
+    found = open_examples(config(tmp_path, "parquet", image_column="image", mask_column="mask"), "*/x.parquet")
+    assert [found.stem(index) for index in range(2)] == ["0/x_000000", "1/x_000000"]
+
+
 def test_where_a_mask_may_be_is_told(tmp_path, pairs):
     image, mask = pairs["one"]
     for number, (members, words) in enumerate(

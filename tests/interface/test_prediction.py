@@ -7,11 +7,13 @@ import types
 
 import numpy as np
 import pytest
+from helpers import packing
 from PIL import Image
 
 from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.interface import given, ranges, segmenter
 from cp2_jax.options import ConfigError
+from cp2_jax.paths import at
 from cp2_jax.runs.checkpoints import write_variables
 from cp2_jax.segmentation import folders
 
@@ -61,6 +63,16 @@ def test_predictions_of_images_of_one_name_overwrite_nothing(prediction, tmp_pat
     assert tmp_path.joinpath("cat.png").read_bytes() == b"somebody's own mask"
     with pytest.raises(ConfigError, match=r"cat\.jpg: class maps are written as PNG"):
         here.save(tmp_path / "cat.jpg")
+
+
+def test_predictions_of_shards_of_one_name_stay_in_the_folder(tmp_path):
+    for part in ("0", "1"):
+        packing.write_tar(tmp_path / part / "x.tar", {"a.png": packing.png(1)})
+    source, kept = folders.images_to_predict(f"{tmp_path}/{{0,1}}/x.tar", tmp_path / "out")
+    places = [folders._relative(source, index).as_posix() for index in kept]
+    assert places == ["0/x.tar/a.png", "1/x.tar/a.png"]
+    elsewhere = types.SimpleNamespace(name=lambda index: "gs://other/1/x.tar/a.png", root=at("gs://first/0"))
+    assert folders._relative(elsewhere, 0).as_posix() == "other/1/x.tar/a.png"
 
 
 def test_an_image_whose_name_is_no_text(prediction, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cp2_jax.data import files, notices, parquet, shards, tar
+from cp2_jax.data import notices, parquet, shards, tar
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.data.images.sources import TfdsSource
@@ -98,7 +98,11 @@ class TarPairs:
         """Return the name of files made from the image: with the shard's, for another may have the same names."""
         if len(self.images.shards) == 1:
             return self.names[index]
-        return f"{files.as_text(self.images.shards[self.images.shard[index]].stem)}/{self.names[index]}"
+        return f"{self._stems[self.images.shard[index]]}/{self.names[index]}"
+
+    @functools.cached_property
+    def _stems(self) -> list[str]:
+        return _stems(self.images.shards)
 
     def size(self, index: int, turn: bool = True) -> tuple[int, int]:
         """Return (height, width) from the mask's header; see `masks.header_size`.
@@ -107,6 +111,11 @@ class TarPairs:
           SegmentationError: naming a mask that cannot be read.
         """
         return header_size(_mask_of(self.masks.read, index), self.places(index)[1], turn)
+
+
+def _stems(given: Sequence[AnyPath]) -> list[str]:
+    """Return the files' names without extension, with folders where they are in several: all different."""
+    return [os.path.splitext(name)[0] for name in shards.short_names(given, shards.common_folder(given))]
 
 
 def _refuse_twice(given: Sequence[AnyPath]) -> None:
@@ -220,8 +229,8 @@ class ParquetPairs:
 
     def stem(self, index: int) -> str:
         """Return the name of files made from the image: file and row."""
-        file, _, row = self.images.place(index).rpartition("#")
-        return f"{Path(file).stem}_{int(row):06d}"
+        file, _, row = self.names[index].rpartition("#")
+        return f"{os.path.splitext(file)[0]}_{int(row):06d}"
 
     def size(self, index: int, turn: bool = True) -> tuple[int, int]:
         """Return (height, width) from the mask's header; see `masks.header_size`.
