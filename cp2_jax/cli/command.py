@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from cp2_jax import config_files
+from cp2_jax import config_files, paths
 from cp2_jax.cli.errors import UsageError
 from cp2_jax.interface import overrides
 from cp2_jax.lines import WIDTH
@@ -57,15 +57,27 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def place(made: argparse.ArgumentParser, name: str, help: str, required: bool = True) -> None:
+def local(text: str) -> str:
+    """As `path`, of what is read or written on the disk only.
+
+    Raises:
+      ConfigError: it is in a bucket.
+    """
+    return str(paths.local(text))
+
+
+def place(
+    made: argparse.ArgumentParser, name: str, help: str, required: bool = True, kind: Callable[[str], str] = path
+) -> None:
     """Add a path that is typed by itself or as an option: `cp2 predict runs/mine …` or `--checkpoint runs/mine`.
 
     Args:
       name: of the option, and of the value in the parsed arguments.
       required: refuse its absence.
+      kind: `path` or `local`.
     """
-    made.add_argument(f"{name}_place", metavar=name.upper(), nargs="?", type=path, help=help)
-    made.add_argument(f"--{name}", metavar="PATH", type=path, help=argparse.SUPPRESS)
+    made.add_argument(f"{name}_place", metavar=name.upper(), nargs="?", type=kind, help=help)
+    made.add_argument(f"--{name}", metavar="PATH", type=kind, help=argparse.SUPPRESS)
     made.set_defaults(places=[*(made.get_default("places") or ()), (name, required)])
 
 

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.interface import kinds
-from cp2_jax.paths import AnyPath, BucketPath, at
+from cp2_jax.paths import AnyPath, BucketPath, at, local
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables, write_variables
 
 
@@ -41,7 +41,7 @@ def convert_checkpoint(
       CheckpointError: there is something at `output`, or it cannot be written.
       CheckpointFormatError: the file cannot be read, is of no known format, or lacks a tensor of its network.
     """
-    source, output = pathlib.Path(os.path.expanduser(source)), at(output)
+    source, output = local(source), at(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists: name another output, or remove it")
     imported = import_checkpoint(

@@ -1,7 +1,6 @@
 """What a caller gives as an image: a path, encoded bytes, an array, a PIL image; or several of these."""
 
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images import pixels
 from cp2_jax.data.images.decoding import decode, exif_orientation
 from cp2_jax.interface import kinds
+from cp2_jax.paths import at
 
 
 def several(images: Any) -> list | None:
@@ -45,7 +45,7 @@ def read(
       UnreadableImage: for what is no image, with the reason.
     """
     if isinstance(image, str | os.PathLike):
-        path = pathlib.Path(os.path.expanduser(image))
+        path = at(image)
         if path.is_dir():
             raise UnreadableImage(str(path), f"it is {kinds.kind_of(path)}; give a file, or a list of files")
         try:

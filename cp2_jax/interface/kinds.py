@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data.images.sources import SUFFIXES, SourceError
 from cp2_jax.options import ConfigError
-from cp2_jax.paths import AnyPath, at, is_bucket
+from cp2_jax.paths import AnyPath, BucketPath, at, is_bucket
 
 # Folders of photographs and of masks, as they lie side by side in labelled data sets.
 _PHOTOS = ("images", "JPEGImages", "img_dir", "leftImg8bit", "image", "imgs", "img")
@@ -141,6 +141,8 @@ def refuse_inside(images: str | os.PathLike, out: str | os.PathLike, inside: boo
       ConfigError: naming both.
     """
     images_at, out_at = (at(path).resolve() for path in (images or os.devnull, out))
+    if isinstance(images_at, BucketPath) != isinstance(out_at, BucketPath):
+        return
     if out_at == images_at or (inside and out_at.is_relative_to(images_at)):
         where = "is" if out_at == images_at else "lies in"
         raise ConfigError(f"{out} {where} the folder of the images, {images}: name another place to write to")

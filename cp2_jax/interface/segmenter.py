@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageShow
 
-from cp2_jax import pictures
+from cp2_jax import paths, pictures
 from cp2_jax.data import files
 from cp2_jax.data.images.formats import SUFFIXES
 from cp2_jax.interface import given, kinds
@@ -70,9 +70,9 @@ class Prediction:
           The path of the class map.
 
         Raises:
-          ConfigError: the file's suffix is another image format's.
+          ConfigError: the file's suffix is another image format's, or it is in a bucket.
         """
-        path = pathlib.Path(os.path.expanduser(path))
+        path = paths.local(path)
         if path.suffix.lower() in SUFFIXES - {".png"} and not path.is_dir():
             raise ConfigError(f"{path}: class maps are written as PNG; name a .png file or a folder")
         if path.suffix.lower() != ".png":

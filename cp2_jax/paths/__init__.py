@@ -28,6 +28,7 @@ __all__ = [
     "at",
     "cache",
     "is_bucket",
+    "local",
     "refuse_secrets",
     "save_as",
     "save_folder",
@@ -71,6 +72,18 @@ def at(path: str | os.PathLike | BucketPath) -> AnyPath:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
         raise ConfigError(f"{text}: {bucket or 'nothing'} is no name of a bucket; write {scheme}://BUCKET/FOLDER")
     return BucketPath(scheme, bucket, "/".join(part for part in key.split("/") if part not in ("", ".")))
+
+
+def local(path: str | os.PathLike) -> pathlib.Path:
+    """Return a path on a disk, for what is not written to buckets: as a local path, `gs://…` would be a folder `gs:`.
+
+    Raises:
+      ConfigError: it is in a bucket, or see `at`.
+    """
+    found = at(path)
+    if isinstance(found, BucketPath):
+        raise ConfigError(f"{path} is in a bucket, where a path on the disk is wanted (docs/buckets.md: what may be where)")
+    return found
 
 
 def is_bucket(path: str | os.PathLike | BucketPath) -> bool:

@@ -167,3 +167,25 @@ def test_without_the_package_or_a_library_there_is_one_line(tmp_path):
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     said = r"error: .*python.* has no module (absl|ml_collections): use the Python into which cp2_jax was installed"
     assert re.match(said, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "prepare imagenet --train photos --output gs://bucket/imagenet",
+        "prepare folder --check --input s3://bucket/my_data",
+        "study --config study_demo --workdir gs://bucket/study",
+        "reproduce run table1 --workdir gs://bucket/reproduce",
+        "plan --config pretrain --topology v4-8 --json gs://bucket/plan.json",
+        "attention-maps photos converted gs://bucket/maps",
+        "convert gs://bucket/somebody.pth converted",
+    ],
+)
+def test_what_is_not_in_buckets_is_no_folder_called_gs(cp2, tmp_path, monkeypatch, typed):
+    """A local path of this name would be made, and hours of work written there."""
+    monkeypatch.chdir(tmp_path)
+    status, _, said = cp2(*typed.split())
+    assert status == 2 and re.fullmatch(
+        r"error: (gs|s3)://bucket/\S+ is in a bucket, where a path on the disk .*", said.strip()
+    )
+    assert not list(tmp_path.iterdir())

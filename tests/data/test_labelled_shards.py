@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
-from cp2_jax.data.labelled import check
+from cp2_jax.data.labelled import check, classes
 from cp2_jax.data.labelled.examples import open_examples
 
 
@@ -164,6 +164,9 @@ def test_where_a_mask_may_be_is_told(tmp_path, pairs):
         path = write_tar(tmp_path / f"{number}.tar", dict(zip(members, (image, mask), strict=True)))
         with pytest.raises(SegmentationError, match=f"has no mask: .*{words}"):
             open_examples(config(path, "tar"), "")
+    for source in ("folder", "tfds"):
+        with pytest.raises(SegmentationError, match="gs://bucket/x: .* read from buckets; pack the pairs as tar shards"):
+            classes.resolve(ConfigDict({"data": config("gs://bucket/x", source, classes="classes.txt")}))
     with pytest.raises(SegmentationError, match="no .*/train; with data.source=tar .* such as train-\\*\\.tar"):
         open_examples(config(tmp_path, "tar"), "train")
 

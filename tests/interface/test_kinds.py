@@ -52,6 +52,10 @@ def test_a_run_is_not_written_among_the_images(place):
     kinds.refuse_inside(place / "my_data", place / "my_data" / "run", inside=False)
     kinds.refuse_inside(place / "photos", place / "photos2")
     kinds.refuse_inside("", place)
+    kinds.refuse_inside("gs://bucket/photos", place)
+    kinds.refuse_inside(place, "gs://bucket/run")
+    with pytest.raises(ConfigError, match="gs://bucket/photos/run lies in the folder of the images"):
+        kinds.refuse_inside("gs://bucket/photos", "gs://bucket/photos/run")
 
 
 def test_masks_in_a_folder_of_another_name(tmp_path):

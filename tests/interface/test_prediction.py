@@ -48,6 +48,11 @@ def test_show_without_display_or_program_says_where_the_picture_is(
         np.testing.assert_array_equal(np.asarray(Image.open(path)), prediction.overlay())
 
 
+def test_nothing_is_saved_into_a_bucket(prediction):
+    with pytest.raises(ConfigError, match="gs://bucket/x.png is in a bucket, where a path on the disk is wanted"):
+        prediction.save("gs://bucket/x.png")
+
+
 def test_arrays_saved_into_one_folder_overwrite_nothing(prediction, tmp_path):
     array = dataclasses.replace(prediction, name="")
     names = [one.save(tmp_path).name for one in (array, array, prediction, prediction, array)]

@@ -21,7 +21,7 @@ levelled. Run again, complete maps are left alone."""
 def _options(made):
     command.place(made, "images", "folder of images, tar shards, Parquet files or a TFDS data set")
     command.place(made, "checkpoint", "converted ViT; the paper's is DINO's ViT-B/16")
-    command.place(made, "output", "folder for the maps: the value of data.attention")
+    command.place(made, "output", "folder for the maps: the value of data.attention", kind=command.local)
     made.add_argument(
         "--source", choices=["folder", "tar", "parquet", "tfds"], default="folder", help="what IMAGES is (%(default)s)"
     )
@@ -34,7 +34,7 @@ def _options(made):
         help="side in pixels at which the network sees the images (%(default)s)",
     )
     made.add_argument("--batch", metavar="N", type=command.whole(1), default=64, help="images at once (%(default)s)")
-    made.add_argument("--picture", metavar="PNG", type=command.path, help="also show some images beside their maps")
+    made.add_argument("--picture", metavar="PNG", type=command.local, help="also show some images beside their maps")
 
 
 def _run(arguments):

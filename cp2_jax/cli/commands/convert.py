@@ -13,7 +13,7 @@ the file contains is run."""
 
 
 def _options(made):
-    command.place(made, "source", "the checkpoint: a file or a folder")
+    command.place(made, "source", "the checkpoint: a file or a folder", kind=command.local)
     command.place(made, "output", "folder to write")
     made.add_argument("--format", metavar="F", help="the source's format, if it is not to be recognised")
     made.add_argument(

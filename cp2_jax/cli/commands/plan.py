@@ -42,7 +42,7 @@ def _options(made):
         help="shares of the bound's speed to give hours for (1,0.5,0.25)",
     )
     made.add_argument("--sizes", action="store_true", help="only choose the sizes that are open; compile nothing")
-    made.add_argument("--json", metavar="FILE", type=command.path, help="write the plan to this file as well")
+    made.add_argument("--json", metavar="FILE", type=command.local, help="write the plan to this file as well")
 
 
 def _shares(text):

@@ -32,37 +32,37 @@ def _options(made):
 
 
 def _demo_options(made):
-    made.add_argument("--output", type=command.path, required=True, help="folder to write to; the value of data.path")
+    made.add_argument("--output", type=command.local, required=True, help="folder to write to; the value of data.path")
     made.add_argument("--size", type=int, default=64, help="side of the scenes in pixels (%(default)s)")
     made.add_argument("--train", type=int, default=4000, help="scenes for pretraining (%(default)s)")
     made.add_argument("--labelled", type=int, default=40, help="scenes for finetuning (%(default)s)")
     made.add_argument("--validation", type=int, default=200, help="scenes for evaluation (%(default)s)")
     made.add_argument("--seed", type=int, default=0, help="another seed, other scenes (%(default)s)")
-    made.add_argument("--sheet", metavar="PNG", type=command.path, help="also show validation scenes above their masks")
+    made.add_argument("--sheet", metavar="PNG", type=command.local, help="also show validation scenes above their masks")
     made.set_defaults(prepare=_demo)
 
 
 def _study_options(made):
-    made.add_argument("--output", type=command.path, required=True, help="folder to write to; the value of config.data")
-    made.add_argument("--photographs", type=command.path, default="", help=".npz file with the arrays jpeg and offset")
-    made.add_argument("--camvid", type=command.path, default="", help="CamVid's folder")
+    made.add_argument("--output", type=command.local, required=True, help="folder to write to; the value of config.data")
+    made.add_argument("--photographs", type=command.local, default="", help=".npz file with the arrays jpeg and offset")
+    made.add_argument("--camvid", type=command.local, default="", help="CamVid's folder")
     made.set_defaults(prepare=_study)
 
 
 def _images_options(made):
-    made.add_argument("--output", type=command.path, required=True, help="folder to write to; the value of data.path")
+    made.add_argument("--output", type=command.local, required=True, help="folder to write to; the value of data.path")
     made.add_argument(
-        "--train", type=command.path, required=True, help="folder, tar of images, tar of tars, or folder of tars"
+        "--train", type=command.local, required=True, help="folder, tar of images, tar of tars, or folder of tars"
     )
-    made.add_argument("--validation", type=command.path, help="likewise")
+    made.add_argument("--validation", type=command.local, help="likewise")
     made.add_argument("--shorter-side", type=int, default=0, help="make larger images smaller; 0: keep all bytes")
     made.add_argument("--quality", type=int, default=95, help="of re-encoded JPEGs (%(default)s)")
     made.set_defaults(prepare=_images)
 
 
 def _labelled_options(made, name):
-    made.add_argument("--input", type=command.path, required=True, help="the data set's folder")
-    made.add_argument("--output", type=command.path, help="write array_record below this folder")
+    made.add_argument("--input", type=command.local, required=True, help="the data set's folder")
+    made.add_argument("--output", type=command.local, help="write array_record below this folder")
     made.add_argument("--check", action="store_true", help="read every pair, print a table, fail on problems")
     made.add_argument("--any-count", action="store_true", help="accept part of the data set")
     for key in LAYOUT:
@@ -70,7 +70,7 @@ def _labelled_options(made, name):
     made.set_defaults(prepare=_labelled)
     if name == "voc":
         made.add_argument(
-            "--sbd", type=command.path, help="SBD's dataset folder: makes SegmentationClassAug and train_aug.txt first"
+            "--sbd", type=command.local, help="SBD's dataset folder: makes SegmentationClassAug and train_aug.txt first"
         )
 
 

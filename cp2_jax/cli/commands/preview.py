@@ -33,7 +33,6 @@ def _point(text):
 
 def _run(arguments):
     import dataclasses
-    import pathlib
 
     import jax
     import numpy as np
@@ -48,7 +47,7 @@ def _run(arguments):
     from cp2_jax.models.inputs import denormalize
     from cp2_jax.runs import checkpoints, rngs, settings, writers
 
-    output = pathlib.Path(arguments.output)
+    output = at(arguments.output)
     kinds.refuse_a_model(arguments.images)
     kinds.refuse_images(arguments.checkpoint)
     config = command.changed(arguments.config or COMMAND.config, arguments.changes)

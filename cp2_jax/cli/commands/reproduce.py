@@ -26,7 +26,7 @@ def _options(made):
     made.add_argument("--row", help="row, as `list` shows it")
     made.add_argument("--column", help="column, as `list` shows it")
     made.add_argument(
-        "--workdir", type=command.path, default="runs/reproduce", help="where stages and results are (%(default)s)"
+        "--workdir", type=command.local, default="runs/reproduce", help="where stages and results are (%(default)s)"
     )
     made.add_argument(
         "--checkpoints",
@@ -52,10 +52,10 @@ def _options(made):
     made.add_argument(
         "--output",
         metavar="PATH",
-        type=command.path,
+        type=command.local,
         help="folder that `collect` writes to (the work directory), or Markdown page that `list` writes",
     )
-    made.add_argument("--json", metavar="FILE", type=command.path, help="`list`: also write this file")
+    made.add_argument("--json", metavar="FILE", type=command.local, help="`list`: also write this file")
 
 
 def _numbers(text):

@@ -22,7 +22,7 @@ cells out and copy the files together:
 
 
 def _options(made):
-    command.place(made, "workdir", "where cells and results go")
+    command.place(made, "workdir", "where cells and results go", kind=command.local)
 
 
 def _run(arguments):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data import files, text
 from cp2_jax.data.errors import SegmentationError
-from cp2_jax.data.labelled import layouts
+from cp2_jax.data.labelled import layouts, sources
 
 # Other ways to write all lines of the file, and the way of `read_classes`: CVAT's `name:r,g,b:parts:actions`, and SegNet's
 # `r g b name`.
@@ -106,6 +106,7 @@ def resolve(config: ConfigDict) -> None:
     if not data.classes:
         return
     root = files.place(data.path)
+    sources.refuse_bucket(data)  # before it is said that the file is not there
     if data.get("source") in ("tar", "parquet") and not root.is_dir():  # a pattern: the folder before what varies
         root = files.place(os.path.dirname(re.split(r"::|[{*?\[]", data.path)[0]))
     if data.path and not root.is_dir():

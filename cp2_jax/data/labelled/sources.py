@@ -24,19 +24,29 @@ def layout(data: Any) -> dict[str, str]:
 
 
 def _folder(data: Any, split: str) -> Any:
-    _refuse_bucket(data.path, "single images are not read from buckets")
+    refuse_bucket(data)
     return find_pairs(data.path, split, **layout(data))
 
 
 def _tfds(data: Any, split: str) -> Any:
-    _refuse_bucket(data.path, "array_record's library reads no buckets")
+    refuse_bucket(data)
     return TfdsPairs(TfdsSource(data.path, split, ("image", "segmentation_mask")))
 
 
-def _refuse_bucket(path: str, why: str) -> None:
-    if is_bucket(path):
+def refuse_bucket(data: Any) -> None:
+    """Refuse pairs in a bucket that are not in shards.
+
+    Args:
+      data: `config.data` of finetuning.
+
+    Raises:
+      SegmentationError: saying what to do.
+    """
+    if getattr(data, "source", "folder") in ("folder", "tfds") and is_bucket(data.path):
+        why = "single images are not" if data.source == "folder" else "array_record is not"
         raise SegmentationError(
-            f"{path}: {why}; pack the pairs as tar shards or Parquet, and set data.source (docs/buckets.md)"
+            f"{data.path}: {why} read from buckets; pack the pairs as tar shards or Parquet, and set data.source=tar or "
+            "data.source=parquet (docs/buckets.md)"
         )
 
 

@@ -59,7 +59,7 @@ def _folder(where: Where) -> ImageFolder:
     if is_bucket(where.path):
         raise SourceError(
             f"{where.path}: single images are not read from buckets; pack them as tar shards or Parquet, and set "
-            "data.source (docs/buckets.md)"
+            "data.source, or give a path that ends in .tar or .parquet (docs/buckets.md)"
         )
     return ImageFolder(where.path, where.list)
 
