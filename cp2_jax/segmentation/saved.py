@@ -122,12 +122,11 @@ def best_of(run: str | AnyPath) -> dict:
 
 def _check_job(path: AnyPath, variables: Mapping, meta: Mapping) -> None:
     """Refuse a model without classes."""
+    first = f"finetune it first: cp2 finetune DATA WORKDIR --checkpoint {path}"
     if meta.get("kind") == "pretrain":
-        raise CheckpointError(f"{path} is of a pretraining run, which has no classes; finetune it first")
+        raise CheckpointError(f"{path} is of a pretraining run, which has no classes; {first}")
     if "classifier" not in variables["params"]:
-        raise CheckpointError(
-            f"{path} has no classifier, only {', '.join(sorted(variables['params']))}; finetune it first (init.checkpoint)"
-        )
+        raise CheckpointError(f"{path} has no classifier, only {', '.join(sorted(variables['params']))}; {first}")
 
 
 def _settle(own: ConfigDict | None, given: ConfigDict | None, adapt: Adapt | None) -> ConfigDict:

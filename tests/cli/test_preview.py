@@ -57,7 +57,8 @@ def size(path):
 
 def test_before_training(preview, images, tmp_path):
     config = ["--config", "pretrain:demo"]
-    status, _, error = preview("--images", images, "--output", tmp_path, *config, "--count", 2)
+    status, out, error = preview("--images", images, "--output", tmp_path, *config, "--count", 2)
+    assert f"next: cp2 pretrain {images} WORKDIR --config " in out
     assert status == 0, error
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.png", "masks.png"}
     width, height = size(tmp_path / "masks.png")

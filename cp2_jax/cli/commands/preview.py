@@ -72,7 +72,8 @@ def _run(arguments):
         kinds = {kind: composed(dataclasses.replace(options, mask=kind)) for kind in masks.MASKS}
         kinds = {kind: (pair.mask_query[:2], query[:2]) for kind, (pair, query, _) in kinds.items()}
         pictures.save_png(output / "masks.png", pictures.mask_kinds(kinds))
-        print(f"pairs.png and masks.png in {output}")
+        chosen = f" --config {arguments.config}" if arguments.config else ""
+        print(f"pairs.png and masks.png in {output}\nnext: cp2 pretrain {arguments.images} WORKDIR{chosen}")
         return
     model = segmenter.build(config.model, top="projection", image_size=size)
     features = jax.jit(lambda images: model.apply(variables, images, train=False))
