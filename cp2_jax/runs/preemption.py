@@ -1,7 +1,9 @@
 """Requests to stop a run: SIGTERM from a scheduler that wants the machine back, Ctrl-C from a person."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,6 +11,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from cp2_jax.runs import distributed
+
+_HEARD = b"\nstopping when this step is done and saved; Ctrl-C again: at once, and what was not saved is lost\n"
 
 
 @contextlib.contextmanager
@@ -28,6 +32,8 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
+        if number == signal.SIGINT and sys.stderr.isatty():  # by os: a handler may come in the middle of a print
+            os.write(sys.stderr.fileno(), _HEARD)
 
     in_main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
     before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT) if in_main}

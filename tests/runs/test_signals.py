@@ -27,6 +27,18 @@ def test_signals_stop_after_the_step_and_handlers_come_back(tmp_path, signum):
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+def test_ctrl_c_is_answered_on_a_terminal(tmp_path, monkeypatch):
+    """A step may take long on a CPU, and the state is saved after it."""
+    seen, shown = os.openpty()
+    with os.fdopen(shown, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with pytest.raises(Preempted):
+            run(tmp_path, 10, on_step=[interrupt_after(2, signal.SIGINT)])
+        monkeypatch.undo()
+        assert b"stopping when this step is done and saved" in os.read(seen, 10_000)
+    os.close(seen)
+
+
 def test_a_second_interrupt_is_immediate(tmp_path):
     before = signal.getsignal(signal.SIGINT)
 
