@@ -150,6 +150,8 @@ def work(story: Story, index: int, port: int) -> int:
     from cp2_jax.runs import distributed
 
     def train() -> None:
+        if index:
+            keep_compiled()
         if story.apart:
             own_view()
         if story.processes > 1:
@@ -182,6 +184,22 @@ def work(story: Story, index: int, port: int) -> int:
         }
     )
     return errors.guarded(train)
+
+
+def keep_compiled() -> None:
+    """Let this process keep what it compiles for the next start, most of a short run's time; JAX lets process 0 alone."""
+    from jax._src import compiler, distributed
+
+    write = compiler._cache_write
+
+    def kept(*arguments, **options):
+        number, distributed.global_state.process_id = distributed.global_state.process_id, 0
+        try:
+            write(*arguments, **options)
+        finally:
+            distributed.global_state.process_id = number
+
+    compiler._cache_write = kept
 
 
 def own_view() -> None:

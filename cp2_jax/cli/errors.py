@@ -3,7 +3,7 @@
 | status | meaning |
 |---|---|
 | 0 | done |
-| 1 | something that the command needs is wrong: a file, a disk, memory, the loss |
+| 1 | something that the command needs is wrong, here or in another process of the run: a file, a disk, memory, the loss |
 | 2 | what was typed is wrong: an option, a config key, a value |
 | 75 | stopped by a signal, or another process or a bucket is gone; what was saved is there: run the same command again |
 | 130 | interrupted |
@@ -24,7 +24,7 @@ from cp2_jax.cli import screen
 ERROR, USAGE, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 # Seconds that a process gives the others of its run to meet the same error. One that is stopped waits longer: all are, and
 # process 0 may have pictures and scores to write.
-_PATIENCE = {ERROR: 10, USAGE: 10, INTERRUPTED: 2}
+_PATIENCE = {ERROR: 10, USAGE: 10, PREEMPTED: 10, INTERRUPTED: 2}
 _PATIENCE_OF_THE_STOPPED = 600
 _NEWS = 2.0  # seconds to wait for word of why another process is gone
 # Modules that are no requirements, by the extra of pyproject.toml that brings them.
@@ -88,8 +88,8 @@ def explain(error: Exception) -> tuple[str | None, int]:
 
     if name in ("Preempted", "Unreachable"):
         return str(error), PREEMPTED
-    if name == "Lost":
-        return f"error: {error}", PREEMPTED
+    if name in ("Stopped", "Lost"):
+        return f"error: {error}", error.status
     if any(map(_may_be_of_another_process, (error, error.__cause__))):
         from cp2_jax.runs import distributed
 
@@ -156,7 +156,7 @@ def _gone(error: Exception) -> tuple[str, int]:
     from cp2_jax.runs import leaving
 
     if (heard := leaving.news(_NEWS)) is not None:
-        return f"error: {heard}", PREEMPTED if isinstance(heard, leaving.Lost) else ERROR
+        return f"error: {heard}", heard.status
     again = "run again to go on from the last checkpoint"
     return f"error: another process of this run is gone ({_first_line(error)}); {again}", PREEMPTED
 

@@ -28,10 +28,18 @@ _saved: Callable[[], int | None] | None = None
 
 
 class Stopped(Exception):
-    """Another process of this run met an error; the message says which one, and the error."""
+    """Another process of this run met an error; the message says which one, and the error.
+
+    Attributes:
+      status: to leave with.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
 
 
-class Lost(Exception):
+class Lost(Stopped):
     """Another process of this run is gone; the message says which one, and where the run goes on from."""
 
 
@@ -122,22 +130,24 @@ def text(error: BaseException) -> str:
     return str(error) if known and str(error) else f"{type(error).__name__}: {error}"
 
 
-def _exception(stop: peers.Stop) -> Exception:
+def _exception(stop: peers.Stop) -> Stopped:
     if stop.lost:
-        return Lost(f"process {stop.process} of this run {stop.reason}: start again with the same command to {_resume()}")
-    return Stopped(f"process {stop.process} of this run stopped: {stop.reason}")
+        again = f"start again with the same command{_resume()}"
+        return Lost(f"process {stop.process} of this run {stop.reason}: {again}", stop.status)
+    return Stopped(f"process {stop.process} of this run stopped: {stop.reason}", stop.status)
 
 
 def _resume() -> str:
     """Say from where a run goes on; the disk that would tell may be what is gone."""
+    if _saved is None:
+        return ""
     found: list[int | None] = []
-    if _saved is not None:
-        looking = threading.Thread(target=lambda: found.append(_saved()), daemon=True)
-        looking.start()
-        looking.join(_LOOK)
+    looking = threading.Thread(target=lambda: found.append(_saved()), daemon=True)
+    looking.start()
+    looking.join(_LOOK)
     if not found:
-        return "resume from the last checkpoint"
-    return "begin anew (nothing was saved yet)" if found[0] is None else f"resume from step {found[0]}"
+        return " to resume from the last checkpoint"
+    return " to begin anew (nothing was saved yet)" if found[0] is None else f" to resume from step {found[0]}"
 
 
 def _end(stop: peers.Stop) -> None:
@@ -168,10 +178,13 @@ class Watchdog:
     def _watch(self) -> None:
         while (left := self._last[1] + self._seconds - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
+        late = _peers.late() if _peers is not None else []
+        who = f"process {late[0]} has not read its next batch" if late else "a process of this run hangs or is gone"
         leave(
-            f"no step has ended for {self._seconds:g} s after step {self._last[0]}: a process of this run hangs or is "
-            f"gone. Start again with the same command to {_resume()}",
+            f"no step has ended for {self._seconds:g} s after step {self._last[0]}: {who}. Start again with the same "
+            f"command{_resume()}",
             self._status,
+            _PATIENCE,
         )
 
 
@@ -189,7 +202,8 @@ def leave(message: str, status: int, patience: float = 0, *, together: bool = Fa
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     if _peers is not None:
-        _peers.leave(None if together else message.removeprefix("error: "), status)
+        reason = message.splitlines()[-1] if message.startswith("Traceback") else message.removeprefix("error: ")
+        _peers.leave(None if together else reason, status)
     for child in multiprocessing.active_children():  # processes that decode
         child.terminate()
     if patience:

@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 
 _JOIN = 30.0  # seconds in which all have to connect, once JAX has found them
-_GRACE = 8.0  # seconds in which a process that hears of another's error may come to an end by itself
+# Seconds in which a process that hears of another's error may come to an end by itself. It is shorter than `leaving` delays
+# an abort: if process 0 left without waiting, JAX's service went with it.
+_GRACE = 5.0
 _MOST = 2000  # letters of an error that are passed on
 
 
@@ -93,6 +95,13 @@ class Peers:
         with self._changed:
             self._changed.wait_for(lambda: self._agreed >= number or self._stop is not None)
             return self._verdict if self._agreed >= number else self._stop
+
+    def late(self) -> list[int]:
+        """Return, in process 0, the processes that have not said whether they have their batch, though others have."""
+        with self._changed:
+            newest = max((round_ for round_, _ in self._reported.values()), default=0)
+            waited = newest > self._agreed
+            return [n for n in (0, *self._links) if waited and self._reported.get(n, (0, None))[0] < newest]
 
     def stopped(self, seconds: float = 0.0) -> Stop | None:
         """Return why this process should stop, waiting some seconds for the news; None if nothing is known."""

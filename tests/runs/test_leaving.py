@@ -55,9 +55,10 @@ def test_what_only_some_processes_have_is_not_saved(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "latest, end",
     [
-        (lambda: 7, "resume from step 7"),
-        (lambda: None, "begin anew (nothing was saved yet)"),
-        (lambda: time.sleep(1), "resume from the last checkpoint"),  # the disk is gone
+        (lambda: 7, " to resume from step 7"),
+        (lambda: None, " to begin anew (nothing was saved yet)"),
+        (lambda: time.sleep(1), " to resume from the last checkpoint"),  # the disk is gone
+        (None, ""),  # an evaluation, for instance
     ],
 )
 def test_the_line_on_a_lost_process_says_from_where_the_run_goes_on(monkeypatch, capsys, latest, end):
@@ -66,7 +67,7 @@ def test_the_line_on_a_lost_process_says_from_where_the_run_goes_on(monkeypatch,
     monkeypatch.setattr(leaving, "_peers", Answers(lost, 0))
     with leaving.resumable(latest):
         error = leaving.news(0)
-    line = f"process 1 of this run was lost (gave no sign of life for 60 s): start again with the same command to {end}"
+    line = f"process 1 of this run was lost (gave no sign of life for 60 s): start again with the same command{end}"
     assert str(error) == line
     assert errors.explain(error) == (f"error: {line}", errors.PREEMPTED)
     # An error of JAX that follows from it is explained by it.

@@ -4,6 +4,7 @@ import contextlib
 import queue
 import socket
 import threading
+import time
 
 import pytest
 
@@ -45,7 +46,21 @@ def test_a_step_is_taken_where_all_can_and_by_none_where_one_cannot():
             assert agree(made, {0: None, 1: None, 2: None}) == [None] * 3
         assert agree(made, {2: "a.png: broken", 0: None, 1: None}) == [(2, "a.png: broken")] * 3
         assert agree(made, {2: "a.png: broken", 0: "b.png: gone", 1: None}) == [(0, "b.png: gone")] * 3
-        assert all(end.empty() for end in ends)
+        assert all(end.empty() for end in ends) and made[0].late() == []
+
+
+def test_the_first_process_knows_who_keeps_the_others_waiting():
+    with three() as (made, _, _):
+        assert agree(made, {0: None, 1: None, 2: None}) == [None] * 3
+        threads = [threading.Thread(target=made[n].agree, args=(None,)) for n in (0, 1)]
+        for thread in threads:
+            thread.start()
+        while made[0].late() != [2]:  # until both have been heard
+            time.sleep(0.01)
+        made[2].agree(None)
+        for thread in threads:
+            thread.join(20)
+        assert made[0].late() == []
 
 
 @pytest.mark.parametrize("failing", [0, 1])
