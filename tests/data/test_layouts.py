@@ -1,6 +1,12 @@
 """A folder in another layout than it was taken for: the error says what it looks like and what to type."""
 
+import json
+import re
+
+import numpy as np
 import pytest
+from helpers.paths import ROOT
+from PIL import Image
 
 from configs import finetune_folder
 from cp2_jax.data.errors import SegmentationError
@@ -58,3 +64,23 @@ def test_voc_without_sbd(tmp_path):
         SegmentationError, match=r"cp2 prepare voc .*--sbd .*data\.labels=SegmentationClass and data\.split"
     ):
         find_pairs(tmp_path, "train.txt", images="JPEGImages", labels="SegmentationClassAug")
+
+
+def test_polygons_of_labelme_drawn_and_divided_as_the_page_shows(tmp_path, monkeypatch):
+    """docs/data.md's two pieces of Python, on photos that have a .json and a Mac's files beside them."""
+    images = tmp_path / "my_data/images"
+    images.mkdir(parents=True)
+    shape = {"label": "car", "shape_type": "polygon", "points": [[2, 2], [6, 2], [6, 6], [2, 6]]}
+    for index in range(10):
+        Image.new("RGB", (12, 8)).save(images / f"{index}.jpg")
+        (images / f"{index}.json").write_text(json.dumps({"imageWidth": 12, "imageHeight": 8, "shapes": [shape]}))
+    monkeypatch.chdir(tmp_path)
+    divide, draw = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    exec(draw, {})
+    mask = np.asarray(Image.open("my_data/labels/3.png"))
+    assert mask.shape == (8, 12) and mask[4, 4] == 1 and mask[0, 0] == 0
+    (tmp_path / "my_data/labels/._3.png").touch()
+    exec(divide, {})
+    train, val = ((tmp_path / "my_data" / name).read_text().split("\n") for name in ("train.txt", "val.txt"))
+    assert len(val) == 2 and sorted(train + val) == [str(index) for index in range(10)]
+    assert len(find_pairs(tmp_path / "my_data", "train.txt")) == 8
