@@ -107,6 +107,38 @@ def test_photometric_distortion_pixel_by_pixel(seed, brightness, early, contrast
     np.testing.assert_array_equal(ours, distorted_by_hand(image, brightness, early, contrast, saturation, hue))
 
 
+class Ranges:
+    """Stands for a generator; keeps between what is drawn (whole numbers: the upper bound is left out)."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def random(self):
+        return 0.0
+
+    def uniform(self, low, high):
+        self.drawn.append((low, high))
+        return low
+
+    integers = uniform
+
+
+def test_ranges_are_those_of_photo_metric_distortion():
+    """MMSegmentation: brightness_delta 32, contrast and saturation 0.5 to 1.5, `random.randint(-18, 18)` of NumPy."""
+    rng = Ranges()
+    transforms.photometric_distortion(random_image(0), rng)
+    assert rng.drawn == [(-32, 32), (0.5, 1.5), (0.5, 1.5), (-18, 18)]
+
+
+@pytest.mark.parametrize("second_class, draws", [(4, 11), (5, 1)])
+def test_a_crop_with_just_the_largest_share_is_drawn_again(second_class, draws):
+    """12 of 16 pixels are as much as 0.75, 11 are less. The last of eleven is taken unseen."""
+    mask, rng = np.zeros(16, np.uint8), Ranges()
+    mask[:second_class] = 1
+    transforms.random_crop(np.zeros((4, 4, 3), np.uint8), mask.reshape(4, 4), rng, (4, 4))
+    assert rng.drawn == [(0, 1)] * 2 * draws
+
+
 def test_crop_avoids_a_single_class():
     """Nine tenths of the mask are class 0: nearly all accepted crops still show enough of class 1."""
     mask = np.zeros((40, 40), np.uint8)
