@@ -98,6 +98,70 @@ def test_earlier_names_go_on_working(earlier, now):
     assert f"configs/{now.replace(':', '.py:')}" in module.__doc__
 
 
+# Section 4.1 and Tables 5a and 5b; the augmentation is MoCo v2's (section 3.1), the masks' area that of section 4.3, the
+# momentum MoCo's; the crops and the rectangle's aspect are the released code's (main.py).
+_PRETRAINING = """
+batch_size 256, epochs 200, image_size 224, bn_groups 4
+optimizer: name "sgd", learning_rate 0.03, momentum 0.9, weight_decay 1e-4, warmup_steps 0
+loss: queue_size 65536, momentum 0.999, temperature_instance 0.2, temperature_dense 1.0, alpha 0.2, alpha_instance 1.0
+loss: dense_axis "key"
+model: backbone "resnet", head "aspp", projection_dim 128, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)
+model.resnet: depth 50, output_stride 16
+model.aspp: channels 512, dilations (1, 6, 12, 18)
+model.fcn: channels 256, num_convs 2, dilation 6, concat_input False
+model.vit: patch 16, width 384, depth 12, mlp_ratio 4, final_norm False
+augment: brightness 0.4, contrast 0.4, saturation 0.4, hue 0.1, jitter_probability 0.8, grayscale 0.2, blur 0.5, flip 0.5
+augment: blur_sigma (0.1, 2.0), mask "rectangle", mask_area (0.5, 0.8), mask_aspect (0.8, 1.25), mask_aspect_law "uniform"
+data: crop_scale (0.2, 1.0), backgrounds "independent"
+"""
+_ADAMW = 'optimizer: name "adamw", learning_rate 5e-5'
+# The released config_finetune.py, and MMSegmentation's pipelines for the other two data sets.
+_FINETUNING = """
+bn_groups 1
+optimizer: name "sgd", momentum 0.9, schedule "poly", power 0.9, min_learning_rate 1e-4, warmup_steps 0, weight_decay 0.0
+model.aspp: channels 512
+model: dropout 0.1
+auxiliary: weight 0.0
+data: scale_range (0.5, 2.0), crop_max_ratio 0.75, flip 0.5, photometric True, ignore_label 255
+evaluation: ratios (1.0,), flip False, window ()
+"""
+_ON = {
+    "voc": """batch_size 16, steps 40_000
+        optimizer: learning_rate 0.003
+        data: crop_size (512, 512), resize (2048, 512), num_classes 21
+        evaluation: resize (2048, 512)""",
+    "cityscapes": """batch_size 8, steps 60_000
+        optimizer: learning_rate 0.01
+        data: crop_size (512, 1024), resize (2048, 1024), num_classes 19
+        evaluation: resize (2048, 1024)""",
+    "ade20k": """batch_size 16, steps 80_000
+        optimizer: learning_rate 0.01
+        data: crop_size (512, 512), resize (2048, 512), num_classes 150
+        evaluation: resize (2048, 512)""",
+}
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("pretrain", _PRETRAINING),
+        ("pretrain:vit", f'{_ADAMW}, weight_decay 0.01\nmodel: backbone "vit"\nbatch_size 256'),
+        ("quick_tune", _PRETRAINING.replace("epochs 200", "epochs 20")),
+        ("finetune_voc:baseline", "optimizer: weight_decay 5e-4"),
+        ("finetune_voc:vit", f'{_ADAMW}, min_learning_rate 0.0, schedule "poly"'),
+        ("finetune_voc:vit,baseline", "optimizer: weight_decay 0.01"),
+        *((f"finetune_{data}", _FINETUNING + more) for data, more in _ON.items()),
+    ],
+)
+def test_values_are_the_papers(name, text):
+    found = flatten(config_files.load(name))
+    for line in text.strip().splitlines():
+        section, _, values = line.strip().rpartition(": ")
+        for key, value in re.findall(r"(\w+) (\([^)]*\)|[^ ,]+)", values):
+            key = f"{section}.{key}" if section else key
+            assert found[key] == ast.literal_eval(value), key
+
+
 @pytest.mark.parametrize("name", ["pretrain", "pretrain:vit,fcn", "quick_tune", "quick_tune:fcn", "quick_tune:vit"])
 def test_original_changes_what_the_table_says_and_nothing_else(name):
     """`:original` takes the released code's choices, which docs/paper_vs_code.md lists with key and value."""

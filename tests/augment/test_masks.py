@@ -96,6 +96,16 @@ def test_rectangle_is_empty_when_no_try_fits():
     assert not draw("rectangle", 16, MaskLaw(aspect=(8.0, 9.0))).any()
 
 
+def test_rectangles_reach_every_place_but_never_the_whole_height():
+    """RandomErasing: `randint(0, height - tall + 1)`, and only where tall < height and wide < width."""
+    squares = draw("rectangle", 250, MaskLaw((0.5, 0.5), (1.0, 1.0)), height=60, width=80)  # of 49 pixels
+    assert (squares.sum((1, 2)) == 49**2).all()
+    assert set(squares.any(2).argmax(1)) == set(range(12))
+    left = squares.any(1).argmax(1)
+    assert (left.min(), left.max()) == (0, 31)
+    assert not draw("rectangle", 250, MaskLaw((0.9, 0.9), (0.8334, 0.8334)), height=60, width=80).any()  # 60 x 72
+
+
 def test_rectangle_tries_again():
     """With half of the aspects impossible, ten tries nearly always find a possible one."""
     found = draw("rectangle", 500, MaskLaw(area=(0.5, 0.5), aspect=(1.0, 3.0))).any((1, 2))

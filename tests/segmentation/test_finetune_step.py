@@ -17,6 +17,7 @@ from cp2_jax.convert import names
 from cp2_jax.data.labelled.examples import label_table
 from cp2_jax.models import resize
 from cp2_jax.models.backbones import BACKBONES
+from cp2_jax.models.tops import Classifier
 from cp2_jax.runs import checkpoints, mesh
 from cp2_jax.segmentation import options as finetune_options
 from cp2_jax.segmentation import predictor
@@ -148,6 +149,16 @@ def test_a_run_learns_and_repeats_exactly():
     np.testing.assert_allclose(rate, (0.1 - 1e-4) * (1 / 40) ** 0.9 + 1e-4, rtol=1e-5)
     again, losses_again, *_ = train(config, 3)
     assert losses_again == losses[:3]
+
+
+def test_dropout_takes_whole_channels():
+    """PyTorch's Dropout2d: of a channel all pixels or none, those that stay divided by what stays."""
+    classifier, x = Classifier(1, dropout=0.5), jnp.ones((3, 4, 5, 64))
+    params = {"conv_seg": {"kernel": jnp.ones((1, 1, 64, 1)), "bias": jnp.zeros(1)}}
+    logits = classifier.apply({"params": params}, x, train=True, rngs={"dropout": jax.random.key(0)})[..., 0]
+    assert (np.ptp(logits, axis=(1, 2)) == 0).all() and len(set(np.asarray(logits[:, 0, 0]))) == 3
+    assert (logits % 2 == 0).all() and 40 < logits.mean() < 90
+    np.testing.assert_array_equal(classifier.apply({"params": params}, x, train=False), 64)
 
 
 def test_dropout_differs_from_step_to_step(monkeypatch):
