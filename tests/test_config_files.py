@@ -101,15 +101,15 @@ def test_earlier_names_go_on_working(earlier, now):
 # Section 4.1 and Tables 5a and 5b; the augmentation is MoCo v2's (section 3.1), the masks' area that of section 4.3, the
 # momentum MoCo's; the crops and the rectangle's aspect are the released code's (main.py).
 _PRETRAINING = """
-batch_size 256, epochs 200, image_size 224, bn_groups 4
-optimizer: name "sgd", learning_rate 0.03, momentum 0.9, weight_decay 1e-4, warmup_steps 0
+batch_size 256, epochs 200, image_size 224, bn_groups 4, key_shuffle "strided"
+optimizer: name "sgd", learning_rate 0.03, momentum 0.9, weight_decay 1e-4, warmup_steps 0, schedule "cosine"
 loss: queue_size 65536, momentum 0.999, temperature_instance 0.2, temperature_dense 1.0, alpha 0.2, alpha_instance 1.0
-loss: dense_axis "key"
+loss: dense_axis "key", skip_full_masks True, queue_start "random"
 model: backbone "resnet", head "aspp", projection_dim 128, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)
-model.resnet: depth 50, output_stride 16
+model.resnet: depth 50, output_stride 16, contract_dilation False, zero_init_residual False
 model.aspp: channels 512, dilations (1, 6, 12, 18)
 model.fcn: channels 256, num_convs 2, dilation 6, concat_input False
-model.vit: patch 16, width 384, depth 12, mlp_ratio 4, final_norm False
+model.vit: patch 16, width 384, depth 12, heads 6, mlp_ratio 4, final_norm False
 augment: brightness 0.4, contrast 0.4, saturation 0.4, hue 0.1, jitter_probability 0.8, grayscale 0.2, blur 0.5, flip 0.5
 augment: blur_sigma (0.1, 2.0), mask "rectangle", mask_area (0.5, 0.8), mask_aspect (0.8, 1.25), mask_aspect_law "uniform"
 data: crop_scale (0.2, 1.0), backgrounds "independent"
@@ -146,7 +146,7 @@ _ON = {
     [
         ("pretrain", _PRETRAINING),
         ("pretrain:vit", f'{_ADAMW}, weight_decay 0.01\nmodel: backbone "vit"\nbatch_size 256'),
-        ("quick_tune", _PRETRAINING.replace("epochs 200", "epochs 20")),
+        ("quick_tune", _PRETRAINING.replace("epochs 200", "epochs 20").replace('"random"', '"keys"')),
         ("finetune_voc:baseline", "optimizer: weight_decay 5e-4"),
         ("finetune_voc:vit", f'{_ADAMW}, min_learning_rate 0.0, schedule "poly"'),
         ("finetune_voc:vit,baseline", "optimizer: weight_decay 0.01"),

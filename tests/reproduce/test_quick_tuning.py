@@ -9,7 +9,7 @@ from helpers import tiny
 from configs import study_gpu
 from cp2_jax.data import demo
 from cp2_jax.options import ConfigError
-from cp2_jax.reproduce import listing, quick_tuning, seeds
+from cp2_jax.reproduce import judging, listing, quick_tuning, seeds
 
 
 def small(data, monkeypatch, **changes):
@@ -37,8 +37,12 @@ def test_the_study_in_miniature(data, tmp_path, monkeypatch):
     trained = []
     original = seeds.pretrain
     monkeypatch.setattr(seeds, "pretrain", lambda *a: trained.append(a[-1].name) or original(*a))
+    starts, crops = set(), judging.crops
+    monkeypatch.setattr(judging, "crops", lambda *a, **k: starts.update(a[4:]) or crops(*a, **k))
     quick_tuning.QuickTuning(small(data, monkeypatch), tmp_path).run()
     assert trained == ["continued_compute_0_1", "cp2_0_1"]  # the checkpoint was there, and shared arms train once
+    # The checkpoint has seen the batches before number 2; two are every arm's, the rest those of equal compute.
+    assert starts == {2, 4}
     cells = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "cells").glob("*.json")}
     assert len(cells) == 10
     for cell in cells.values():
