@@ -61,7 +61,7 @@ def test_a_run_is_not_written_among_the_images(place):
 def test_masks_in_a_folder_of_another_name(tmp_path):
     (tmp_path / "masks" / "train").mkdir(parents=True)
     with pytest.raises(SegmentationError, match=r"labels/train; .* \(is it masks\? then --config.data.labels=masks\)"):
-        pairs._walked(tmp_path / "labels" / "train")
+        pairs._walked(tmp_path, tmp_path / "labels" / "train")
 
 
 def test_masks_are_not_taken_for_photographs(place, tmp_path):
