@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import random
 import secrets
@@ -101,6 +102,13 @@ class BucketLock:
         if holder.get("host") == socket.gethostname() and holder.get("space") == space():
             return holder.get("process") != os.getpid() and _runs(holder.get("process"))
         end = time.monotonic() + self._patience
+        logging.warning(
+            "process %s on %s has held %s, and may have been killed: up to %.0f s are waited for a sign of life",
+            holder.get("process", "?"),
+            holder.get("host", "another host"),
+            self._folder.parent,
+            self._patience,
+        )
         while time.monotonic() < end:
             time.sleep(min(2.0, self._patience / 4))
             try:

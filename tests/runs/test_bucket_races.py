@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import servers
+from helpers.paths import ROOT
 
 from cp2_jax.runs import bucket_checkpoints, bucket_lock, bucket_steps, lock
 from cp2_jax.runs.bucket_checkpoints import BucketCheckpoints
@@ -100,7 +101,13 @@ def test_what_a_run_replaces_while_it_is_read_is_read_anew(bucket, monkeypatch):
     saver.close()
 
 
-def test_a_holder_whose_clock_is_behind_is_not_taken_for_dead(bucket):
+def test_the_page_says_the_locks_own_times():
+    page = (ROOT / "docs" / "buckets.md").read_text("utf-8")
+    assert f"renews every {bucket_lock.BEAT:.0f} seconds" in page
+    assert f"after {lock._PATIENCE:.0f} seconds on another" in page
+
+
+def test_a_holder_whose_clock_is_behind_is_not_taken_for_dead(bucket, caplog):
     """Its signs of life bear the time of its own host: only that they change counts."""
     path = bucket / bucket_lock.FOLDER / "1-slow.json"
     holder = {"host": "elsewhere", "process": 7, "state": "holds", "beat": time.time() - 10**6}
@@ -110,3 +117,4 @@ def test_a_holder_whose_clock_is_behind_is_not_taken_for_dead(bucket):
     with pytest.raises(lock.Busy, match="process 7 on elsewhere is at work"), lock.held(bucket, patience=5):
         pass
     beating.join()
+    assert f"process 7 on elsewhere has held {bucket}, and may have been killed: up to 5 s are waited" in caplog.text
