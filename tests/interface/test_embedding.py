@@ -1,4 +1,4 @@
-"""The file of features against Pillow and NumPy: every image once, in its row, with the mean of its map or the map itself."""
+"""The file of features against Pillow and NumPy: every image once, with the mean of its map or the map itself."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def test_features_of_a_folder(tmp_path, monkeypatch, capsys, suffix, dense):
     monkeypatch.setattr(embedding, "load", lambda checkpoint, features: (extractor, variables))
     monkeypatch.setattr(embedding.ranges, "of_checkpoint", lambda checkpoint: ())
     (tmp_path / "photos/more").mkdir(parents=True)
-    expected = {}
-    for name, size in {"a.png": (9, 14), "b.png": (8, 12), "more/c.png": (30, 20), "d.png": (12, 8), "e.png": (5, 5)}.items():
+    sizes, expected = {"a.png": (9, 14), "b.png": (8, 12), "more/c.png": (30, 20), "d.png": (12, 8), "e.png": (5, 5)}, {}
+    for name, size in sizes.items():
         image = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
         image.save(tmp_path / "photos" / name)
         small = np.asarray(image.resize((12, 12), Image.BILINEAR), np.float32)
