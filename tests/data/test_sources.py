@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images import sources
 
 
@@ -108,6 +109,26 @@ def test_tfds_pickles_reopens_and_slices(tiny):
 def test_tfds_finds_the_single_version_below(tiny):
     above = os.path.dirname(os.path.dirname(str(tiny)))
     assert len(sources.TfdsSource(above, "validation")) == 5
+
+
+def test_tfds_files_that_are_missing_or_damaged_are_named(tiny, tmp_path):
+    folder = shutil.copytree(str(tiny), tmp_path / "1.0.0")
+    (shard,) = folder.glob("*train*")
+    source, data = sources.TfdsSource(folder), shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UnreadableImage, match=r"1\.0\.0:train\[1\]: has nothing in feature image: is its file damaged"):
+        source[1]
+    shard.write_bytes(b"1")
+    with pytest.raises(UnreadableImage, match=r"1\.0\.0:train\[1\]: cannot be read: "):
+        sources.TfdsSource(folder)[1]
+    shard.unlink()
+    for split in ("train", "train[:50%]"):
+        with pytest.raises(sources.SourceError, match=f"no such file: {shard}; split .* needs it: put it back"):
+            sources.TfdsSource(folder, split)
+    for name in ("features.json", "dataset_info.json"):
+        (folder / name).write_text("{")
+        with pytest.raises(sources.SourceError, match=r"1\.0\.0 cannot be opened as a TFDS data set \(.*\); make it again"):
+            sources.TfdsSource(folder)
 
 
 def test_tfds_errors_name_the_remedy(tiny, tmp_path):

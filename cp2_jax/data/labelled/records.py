@@ -54,7 +54,7 @@ class TfdsPairs:
         return header_size(self[index][1], self.places(index)[1], turn)
 
     def _name(self, index: int) -> str:
-        name = self.source.records[index].get("name", b"")
+        name = self.source.record(index).get("name") or b""
         return name.decode() if isinstance(name, bytes) else str(name)
 
 

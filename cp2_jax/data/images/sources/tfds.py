@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cp2_jax.data import files
-from cp2_jax.data.errors import SourceError
+from cp2_jax.data.errors import SourceError, UnreadableImage
 
 
 def _version_folder(path: Path) -> Path:
@@ -45,7 +45,12 @@ class TfdsSource:
     def _open(self):
         import tensorflow_datasets as tfds  # here, because it takes a second that a folder's user need not wait
 
-        builder = tfds.builder_from_directory(str(self.path))
+        try:
+            builder = tfds.builder_from_directory(str(self.path))
+        except Exception as error:  # of TFDS and of protobuf, for files that are missing, cut off or of an old version
+            raise SourceError(
+                f"{self.path} cannot be opened as a TFDS data set ({_first_line(error)}); make it again"
+            ) from error
         file_format = builder.info.file_format.value
         if file_format != "array_record":
             raise SourceError(
@@ -61,10 +66,16 @@ class TfdsSource:
         # All images stay encoded, also those not asked for: decoding them would only cost time.
         skip = {key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)}
         try:
-            builder.info.splits[self.split]
+            found = builder.info.splits[self.split]
         except (KeyError, ValueError, AssertionError) as error:
             there = ", ".join(builder.info.splits) or "none"
             raise SourceError(f"{self.path} has no split {self.split!r}; it has: {there}") from error
+        missing = [path for path in map(str, found.filepaths) if not os.path.exists(path)]
+        if missing:
+            more = f" (and {len(missing) - 1} more of {len(found.filepaths)})" if missing[1:] else ""
+            raise SourceError(
+                f"no such file: {missing[0]}{more}; split {self.split!r} needs it: put it back, or make it again"
+            )
         return builder.as_data_source(split=self.split, decoders=skip)
 
     # A worker process gets the three settings and opens the files itself: open handles do not travel.
@@ -84,12 +95,35 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> bytes | dict[str, bytes]:
-        """Return the encoded bytes of an example, or a dict of them if the source has several keys."""
-        record = self.records[int(index)]
+        """Return the encoded bytes of an example, or a dict of them if the source has several keys.
+
+        Raises:
+          UnreadableImage: if they cannot be read, for their file is damaged.
+        """
+        record = self.record(index)
+        if absent := [key for key in self.keys if record.get(key) is None]:  # a file that is cut off may still be opened
+            raise UnreadableImage(self.name(index), f"has nothing in feature {absent[0]}: is its file damaged?")
         if len(self.keys) == 1:
             return bytes(record[self.keys[0]])
         return {key: bytes(record[key]) for key in self.keys}
 
+    def record(self, index: int) -> dict:
+        """Return all that is stored of an example, images encoded.
+
+        Raises:
+          UnreadableImage: if it cannot be read, for its file is damaged.
+        """
+        try:
+            return self.records[int(index)]
+        except (RuntimeError, ValueError, OSError) as error:  # RuntimeError is array_record's own
+            if isinstance(error, SourceError):
+                raise
+            raise UnreadableImage(self.name(index), f"cannot be read: {_first_line(error)}") from error
+
     def name(self, index: int) -> str:
         """Return where an example is to be found, for messages."""
         return f"{self.path}:{self.split}[{int(index)}]"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
