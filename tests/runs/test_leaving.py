@@ -1,5 +1,9 @@
 """What a process says when it or another one ends; the connection between them is test_peers'."""
 
+import ctypes
+import os
+import queue
+import signal
 import time
 
 import pytest
@@ -80,3 +84,53 @@ def test_errors_are_passed_on_in_words():
     assert leaving.text(UnreadableImage("a.png", "it is empty")) == "a.png: it is empty"
     assert leaving.text(FileNotFoundError(2, "No such file", "a.png")) == "[Errno 2] No such file: 'a.png'"
     assert leaving.text(ZeroDivisionError("division by zero")) == "ZeroDivisionError: division by zero"
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """What this process would have left with."""
+    calls = queue.Queue()
+    monkeypatch.setattr(leaving, "leave", lambda *arguments, **_: calls.put(arguments))
+    return calls
+
+
+@pytest.mark.parametrize("number, ends", [(signal.SIGTERM, ("told to stop", 75)), (signal.SIGINT, ("interrupted", 130))])
+def test_signals_are_answered_while_the_main_thread_waits_in_cpp(left, number, ends):
+    before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with leaving.answering("told to stop"):
+            os.kill(os.getpid(), number)
+            assert left.get(timeout=20) == ends
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_after_an_error_sigterm_is_what_it_was(left):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), leaving.answering(""):
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) is before and left.empty()
+
+
+def test_an_abort_waits_in_the_c_library_alone():
+    leaving._delay_abort()
+    library = ctypes.CDLL(None)
+    library.signal.restype, library.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    handler = library.signal(signal.SIGABRT, None)  # the default again
+    assert handler == ctypes.cast(library.sleep, ctypes.c_void_p).value
+
+
+def test_the_watchdog_says_whose_batch_is_missing(left, monkeypatch):
+    answers = Answers(None, 0)
+    answers.late = lambda: [3]
+    monkeypatch.setattr(leaving, "_peers", answers)
+    watchdog = leaving.Watchdog(0.1, 75)
+    watchdog(6, None)
+    watchdog(7, None)
+    message, status, _ = left.get(timeout=20)
+    assert status == 75
+    assert message == (
+        "no step has ended for 0.1 s after step 7: process 3 has not read its next batch. Start again with the same command"
+    )
