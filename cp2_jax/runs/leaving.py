@@ -179,7 +179,7 @@ class Watchdog:
         while (left := self._last[1] + self._seconds - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
         late = _peers.late() if _peers is not None else []
-        who = f"process {late[0]} has not read its next batch" if late else "a process of this run hangs or is gone"
+        who = f"process {late[0]} has not come to its next step" if late else "a process of this run hangs or is gone"
         leave(
             f"no step has ended for {self._seconds:g} s after step {self._last[0]}: {who}. Start again with the same "
             f"command{_resume()}",
