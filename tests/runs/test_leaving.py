@@ -132,5 +132,6 @@ def test_the_watchdog_says_whose_batch_is_missing(left, monkeypatch):
     message, status, _ = left.get(timeout=20)
     assert status == 75
     assert message == (
-        "no step has ended for 0.1 s after step 7: process 3 has not come to its next step. Start again with the same command"
+        "no step has ended for 0.1 s after step 7: process 3 has not come to its next step. "
+        "Start again with the same command"
     )
