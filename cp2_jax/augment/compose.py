@@ -31,7 +31,6 @@ __all__ = [
 # Numbers folded into a row's key. Part of every run's identity: append, never renumber.
 _FOREGROUND_QUERY, _FOREGROUND_KEY, _BACKGROUND_QUERY, _BACKGROUND_KEY, _MASK_QUERY, _MASK_KEY = range(6)
 
-
 # Rows whose foregrounds serve each other as backgrounds. Part of a run's identity, like the numbers above.
 _RING = 8
 

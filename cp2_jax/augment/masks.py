@@ -1,9 +1,9 @@
 """Random copy-paste masks: 1 = foreground, 0 = background (the paper's section 4.3, Table 4, Figure 4).
 
 Each function draws one mask from one key; `jax.vmap` draws a batch. `MASKS` lists them by name; beside them there is
-"attention", which comes with the image. Only the rectangle was
-ever released; the paper gives the other shapes a name, a picture and the foreground ratio 0.5-0.8, so their laws here
-are our reading. They share one idea: order the pixels by a random field, then take the lowest share of them.
+"attention", which comes with the image. Only the rectangle was ever released; the paper gives the other shapes a name, a
+picture and the foreground ratio 0.5-0.8, so their laws here are our reading. They share one idea: order the pixels by a
+random field, then take the lowest share of them.
 """
 
 import dataclasses
@@ -133,7 +133,7 @@ def from_attention(attention: UInt8[Array, "height width"], law: MaskLaw) -> Flo
     crop (Table 4 ticks "random" for all other masks, and not for this).
 
     Args:
-      attention: the crop of a levelled map, see `attention.attention_map`.
+      attention: the crop of a levelled map, see `pretraining.attention_maps.attention_map`.
     """
     # Of equal values those further to the top left come first, lest a flat map should have no mask.
     order = jnp.arange(attention.size, dtype=jnp.float32).reshape(attention.shape) / attention.size

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from cp2_jax.augment.masks import MASKS, MaskLaw
+from cp2_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from cp2_jax.options import ConfigError, fields, is_number, require
 
 
@@ -39,8 +40,8 @@ class AugmentOptions:
     mask_aspect: tuple[float, float] = (0.8, 1.25)
     mask_aspect_law: str = "uniform"
     mask_patch: int = 16
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
     @classmethod
     def from_config(cls, config: Any) -> "AugmentOptions":

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import os
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from cp2_jax import config_files, paths
 from cp2_jax.cli.errors import UsageError
 from cp2_jax.interface import overrides
-from cp2_jax.lines import WIDTH
+from cp2_jax.lines import WIDTH, wrap
 from cp2_jax.options import ConfigError
 
 
@@ -168,7 +167,7 @@ def keys(name: str, sections: Sequence[str] = ()) -> str:
         if section != before:
             lines.append("")
         before = section
-        lines += textwrap.wrap(key.heading, WIDTH, initial_indent="  # ", subsequent_indent="  # ")
+        lines += wrap(key.heading, first="  # ", further="  # ")
         value = repr(key.default)
         room = WIDTH - 5 - len(key.name)
         line = f"  {key.name} = {value if len(value) <= room else value[: room - 1] + '…'}"
@@ -176,7 +175,7 @@ def keys(name: str, sections: Sequence[str] = ()) -> str:
             line += f"  # {key.comment}"
         lines.append(line)
         if key.comment and "  # " not in line:
-            lines += textwrap.wrap(key.comment, WIDTH, initial_indent="      # ", subsequent_indent="      # ")
+            lines += wrap(key.comment, first="      # ", further="      # ")
     return "\n".join(lines)
 
 

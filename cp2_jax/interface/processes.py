@@ -18,11 +18,10 @@ from cp2_jax.runs import no_tpu
 def ready() -> Iterator[None]:
     """Make this process ready for a job, and leave it as it was.
 
-    Compiled programs are kept in `~/.cache/cp2_jax` between runs, if it can be
-    written and JAX was not told another place. Grain's worker
-    processes find absl's flags parsed. And they do not run the program again that called us: Python would import the main
-    module in each of them, which a script without `if __name__ == "__main__":` does not survive; nothing that our workers
-    do needs it.
+    Compiled programs are kept in `~/.cache/cp2_jax` between runs, if it can be written and JAX was not told another place.
+    Grain's worker processes find absl's flags parsed. And they do not run the program again that called us: Python would
+    import the main module in each of them, which a script without `if __name__ == "__main__":` does not survive; nothing
+    that our workers do needs it.
     """
     if not jax.config.jax_compilation_cache_dir and (folder := paths.cache()):
         jax.config.update("jax_compilation_cache_dir", str(folder))

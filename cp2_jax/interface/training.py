@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import textwrap
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from cp2_jax import config_files
 from cp2_jax.data.images.sources import source_of
 from cp2_jax.interface import converting, kinds, overrides, processes, ranges
+from cp2_jax.lines import wrap
 from cp2_jax.models import backbones
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS
@@ -274,7 +274,7 @@ def _take(config: ConfigDict, theirs: Mapping, explicit: Collection[str], source
     for words, found in (("the model is that of", changed), ("mind: the model is not, as asked for, that of", asked)):
         if found:
             line = f"{words} {source} (in brackets: the config's): {', '.join(found)}"
-            print("\n".join(textwrap.wrap(line, 80, max_lines=2, placeholder=" … (all: config.json)")), flush=True)
+            print("\n".join(wrap(line, cut=True, most=2, rest=" … (all: config.json)")), flush=True)
 
 
 def _plain(value: Any) -> Any:

@@ -64,10 +64,6 @@ def _masking(options: ASPPOptions) -> Masking:
     return Masking(averaged=((ASPPHead, "pool"),))
 
 
-def _build(options: ASPPOptions, *, norm: Callable[..., nn.Module], dtype: Any) -> ASPPHead:
-    return ASPPHead(options, norm=norm, dtype=dtype)
-
-
 def describe(shapes: Shapes) -> Described | None:
     """Return the head that these weights are of; of the rates they tell which are 1, for those kernels are 1x1.
 
@@ -94,7 +90,7 @@ def in_mmsegmentation(options: ASPPOptions) -> dict[str, Any]:
 
 HEAD = Head(
     options=ASPPOptions,
-    build=_build,
+    build=ASPPHead,
     least_images=2,  # the pooled image is one value for each channel: normalised over a single image, that is zero
     masking=_masking,
     may_differ=("dilations",),

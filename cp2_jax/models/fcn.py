@@ -58,10 +58,6 @@ def _masking(options: FCNOptions) -> Masking:
     return Masking()
 
 
-def _build(options: FCNOptions, *, norm: Callable[..., nn.Module], dtype: Any) -> FCNHead:
-    return FCNHead(options, norm=norm, dtype=dtype)
-
-
 def describe(shapes: Shapes) -> Described | None:
     """Return the head that these weights are of; they do not tell the rate.
 
@@ -86,7 +82,7 @@ def in_mmsegmentation(options: FCNOptions) -> dict[str, Any]:
 
 HEAD = Head(
     options=FCNOptions,
-    build=_build,
+    build=FCNHead,
     masking=_masking,
     may_differ=("dilation",),
     describe=describe,

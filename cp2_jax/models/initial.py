@@ -3,10 +3,8 @@
 import numpy as np
 from flax import linen as nn
 
-
-def torch_linear_init(key, shape, dtype=np.float32):
-    """PyTorch's default for weights of linear layers and convolutions: uniform within 1/sqrt(fan_in)."""
-    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+# PyTorch's default for weights of linear layers and convolutions: uniform within 1/sqrt(fan_in).
+torch_linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", dtype=np.float32)
 
 
 def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:

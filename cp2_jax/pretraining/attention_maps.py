@@ -29,16 +29,14 @@ NAME = "attention"
 BLUR = 1 / 14
 
 
-def attention_map(
-    attention: Float[np.ndarray, "rows columns"], size: tuple[int, int], blur: float = BLUR
-) -> UInt8[np.ndarray, "height width"]:
+def attention_map(attention: Float[np.ndarray, "rows columns"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
     """Return an image's map: attention upsampled to `size` (height, width), blurred, and levelled.
 
     Levelled: a pixel's value is the share of the image's pixels with less attention, times 255. Thresholds are then shares
     of the area, and 8 bits resolve them everywhere, although attention itself has few large values and many small.
     """
     field = cv2.resize(np.asarray(attention, np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
-    field = cv2.GaussianBlur(field, (0, 0), max(0.1, blur * min(size)))
+    field = cv2.GaussianBlur(field, (0, 0), max(0.1, BLUR * min(size)))
     rank = np.searchsorted(np.sort(field, axis=None), field.ravel(), side="left").reshape(size)
     return np.round(rank * (255 / max(1, field.size - 1))).astype(np.uint8)
 
@@ -69,13 +67,12 @@ def make_maps(
 ) -> Iterator[dict[str, bytes]]:
     """Yield {'image': JPEG bytes} of the map of each image of a source, in its order, at the image's own size.
 
+    An image that cannot be read gets a map of one pixel: training replaces the image, and asks for no map of it.
+
     Args:
       source: of encoded images, see `data.sources`.
       attend: uint8 images, resized to `side`, → attention [batch, rows, columns].
       side: images of any shape are resized to side x side pixels for the network.
-
-    Raises:
-      decode.UnreadableImage: never; an image that cannot be read gets a map of one pixel.
     """
     for start in range(0, len(source), batch_size):
         indices = range(start, min(start + batch_size, len(source)))
@@ -92,7 +89,7 @@ def _decode(source, index):
     try:
         return decoding.decode(source[index], source.name(index))
     except decoding.UnreadableImage:
-        return np.zeros((1, 1, 3), np.uint8)  # never asked for: training replaces the image
+        return np.zeros((1, 1, 3), np.uint8)
 
 
 def make_attend(
@@ -115,9 +112,9 @@ def make_attend(
     return jax.jit(attend)
 
 
-def fingerprint(source: Any, samples: int = 64) -> str:
-    """Return a text that differs for data sets of other images, from their number and some of them."""
-    places = np.unique(np.linspace(0, len(source) - 1, samples).astype(int))
+def fingerprint(source: Any) -> str:
+    """Return a text that differs for data sets of other images, from their number and 64 of them."""
+    places = np.unique(np.linspace(0, len(source) - 1, 64).astype(int))
     checksum = 0
     for place in places:
         checksum = zlib.crc32(source[int(place)][:4096], checksum)

@@ -18,7 +18,7 @@ from cp2_jax.runs.writers import Writer
 
 
 def pretrain_pictures(
-    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh, last: int = 0
+    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh, last: int
 ) -> Callable[[int, pretrain_step.State], None]:
     """Return a hook `(step, state)` that draws, every `config.picture_every` steps and at the end, the same few samples.
 
@@ -96,7 +96,7 @@ def make_probe(config: ConfigDict) -> Callable[[dict, compose.Pair], dict[str, d
 
 
 def pretrain_probes(
-    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh, last: int = 0
+    config: ConfigDict, crops: dict[str, np.ndarray], writer: Writer, device_mesh: Mesh, last: int
 ) -> Callable[[int, pretrain_step.State], None]:
     """Return a hook `(step, state)` that probes the query encoder every `config.probe_every` steps and at the end.
 

@@ -233,7 +233,7 @@ def cp2_loss(
     pooled_query, pooled_key = masked_pool(query, mask_query), masked_pool(key, mask_key)
     instance = instance_loss(pooled_query, pooled_key, queue, temperature=temperature_instance, filled=filled)
     dense = dense_loss(
-        *map(_pixels, (query, key, mask_query, mask_key)),
+        *map(as_pixels, (query, key, mask_query, mask_key)),
         temperature=temperature_dense,
         axis=dense_axis,
         skip_full=skip_full_masks,
@@ -256,7 +256,7 @@ def cp2_loss(
     )
 
 
-def _pixels(maps: Float[Array, "batch height width *channels"]) -> Float[Array, "batch pixels *channels"]:
+def as_pixels(maps: Float[Array, "batch height width *channels"]) -> Float[Array, "batch pixels *channels"]:
     """Return features or masks with the pixels of an image in one axis."""
     return maps.reshape(len(maps), -1, *maps.shape[3:])
 

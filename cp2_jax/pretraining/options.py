@@ -25,7 +25,7 @@ from cp2_jax.pretraining.losses import DENSE_AXES
 from cp2_jax.runs.options import RunOptions, check_training
 from cp2_jax.runs.settings import check_kind
 
-# How keys are kept from sharing batch-norm statistics with their queries, see `step.build_models` and `step.make_train`.
+# How keys are kept from sharing batch-norm statistics with their queries, see `forward.build_models` and `step.make_train`.
 KEY_SHUFFLES = ("strided", "permutation", "none")
 # Whether the random vectors that the queue starts with count as negatives ("random"), or real keys alone ("keys").
 QUEUE_STARTS = ("random", "keys")

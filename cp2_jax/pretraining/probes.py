@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cp2_jax.pretraining.losses import l2_normalize, masked_pool
+from cp2_jax.pretraining.losses import as_pixels, l2_normalize, masked_pool
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -81,13 +81,9 @@ def measure(
 
     Retrieval and spectrum are those of the pooled foreground (equation 4), of keys and queries respectively.
     """
-
-    def flat(x):
-        return x.reshape(x.shape[0], -1, *x.shape[3:])
-
     unit_query, unit_key = l2_normalize(query), l2_normalize(key)
     pooled_query, pooled_key = masked_pool(unit_query, mask_query), masked_pool(unit_key, mask_key)
-    areas = separability(flat(unit_query), flat(unit_key), flat(mask_query), flat(mask_key))
+    areas = separability(*map(as_pixels, (unit_query, unit_key, mask_query, mask_key)))
     shares = spectrum(pooled_query)
     return {
         "auc": jnp.nanmean(areas),

@@ -12,7 +12,7 @@ class Checkpoint:
     Attributes:
       file: the name it is looked for under (`--checkpoints DIR`).
       origin: where it is published.
-      arguments: of `convert_checkpoint.py`.
+      arguments: of `cp2 convert`.
       finetune: key → value: what a finetuning config must say where the network differs from ours.
     """
 

@@ -1,7 +1,7 @@
 """Where a training step's time goes: a trace for viewers, and a table of the step's parts for people.
 
-Parts are the step's named scopes (`pretrain.make_step`); the backward pass is what differentiation makes of the query's.
-A fused operation counts as the part of its last instruction, so that borders between parts are soft.
+Parts are the step's named scopes (`pretraining.step.make_step`); the backward pass is what differentiation makes of the
+query's. A fused operation counts as the part of its last instruction, so that borders between parts are soft.
 """
 
 import pathlib

@@ -26,8 +26,11 @@ from cp2_jax.segmentation.batching import Batch
 from cp2_jax.segmentation.class_maps import class_colors, mask_values, overlay_colors, save_class_map
 from cp2_jax.segmentation.inputs import Inputs
 from cp2_jax.segmentation.options import EvaluationOptions
-from cp2_jax.segmentation.predictor import Predictor, check_variables, make_predictor
+from cp2_jax.segmentation.predictor import Predictor, make_predictor
 from cp2_jax.segmentation.tally import Keep, Tally
+
+_THREADS = 4  # that decode and resize, while the device works
+_MANY_PROGRAMS = 16  # beyond so many, a warning says how to have fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,6 @@ def evaluate(
     batch_size: int,
     device_mesh: Mesh,
     programs: int = 0,
-    threads: int = 4,
     keep: Keep | None = None,
 ) -> Evaluation:
     """Predict every image and count.
@@ -91,7 +93,6 @@ def evaluate(
       batch_size: global number of images at once. Which are predicted together changes nothing, so that it is rounded up to
         a multiple of the number of devices: a run may go on, or be evaluated, on another number.
       programs: see `batching.plan`.
-      threads: that decode and resize, while the device works.
       keep: called as (index, class map) for each image of this process's rows.
 
     Raises:
@@ -105,10 +106,10 @@ def evaluate(
     tally = Tally(len(examples), num_classes, rows, keep)
     count = jax.jit(confusion.confusion_matrix, static_argnums=2, out_shardings=mesh.replicated(device_mesh))
     compiled_before, waited = predictor.compilations, 0.0
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         batches = predictor.plan(list(pool.map(examples.size, range(len(examples)))), batch_size, programs)
         _warn_of_compilations(batches)
-        loaded = ahead(pool, ((_host_batch, examples, batch, rows, predictor) for batch in batches), threads)
+        loaded = ahead(pool, ((_host_batch, examples, batch, rows, predictor) for batch in batches), _THREADS)
         uncounted = collections.deque()
         for batch in batches:
             start = time.monotonic()
@@ -128,9 +129,9 @@ def evaluate(
     return Evaluation(tally.matrix, tally.boundary, tally.image_miou, compiled, seconds, waited, tuple(batches))
 
 
-def _warn_of_compilations(batches: Sequence[Batch], many: int = 16) -> None:
+def _warn_of_compilations(batches: Sequence[Batch]) -> None:
     shapes = len({(batch.views, batch.shape, batch.padded) for batch in batches})
-    if shapes > many:
+    if shapes > _MANY_PROGRAMS:
         logging.warning(
             "images of %d sizes: as many programs are compiled (and kept for the next time). A ResNet needs "
             "evaluation.programs=8 at most; any model one, with evaluation.window and evaluation.stride",
@@ -230,14 +231,6 @@ class Evaluator:
             programs=self._options.programs,
             keep=keep if predictions else None,
         )
-
-    def check(self, variables: Any) -> None:
-        """Compare variables with the config's model.
-
-        Raises:
-          ConfigError: if they are of another model.
-        """
-        check_variables(self.config, variables)
 
     def draw(self, result: Evaluation, variables: Any) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
         """Return `overlays` of an evaluation by name; all processes call it."""

@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Iterator
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,5 +153,5 @@ def _batches(examples: Examples, size: int, batch: int) -> Iterator[tuple[np.nda
         for row, index in enumerate(range(start, min(start + batch, len(examples)))):
             image, label = examples.load(index)
             images[row] = transforms.resize_image(image, (size, size))
-            labels[row] = cv2.resize(label, (size, size), interpolation=cv2.INTER_NEAREST)
+            labels[row] = transforms.resize_mask(label, (size, size))
         yield images, labels

@@ -233,7 +233,7 @@ def make_step(config: ConfigDict, total_steps: int, steps_per_epoch: int, device
 
     Returns:
       initial_state: `(variables) -> State`, placed on the mesh.
-      step: `(state, batch) -> (state, FinetuneMetrics)`; batch is what `data.segmentation_stream` yields.
+      step: `(state, batch) -> (state, FinetuneMetrics)`; batch is what `data.labelled.stream` yields.
     """
     start, train = make_train(config, total_steps, steps_per_epoch, device_mesh)
     everywhere, data = mesh.replicated(device_mesh), mesh.batch_sharding(device_mesh)

@@ -95,8 +95,7 @@ def resolve(config: ConfigDict) -> None:
     """Take names, colours and number of classes from the file `data.classes`, if a finetuning config names one.
 
     The file is looked for as given, then below `data.path`, or beside the packed files that it names. Where it is not,
-    `data.class_names` counts. A resolved config
-    says everything itself, so that a checkpoint's needs the file no more.
+    `data.class_names` counts. A resolved config says everything itself: a checkpoint's needs the file no more.
 
     Raises:
       SegmentationError: if there is no such file, it is wrong (see `read_classes`), or `data.num_classes` is set and

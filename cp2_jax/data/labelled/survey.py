@@ -12,12 +12,10 @@ from jaxtyping import Int
 
 from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
-from cp2_jax.data.labelled.colors import ColorTable
+from cp2_jax.data.labelled.colors import Color, ColorTable
 from cp2_jax.data.labelled.masks import Mask, read_mask
 
 SAMPLES = 64
-
-Color = tuple[int, int, int]
 
 
 def used_colors(mask: Mask, present: Int[np.ndarray, " values"]) -> dict[int, Color]:

@@ -121,7 +121,7 @@ def pad(image: Image, mask: Mask, size: tuple[int, int], ignore_label: int = 255
     """Pad below and right to `size`: the mask with `ignore_label`, the image with 0.
 
     MMSegmentation pads after normalising, with the mean; the training step, which normalises, does that given the
-    size of what is image, see `finetune.normalize`.
+    size of what is image, see `segmentation.inputs.normalize`.
     """
     below, right = size[0] - mask.shape[0], size[1] - mask.shape[1]
     return (

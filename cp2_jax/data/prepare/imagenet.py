@@ -90,7 +90,7 @@ def reencode(data: bytes, name: str, shorter_side: int, quality: int = 95) -> by
       quality: libjpeg's.
 
     Raises:
-      decode.UnreadableImage: naming the image.
+      UnreadableImage: naming the image.
     """
     pixels = decoding.decode(data, name)
     height, width = pixels.shape[:2]
