@@ -13,7 +13,7 @@
 # ROWS="step_r50 convs" measures these alone; TOTAL=300 is another limit in seconds; PYTHON another interpreter;
 # WORKERS=1 runs one row after the other.
 #
-# On a lent machine that reaches no registry (docs/performance.md has the same with the preparation), the command is
+# On a lent machine that reaches no registry (docs/performance_details.md has the same with the preparation), the command is
 #   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site .whl/*.whl
 #   PYTHONPATH=/tmp/site PYTHON=python3 KEEP=$OUT bash benchmarks/gpu.sh /tmp/gpu_results
 set -uo pipefail

@@ -62,7 +62,7 @@ def jitter(
 
     Only contrast needs more than one pixel: the mean of the image's grayscale at that point. What comes
     before contrast is computed twice, for that mean and again to go on, which makes two passes over uint8 pixels. With
-    the mean taken when its slot comes, every slot was a pass or two over float32 images (docs/performance.md).
+    the mean taken when its slot comes, every slot was a pass or two over float32 images (docs/performance_details.md).
     """
     before_contrast = _jitter(_channels(planes), factors, order, None)
     mean = jnp.mean(_luma(before_contrast), axis=(1, 2), keepdims=True)

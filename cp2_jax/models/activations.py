@@ -10,7 +10,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return x times the normal distribution's share below it, computed in float32 (float64 stays) and rounded once.
 
     JAX's own keeps two more arrays for its gradient and rounds in between; compiled for an H100, a step of ViT-S moves a
-    ninth less with this one (docs/performance.md).
+    ninth less with this one (docs/performance_details.md).
     """
     wide = _widened(x)
     return (wide * _below(wide)).astype(x.dtype)

@@ -85,7 +85,7 @@ _GAIN = 0.95
 # forward and back 0.228 by scatter, on one thread, and 0.020 by taps; batch norm with ReLU on 56 x 56 x 256 0.020
 # differentiated and 0.046 by two sums. For cards nothing of it was timed but XLA's scatter, 1.1 ms; compiled for an H100,
 # the pool and what follows it backwards move 17.4 MB a sample by scatter and 6.0 by taps, the whole step 676 MB with
-# differentiated norms and 665 with two sums (docs/performance.md).
+# differentiated norms and 665 with two sums (docs/performance_details.md).
 POOL = {"default": "scatter", "cpu": "taps", "cuda": "taps"}
 NORM = {"default": "differentiated", "cuda": "two_sums"}
 

@@ -71,7 +71,7 @@ class Groups:
     """How a batch falls into groups, and averages over them, each taken over every sample first.
 
     So groups are a matter of small arrays: were the activations themselves reshaped into them, compilers would not fuse
-    what comes before and after (699 MB a sample instead of 665, compiled for an H100: docs/performance.md).
+    what comes before and after (699 MB a sample instead of 665, compiled for an H100: docs/performance_details.md).
 
     Attributes:
       count, size: number of groups, and samples of each.
