@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
+from cp2_jax.convert.origins import origin
 from cp2_jax.models import inputs, segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.pretraining.losses import l2_normalize
@@ -111,24 +112,16 @@ def load(
     part = _READ_FROM.get(features, features)
     if part not in parts:
         raise CheckpointError(f"{path} has no {part}, only {', '.join(parts)}: choose other features")
-    network, image_size = _describe(path, meta, dtype)
+    found = origin(meta)
+    if found is None:
+        raise CheckpointError(f"{path} does not say what model it is: it was not written by a run or the converter")
+    network = Network.from_config(dict(found.model) | {"dtype": dtype})
     network = network if output_stride is None else network.with_stride(output_stride)
-    module = segmenter.build(network, top="classifier" if features == "logits" else "projection", image_size=image_size)
+    top = "classifier" if features == "logits" else "projection"
+    module = segmenter.build(network, top=top, image_size=found.image_size)
     used = {"backbone", part} | ({"head"} if features in ("projection", "logits") else set())
     variables = {
         collection: {name: jax.tree.map(jnp.asarray, tree) for name, tree in members.items() if name in used}
         for collection, members in variables.items()
     }
     return FeatureExtractor(features, network.stride, network.mean, network.std, module), variables
-
-
-def _describe(path, meta, dtype: str) -> tuple[Network, int]:
-    """Return (the network, image size) from what lies beside the weights."""
-    if meta.get("kind") == "converted":
-        # What a converted checkpoint does not state is as CP2 and MMSegmentation have it: the options' defaults.
-        model = dict(meta["model"]) | {"mean": meta["input"]["mean"], "std": meta["input"]["std"]}
-        return Network.from_config(model | {"dtype": dtype}), model.get("image_size", 224)
-    if "config" not in meta:
-        raise CheckpointError(f"{path} does not say what model it is: it was not written by a run or the converter")
-    config = meta["config"]
-    return Network.from_config(dict(config["model"]) | {"dtype": dtype}), config["image_size"]

@@ -25,9 +25,9 @@ LAYERS = {
     "segmentation": ("options", "paths", "pictures", "models", "runs", "data", "convert"),
     "features": ("options", "models", "runs", "convert", "pretraining"),
     "planning": ("lines", "options", "models", "runs", "pretraining", "segmentation"),
-    "reproduce": ("options", "pictures", "models", "runs", "augment", "data", "convert", "pretraining", "segmentation"),
+    "reproduce": ("options", "config_files", "paths", "pictures", "models", "runs", "augment", "data", "convert"),
 }
-LAYERS["reproduce"] += ("config_files",)
+LAYERS["reproduce"] += ("pretraining", "segmentation")
 # What users call: from Python, and from a shell. Both may import all that is below.
 LAYERS["interface"] = tuple(LAYERS)
 LAYERS["cli"] = tuple(LAYERS)

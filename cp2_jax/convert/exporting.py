@@ -4,12 +4,13 @@ import io
 import pathlib
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Shaped
 
 from cp2_jax.convert import names
+from cp2_jax.convert.origins import origin
 from cp2_jax.lines import wrap
 from cp2_jax.models.network import Network
 from cp2_jax.paths import AnyPath, at, save_as
@@ -68,37 +69,26 @@ def mmsegmentation(meta: Mapping) -> str:
     Raises:
       CheckpointError: MMSegmentation has no such model, with the setting that it lacks.
     """
-    found = _model(meta)
+    found = origin(meta)
     if found is None:
         return ""
-    model, mean, std, image_size = found
-    network = Network.from_config(model)
+    network = Network.from_config(found.model)
     where = f"MMSegmentation has no model that computes what this one does ({network.backbone_name}"
     if network.backbone.in_mmsegmentation is None:
         raise CheckpointError(f"{where})")
     try:
-        parts = {"backbone": network.backbone.in_mmsegmentation(network.backbone_options, image_size)}
+        parts = {"backbone": network.backbone.in_mmsegmentation(network.backbone_options, found.image_size)}
     except ValueError as error:
         raise CheckpointError(
             f"{where}, {error}); export the backbone alone with --layout torchvision, or finetune it with other settings"
         ) from error
-    if "head" in model and network.head.in_mmsegmentation is not None:
+    if "head" in found.model and network.head.in_mmsegmentation is not None:
         classes = {"num_classes": network.num_classes} if network.num_classes else {}
         parts["decode_head"] = network.head.in_mmsegmentation(network.head_options) | classes | {"align_corners": False}
-    scaled = {"mean": [round(255 * v, 4) for v in mean], "std": [round(255 * v, 4) for v in std], "to_rgb": True}
+    scaled = {key: [round(255 * v, 4) for v in found.model[key]] for key in ("mean", "std")} | {"to_rgb": True}
     lines = [f"model = {_call(parts)}", f"img_norm_cfg = {_call(scaled)}"]
     # No string in them has a space, so that lines are broken between arguments.
     return "\n".join(part for line in lines for part in wrap(line, further="    ", cut=True))
-
-
-def _model(meta: Mapping) -> tuple[Mapping, Sequence[float], Sequence[float], int] | None:
-    """Return (its words for `config.model`, mean, std, image size)."""
-    if meta.get("kind") == "converted":
-        return meta["model"], meta["input"]["mean"], meta["input"]["std"], meta["model"].get("image_size", 224)
-    if "config" not in meta:
-        return None
-    model = meta["config"]["model"]
-    return model, model["mean"], model["std"], meta["config"]["image_size"]
 
 
 def _call(values: Mapping) -> str:

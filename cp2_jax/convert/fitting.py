@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from cp2_jax.convert.origins import origin
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.models.heads import HEADS
 from cp2_jax.models.network import Network
@@ -31,18 +32,18 @@ def fit(
     Raises:
       CheckpointError: the config describes another network, head count, padding or input; with the settings to change.
     """
-    stated = _stated(meta)
+    stated = origin(meta)
     if stated is None:
         return dict(variables), []
-    name, theirs, normalization = stated
+    name, theirs = stated.name, stated.model
     kind = theirs["backbone"]
     if model["backbone"] != kind:
         raise CheckpointError(f"{name} is a {kind}: set config.model.backbone={kind}")
     backbone, head = BACKBONES[kind], HEADS[model["head"]]
     problems = _differences(theirs, model, kind, backbone.must_agree)
     for value in ("mean", "std"):
-        if not np.allclose(model[value], normalization[value], atol=1e-3):
-            problems.append(f"config.model.{value}={tuple(normalization[value])} (is {tuple(model[value])})")
+        if not np.allclose(model[value], theirs[value], atol=1e-3):
+            problems.append(f"config.model.{value}={tuple(theirs[value])} (is {tuple(model[value])})")
     if problems:
         raise CheckpointError(f"{name} needs other settings: {'; '.join(problems)}")
     notes = _differences(theirs, model, kind, backbone.may_differ)
@@ -58,16 +59,6 @@ def fit(
         raise CheckpointError(str(error)) from error
     params = dict(variables["params"]) | {"backbone": params}
     return {"params": params, "batch_stats": dict(variables.get("batch_stats", {}))}, changes + notes
-
-
-def _stated(meta: Mapping) -> tuple[str, Mapping, Mapping] | None:
-    """Return (name for messages, its words for `config.model`, its mean and std), or None if it describes no model."""
-    if meta.get("kind") == "converted":
-        return f"{meta['file']} ({meta['format']})", meta["model"], meta["input"]
-    config = meta.get("config")
-    if not config:
-        return None
-    return f"the {meta['kind']} run", config["model"], config["model"]
 
 
 def _differences(theirs: Mapping, ours: Mapping, section: str, keys: Sequence[str]) -> list[str]:

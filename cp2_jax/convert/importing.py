@@ -33,7 +33,16 @@ class Imported:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a user may say of a file, see `import_checkpoint`."""
+    """What a user may say of a file.
+
+    Attributes:
+      format: a format's name, if it is not to be detected.
+      heads: attention heads of a ViT, if the format does not tell.
+      stage_sizes: allows a ResNet of just these numbers of blocks, which no known depth has.
+      input: "imagenet", "half" (mean and std 0.5) or "unit" ([0, 1] as it is), if the format is wrong about it.
+      prefix: what the names of the network's tensors begin with, to be taken off, such as "model."; others are left out.
+      config_text: "read" what the config text inside an OpenMMLab checkpoint says, or "ignore" it.
+    """
 
     format: str | None = None
     heads: int | None = None
@@ -43,26 +52,12 @@ class Options:
     config_text: str = "read"
 
 
-def import_checkpoint(
-    path: str | pathlib.Path,
-    *,
-    format: str | None = None,
-    heads: int | None = None,
-    stage_sizes: tuple[int, ...] | None = None,
-    input: str | None = None,
-    prefix: str = "",
-    config_text: str = "read",
-) -> Imported:
+def import_checkpoint(path: str | pathlib.Path, **options: Any) -> Imported:
     """Read a checkpoint of any of `formats.FORMATS`.
 
     Args:
       path: see `files.read`.
-      format: a format's name, if it is not to be detected.
-      heads: attention heads of a ViT, if the format does not tell.
-      stage_sizes: allows a ResNet of just these numbers of blocks, which no known depth has.
-      input: "imagenet", "half" (mean and std 0.5) or "unit" ([0, 1] as it is), if the format is wrong about it.
-      prefix: what the names of the network's tensors begin with, to be taken off, such as "model."; others are left out.
-      config_text: "read" what the config text inside an OpenMMLab checkpoint says, or "ignore" it.
+      options: the fields of `Options`.
 
     Raises:
       CheckpointFormatError: the file cannot be read, is of no known format, or lacks a tensor of its network.
@@ -70,7 +65,7 @@ def import_checkpoint(
     path = pathlib.Path(path)
     tree, container = files.read(path)
     try:
-        return _import(path, tree, container, Options(format, heads, stage_sizes, input, prefix, config_text))
+        return _import(path, tree, container, Options(**options))
     except Refused as error:
         raise CheckpointFormatError(f"{path}: {printable(str(error), newlines=True)}") from error
 

@@ -1,11 +1,12 @@
 """What weights do not tell: heads, input normalisation, padding, strides and rates, from whoever states them."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cp2_jax.convert import beside, config_text
+from cp2_jax.convert import config_text
 from cp2_jax.convert.containers.values import Refused
 from cp2_jax.convert.format import IMAGENET, INPUTS, Format
 from cp2_jax.convert.networks import Found
@@ -30,7 +31,7 @@ def settings(
     Raises:
       Refused: the number of heads is not known, or an option has an impossible value.
     """
-    beside_it, name = beside.config_files(path), found.model["backbone"]
+    beside_it, name = _beside(path), found.model["backbone"]
     section, options = found.model[name], {field.name for field in dataclasses.fields(BACKBONES[name].options)}
     notes = list(stated.notes)
     mean, std = form.input
@@ -58,6 +59,34 @@ def settings(
     if "heads" in found.backbone.unknown:
         section["heads"] = _heads(form, section["width"], heads or beside_it.get("heads") or stated.heads)
     return {"input": {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}, "notes": notes}
+
+
+def _beside(path: pathlib.Path) -> dict[str, Any]:
+    """Return what `config.json` and `preprocessor_config.json` of a Hugging Face folder say of heads and input.
+
+    Raises:
+      Refused: one of the two is there and is no JSON object.
+    """
+    found: dict[str, Any] = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        file = path.with_name(name)
+        if not file.is_file() or file.stat().st_size > 1 << 20:
+            continue
+        try:
+            stated = json.loads(file.read_text("utf-8"))
+            stated |= stated.get("pretrained_cfg") or {}
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise Refused(f"{file} beside it is no JSON object") from error
+        heads = stated.get("num_attention_heads", stated.get("num_heads"))
+        found |= {"heads": heads} if type(heads) is int and heads > 0 else {}
+        mean, std = (stated.get(a) or stated.get(b) for a, b in (("image_mean", "mean"), ("image_std", "std")))
+        if _three(mean) and _three(std):
+            found |= {"mean": tuple(mean), "std": tuple(std), "source": name}
+    return found
+
+
+def _three(values: Any) -> bool:
+    return isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
 
 
 def _heads(form: Format, width: int, stated: int | None) -> int:

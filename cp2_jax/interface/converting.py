@@ -32,7 +32,7 @@ def convert_checkpoint(
     Args:
       source: a file or folder in one of the formats of docs/checkpoints.md.
       output: a folder that does not exist, or is empty.
-      format, heads, stage_sizes, input, prefix, config_text: see `convert.importing.import_checkpoint`.
+      format, heads, stage_sizes, input, prefix, config_text: see `convert.importing.Options`.
 
     Returns:
       A table: what went where, what was left out and why, what keeps its initial value.

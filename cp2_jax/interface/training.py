@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cp2_jax import config_files
+from cp2_jax.convert.origins import origin
 from cp2_jax.data.images.sources import source_of
 from cp2_jax.interface import converting, kinds, overrides, processes, ranges
 from cp2_jax.lines import wrap
@@ -237,9 +238,9 @@ def follow(
       CheckpointError: there is no checkpoint.
     """
     _, meta = read_variables(checkpoint)
-    theirs = meta.get("model") or meta.get("config", {}).get("model") or {}
-    before = config.model.backbone, config.init.head
-    _take(config, dict(theirs, **(meta.get("input") or {})), explicit, os.fspath(checkpoint))
+    found = origin(meta)
+    theirs, before = found.model if found else {}, (config.model.backbone, config.init.head)
+    _take(config, theirs, explicit, os.fspath(checkpoint))
     ranges.follow(config, ranges.of_run(meta), checkpoint, explicit)
     if random_head and "head" not in theirs:
         config.init.head = "random"

@@ -9,12 +9,14 @@ brings along. May import `options`, and nothing else.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import re
 import secrets
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from cp2_jax.options import ConfigError
 from cp2_jax.paths.bucket import BucketPath
@@ -32,6 +34,7 @@ __all__ = [
     "refuse_secrets",
     "save_as",
     "save_folder",
+    "save_json",
 ]
 
 AnyPath = pathlib.Path | BucketPath
@@ -151,6 +154,16 @@ def save_as(path: str | os.PathLike | BucketPath) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def save_json(path: str | os.PathLike | BucketPath, values: Any) -> None:
+    """Write plain values as JSON, indented, in one piece (see `save_as`).
+
+    Raises:
+      OSError, BucketError: it cannot be written.
+    """
+    with save_as(path) as file:
+        file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

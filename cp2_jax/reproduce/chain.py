@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cp2_jax.options import ConfigError
+from cp2_jax.paths import save_json
 from cp2_jax.reproduce.needs import CHECKPOINTS
 from cp2_jax.reproduce.paper import Cell
 from cp2_jax.reproduce.place import DONE, Place, changed, given, missing, unused, wants_maps
@@ -155,16 +156,8 @@ def run(cell: Cell, seed: int, place: Place) -> dict:
         "date": datetime.date.today().isoformat(),
         "directory": str(chain[-1].directory.relative_to(place.workdir)),
     }
-    _write(result_path(actual, seed, place), json.dumps(result, indent=1) + "\n")
+    save_json(result_path(actual, seed, place), result)
     return result
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _done_otherwise(stage: Stage) -> str:
@@ -199,4 +192,4 @@ def _execute(stage: Stage) -> None:
         raise StageError(f"{stage.name} was stopped and saved its state; run the same command again to go on")
     if status:
         raise StageError(f"{stage.name} failed with status {status}: {' '.join(stage.command)}")
-    _write(stage.directory / DONE, json.dumps({"command": stage.command}) + "\n")
+    save_json(stage.directory / DONE, {"command": stage.command})

@@ -1,11 +1,11 @@
 """What `cp2 reproduce` prints and writes: every cell with its state, and the collected tables."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from cp2_jax import pictures
 from cp2_jax.options import ConfigError, nearest
+from cp2_jax.paths import save_json
 from cp2_jax.reproduce import chain, estimates, quick_tuning, study
 from cp2_jax.reproduce import collect as tables
 from cp2_jax.reproduce.paper import TABLES, Cell, cells
@@ -102,8 +102,7 @@ def write_markdown(path: str | pathlib.Path, place: Place) -> None:
 
 def write_json(path: str | pathlib.Path, place: Place) -> None:
     """Write the state of all cells, a list of what `status` returns."""
-    entries = [status(cell, place) for cell in cells()]
-    pathlib.Path(path).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    save_json(path, [status(cell, place) for cell in cells()])
 
 
 def collect(folder: str | pathlib.Path, output: str | pathlib.Path) -> str:
@@ -128,7 +127,7 @@ def collect(folder: str | pathlib.Path, output: str | pathlib.Path) -> str:
     output.mkdir(parents=True, exist_ok=True)
     markdown = "\n".join(parts)
     (output / "tables.md").write_text(markdown, encoding="utf-8")
-    (output / "tables.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    save_json(output / "tables.json", records)
     return markdown
 
 

@@ -7,7 +7,6 @@ checkpoints are in `workdir/models`. Seeds are trained together where that is fa
 """
 
 import dataclasses
-import datetime
 import functools
 import itertools
 import pathlib
@@ -147,24 +146,17 @@ class QuickTuning:
         for index, seed in enumerate(group):
             found = self.judge.probes(self._probed(arm), seeds.of_seed(variables, index))
             scores = {"finetuned": less[index], "finetuned_more": more[index], "frozen": frozen[index]}
-            cells.append(
-                {
-                    "table": "quick_tuning",
-                    "row": arm.title,
-                    "method": name,
-                    "seed": seed,
-                    "values": {key: float(value) for key, value in (scores | found).items()},
-                    "pretraining": how,
-                    "seconds": round((time.monotonic() - begin) / len(group), 1),
-                    "together": len(group),
-                    "date": datetime.date.today().isoformat(),
-                    "jax": jax.__version__,
-                    "device": jax.devices()[0].device_kind,
-                }
-            )
-            study.write_cell(self.cell_path(name, seed), cells[-1])
-            shown = " ".join(f"{key} {value:.4f}" for key, value in cells[-1]["values"].items())
-            print(f"{name} seed {seed}: {shown} ({cells[-1]['seconds']} s)", flush=True)
+            result = {
+                "table": "quick_tuning",
+                "row": arm.title,
+                "method": name,
+                "seed": seed,
+                "values": {key: float(value) for key, value in (scores | found).items()},
+                "pretraining": how,
+                "seconds": round((time.monotonic() - begin) / len(group), 1),
+                "together": len(group),
+            }
+            cells.append(study.write_cell(self.cell_path(name, seed), result))
         return cells
 
     # Training.

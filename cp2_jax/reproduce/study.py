@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from cp2_jax.data.images.sources import TfdsSource
 from cp2_jax.options import ConfigError, flatten
+from cp2_jax.paths import save_json
 from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining import step as pretrain_step
 from cp2_jax.reproduce import judging
@@ -137,14 +138,8 @@ class Study:
             | self.judge.probes(self.pretrain_config(method, 0), loaded),
             "pretraining": how,
             "seconds": round(time.monotonic() - begin, 1),
-            "date": datetime.date.today().isoformat(),
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
         }
-        write_cell(self.cell_path(name, seed), result)
-        shown = " ".join(f"{key} {value:.4f}" for key, value in result["values"].items())
-        print(f"{name} seed {seed}: {shown} ({result['seconds']} s)", flush=True)
-        return result
+        return write_cell(self.cell_path(name, seed), result)
 
     # Pretraining.
 
@@ -235,16 +230,17 @@ def claim(workdir: pathlib.Path, config: ConfigDict, more: Mapping[str, Mapping]
     if path.exists() and (old := _upgraded(json.loads(path.read_text("utf-8")))) != new:
         changed = [f"{part}.{k}" for part in new for k in new[part] if old.get(part, {}).get(k) != new[part][k]]
         raise ConfigError(f"{workdir} holds a study with another {', '.join(changed)}; use another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    save_json(path, new)
 
 
-def write_cell(path: pathlib.Path, result: Mapping) -> None:
-    """Write a result, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def write_cell(path: pathlib.Path, cell: Mapping) -> dict:
+    """Write a cell's result with when and on what it was made, show its values, and return what was written."""
+    made = {"date": datetime.date.today().isoformat(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    cell = dict(cell) | made
+    save_json(path, cell)
+    shown = " ".join(f"{key} {value:.4f}" for key, value in cell["values"].items())
+    print(f"{cell['method']} seed {cell['seed']}: {shown} ({cell['seconds']} s)", flush=True)
+    return cell
 
 
 def _upgraded(saved: Mapping[str, Mapping]) -> dict[str, dict]:

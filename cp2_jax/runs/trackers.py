@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from cp2_jax.options import ConfigError, flatten, nearest
-from cp2_jax.paths import AnyPath, BucketPath, at, save_as
+from cp2_jax.paths import AnyPath, BucketPath, at, save_json
 from cp2_jax.runs import settings
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -186,8 +186,7 @@ def open_all(config: ConfigDict, workdir: str | AnyPath, resumed: bool) -> list[
             raise ConfigError(f"trackers={config.trackers!r}: {name} cannot be opened: {error}") from error
         known[name] = service.run
         opened.append(Tracker(name, service))
-    with save_as(path) as file:
-        file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    save_json(path, known)
     return opened
 
 

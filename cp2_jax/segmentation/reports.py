@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cp2_jax.options import ConfigError, flatten
-from cp2_jax.paths import AnyPath, at, save_as
+from cp2_jax.paths import AnyPath, at, save_json
 from cp2_jax.segmentation import confusion
 
 
@@ -46,8 +46,7 @@ def write_json(path: str | AnyPath, result: Any, class_names: Sequence[str], ext
     """Write scores, confusion matrix and `extra` (split, checkpoint, step, protocol) as JSON."""
     values = extra | confusion.as_dict(result.scores, class_names)
     values |= {"images": len(result.image_miou), "matrix": result.matrix.tolist()}
-    with save_as(path) as file:
-        file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    save_json(path, values)
 
 
 def scores_path(workdir: str | AnyPath, split: Split, own: bool) -> AnyPath:
