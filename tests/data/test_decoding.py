@@ -3,8 +3,6 @@
 import io
 import math
 import pickle
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -12,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import crops
 from cp2_jax.data.images.decoding import UnreadableImage, decode, upright_size
-from cp2_jax.data.labelled.masks import decode_mask
 
 
 def encode(image, kind="PNG", **options) -> bytes:
@@ -159,42 +155,11 @@ def test_damage_never_escapes_as_another_error(data, image):
         pass
 
 
-def test_masks_keep_class_numbers():
-    labels = np.array([[0, 1, 255], [20, 3, 7]], np.uint8)
-    palette = Image.fromarray(labels)
-    palette = palette.convert("P")
-    palette.putdata(labels.ravel().tolist())
-    palette.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
-    for data in (encode(palette), encode(Image.fromarray(labels))):
-        result = decode_mask(data, "m.png")
-        assert result.dtype == np.uint8
-        np.testing.assert_array_equal(result, labels)
-    bilevel = Image.fromarray(np.array([[True, False]]))
-    np.testing.assert_array_equal(decode_mask(encode(bilevel), "m.png"), [[1, 0]])
-
-
-def test_masks_of_few_bits_are_not_spread():
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    for bits, row, want in ((2, b"\x1b", [0, 1, 2, 3]), (4, b"\x0f\x5a", [0, 15, 5, 10])):
-        header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row))
-        np.testing.assert_array_equal(decode_mask(data + chunk(b"IEND", b""), "m.png"), [want])
-
-
 def test_photos_of_telephones_are_called_by_their_name():
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
     for call in (decode, upright_size):
         with pytest.raises(UnreadableImage, match="a.jpg: a HEIC photo, .* convert it to JPEG"):
             call(data, "a.jpg")
-
-
-def test_colour_mask_is_refused_by_name():
-    with pytest.raises(SegmentationError, match="mask some/mask.png is an image of mode RGB"):
-        decode_mask(PNG, "some/mask.png")
-    with pytest.raises(SegmentationError, match="mask some/mask.png cannot be read: the file is empty"):
-        decode_mask(b"", "some/mask.png")
 
 
 class Fixed:

@@ -12,7 +12,7 @@ from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.labelled import check
 from cp2_jax.data.labelled.examples import open_examples
-from cp2_jax.data.labelled.masks import decode_mask
+from cp2_jax.data.labelled.masks import read_mask
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_class_numbers_in_three_equal_bands(tmp_path, said, colors, mode):
     for _ in range(2):
         np.testing.assert_array_equal(examples.load(0)[1], numbers)
     assert [record.message.count("a.png is grey in three equal bands; its levels") for record in said.records] == [1]
-    np.testing.assert_array_equal(decode_mask(encode(GREY, "WEBP", lossless=True), "a.webp"), LABELS)
+    np.testing.assert_array_equal(read_mask(encode(GREY, "WEBP", lossless=True), "a.webp").values, LABELS)
     Image.fromarray(np.stack([numbers + 1] * 3, -1)).convert(mode).save(path)
     with pytest.raises(SegmentationError, match="a.png has value 3, which is neither a class nor ignored"):
         examples.load(0)
@@ -126,11 +126,11 @@ def test_equal_bands_that_may_be_colours_are_refused(tmp_path):
 def test_class_numbers_in_16_bits():
     for kind in ("PNG", "TIFF"):
         data = encode(Image.fromarray(LABELS.astype(np.uint16)), kind)
-        np.testing.assert_array_equal(decode_mask(data, "m"), LABELS)
+        np.testing.assert_array_equal(read_mask(data, "m").values, LABELS)
     with pytest.raises(
         SegmentationError, match="16 or 32 bits a pixel and values from 0 to .*000; class numbers are 0 to 255"
     ):
-        decode_mask(encode(Image.fromarray(LABELS.astype(np.uint16) * 1000)), "m.png")
+        read_mask(encode(Image.fromarray(LABELS.astype(np.uint16) * 1000)), "m.png")
 
 
 def test_a_palette_in_another_order_than_the_classes_is_told(tmp_path, said):

@@ -179,22 +179,3 @@ def test_without_its_config_a_run_that_was_cut_off_goes_on(cut_off, finished):
     assert run.train(tiny(cut_off / "images"), cut_off / "run").steps == 6
     ours, theirs = (checkpoints.read(folder / "run")[0]["params"] for folder in (cut_off, finished))
     np.testing.assert_array_equal(ours["backbone"]["first"]["kernel"], theirs["backbone"]["first"]["kernel"])
-
-
-def test_whatever_is_raised_the_save_under_way_is_finished(finished, tmp_path, monkeypatch):
-    """The validation that follows a save, say, meets a mask that it cannot read."""
-
-    def watchers(*_):
-        def fails(step, state):
-            if step == 5:
-                raise RuntimeError("a hook fails")
-
-        return [fails]
-
-    monkeypatch.setattr(run, "_watchers", watchers)
-    with pytest.raises(RuntimeError, match="a hook fails"):
-        run.train(tiny(finished / "images"), tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "4"]
-    monkeypatch.undo()
-    assert run.train(tiny(finished / "images"), tmp_path / "run").steps == 6
-    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()] == [1, 2, 3, 4, 5, 6]

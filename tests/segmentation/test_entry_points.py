@@ -13,7 +13,7 @@ from helpers.paths import ROOT
 from helpers.tiny import choose_vit, tiny_config
 from PIL import Image
 
-from cp2_jax.data.labelled import examples
+from cp2_jax.data.labelled import masks
 from cp2_jax.runs import checkpoints
 from cp2_jax.segmentation import step as finetune_step
 
@@ -96,7 +96,7 @@ def test_entry_points_finetune_resume_evaluate_predict(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.png", "1.png"]
     images = tmp_path / "data/images/val"
     command("predict", "--checkpoint", whole / "best", "--images", images, "--output", tmp_path / "o")
-    mask = examples.decode_mask((tmp_path / "o/masks/1.png").read_bytes(), "1.png")
+    mask = masks.read_mask((tmp_path / "o/masks/1.png").read_bytes(), "1.png").values
     assert mask.shape == (32, 40) and mask.max() <= 1 and (tmp_path / "o/overlays/0.png").exists()
     out = script("predict", "--checkpoint", tmp_path / "nowhere", "--images", tmp_path, "--output", tmp_path, status=1)
     assert "no checkpoint at" in out and "Traceback" not in out

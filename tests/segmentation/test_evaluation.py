@@ -13,7 +13,7 @@ from helpers.miniatures import write_pair
 from helpers.tiny import tiny_config
 
 from configs import finetune_voc
-from cp2_jax.data.labelled import examples, transforms
+from cp2_jax.data.labelled import examples, masks, transforms
 from cp2_jax.options import ConfigError
 from cp2_jax.runs import checkpoints, mesh
 from cp2_jax.segmentation import class_maps, evaluation, hooks, saved
@@ -201,7 +201,7 @@ def test_unreadable_image_is_an_error(network, split):
 def test_class_maps_keep_their_indices(tmp_path):
     predicted = np.arange(12, dtype=np.uint8).reshape(3, 4)
     class_maps.save_class_map(tmp_path / "a/b.png", predicted)
-    mask = examples.decode_mask((tmp_path / "a/b.png").read_bytes(), "b.png")
+    mask = masks.read_mask((tmp_path / "a/b.png").read_bytes(), "b.png").values
     np.testing.assert_array_equal(mask, predicted)
 
 
@@ -280,7 +280,7 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     drawn = [f"evaluation_{name}" for name in ("best", "median", "worst")]
     assert writer.pictures[:3] == [(2, name) for name in drawn] and writer.pictures[-3:] == [(6, name) for name in drawn]
     evaluator({"params": always(1).params, "batch_stats": state.batch_stats}, tmp_path / "maps")
-    stored = examples.decode_mask((tmp_path / "maps/0.png").read_bytes(), "0.png")
+    stored = masks.read_mask((tmp_path / "maps/0.png").read_bytes(), "0.png").values
     assert (stored == 5).all()  # class 1 is value 5 in this data set's masks
 
 

@@ -19,7 +19,7 @@ from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.images import decoding
 from cp2_jax.data.labelled import survey, transforms
 from cp2_jax.data.labelled.colors import ColorTable, color_table, is_color
-from cp2_jax.data.labelled.masks import Mask, decode_mask, read_mask
+from cp2_jax.data.labelled.masks import Mask, read_mask
 from cp2_jax.data.labelled.options import limited
 from cp2_jax.data.labelled.pairs import find_pairs
 from cp2_jax.data.labelled.sources import layout, open_pairs
@@ -27,7 +27,6 @@ from cp2_jax.data.labelled.sources import layout, open_pairs
 __all__ = [
     "Examples",
     "SegmentationError",
-    "decode_mask",
     "find_pairs",
     "label_table",
     "layout",
@@ -151,7 +150,7 @@ class Examples:
 
         Raises:
           UnreadableImage: naming the image.
-          SegmentationError: naming the mask, for what `decode_mask` refuses, another size than the image's, a value that
+          SegmentationError: naming the mask, for what `read_mask` refuses, another size than the image's, a value that
             `table` does not know, or a palette of another order than those of the other masks.
         """
         image_data, mask_data = self.encoded(index)

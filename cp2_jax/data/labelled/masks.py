@@ -35,10 +35,8 @@ class Mask:
     palette: UInt8[np.ndarray, "entries 3"] | None
 
 
-def decode_mask(
-    data: bytes, name: str, turn: bool = True, table: ColorTable | None = None
-) -> UInt8[np.ndarray, "height width"]:
-    """Return a mask file's values: the indices of a palette PNG, the levels of a grey one.
+def read_mask(data: bytes, name: str, turn: bool = True, table: ColorTable | None = None) -> Mask:
+    """Return a mask file's values, the indices of a palette PNG or the levels of a grey one, and its palette.
 
     Args:
       data: the encoded mask.
@@ -49,15 +47,6 @@ def decode_mask(
     Raises:
       SegmentationError: naming a mask that cannot be read, has colours that `table` does not say or numbers above 255, or
         is stored in a way that changes values (JPEG and the like, in whatever container).
-    """
-    return read_mask(data, name, turn, table).values
-
-
-def read_mask(data: bytes, name: str, turn: bool = True, table: ColorTable | None = None) -> Mask:
-    """Return a mask file's values and palette; the arguments are those of `decode_mask`.
-
-    Raises:
-      SegmentationError: as `decode_mask`.
     """
     try:
         image = formats.open_image(data, name)
@@ -93,7 +82,7 @@ def _of_many_bits(image: Image.Image, name: str) -> UInt8[np.ndarray, "height wi
 
 
 def header_size(data: bytes, name: str, turn: bool = True) -> tuple[int, int]:
-    """Return the (height, width) that `decode_mask` will give, from the headers only. Arguments: see there.
+    """Return the (height, width) that `read_mask` will give, from the headers only. Arguments: see there.
 
     Raises:
       SegmentationError: naming a mask that cannot be read.
