@@ -13,6 +13,8 @@ from absl import flags
 from helpers import servers, watching
 from helpers.paths import DATA, ROOT
 
+from cp2_jax.data import notices
+
 HERE = ROOT / "tests"
 
 # How long an example takes says how busy the machine is, not whether the code is right.
@@ -124,6 +126,14 @@ def x64():
     """Run one test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def said(monkeypatch, caplog, tmp_path):
+    """Let what is said once about data be said again in this test, and indexes be kept in a cache of its own; the log."""
+    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return caplog
 
 
 @pytest.fixture(scope="session")

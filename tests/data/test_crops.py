@@ -1,10 +1,10 @@
 """The fast way from bytes to crops against the plain one: whole decode, cut, Pillow's resize."""
 
-import io
 import threading
 
 import numpy as np
 import pytest
+from helpers.images import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,12 +30,6 @@ def picture(height=240, width=320, seed=0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((width, height), Image.BICUBIC)
     return np.clip(np.asarray(coarse) + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
-def encode(image, kind="JPEG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def plainly(data, rng, size, views):
@@ -97,7 +91,7 @@ def test_part_of_a_jpeg_equals_the_same_part_of_the_whole(subsampling, progressi
         image = image.convert("L")
     else:
         options["subsampling"] = SUBSAMPLINGS[subsampling]
-    data = encode(image, **options)
+    data = encode(image, "JPEG", **options)
     whole = decoding.decode(data, "whole")
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -116,7 +110,7 @@ def test_crops_equal_the_plain_way(monkeypatch, library, views):
         monkeypatch.setattr(turbojpeg, "_library", lambda: None)
     found = []
     for seed in range(12):
-        data = encode(Image.fromarray(picture(seed=seed)), quality=90, subsampling=2)
+        data = encode(Image.fromarray(picture(seed=seed)), "JPEG", quality=90, subsampling=2)
         result = crops.random_crops(data, "a.jpg", np.random.default_rng(seed), 64, views)
         want = plainly(data, np.random.default_rng(seed), 64, views)
         assert result.shape == (views, 64, 64, 3) and result.dtype == np.uint8
@@ -127,7 +121,7 @@ def test_crops_equal_the_plain_way(monkeypatch, library, views):
 
 @needs_turbojpeg
 def test_the_library_changes_no_pixel(monkeypatch):
-    files = [encode(Image.fromarray(picture(seed=seed)), quality=80) for seed in range(6)]
+    files = [encode(Image.fromarray(picture(seed=seed)), "JPEG", quality=80) for seed in range(6)]
 
     def take():
         return [crops.random_crops(f, "a.jpg", np.random.default_rng(i), 32, 2) for i, f in enumerate(files)]
@@ -141,7 +135,7 @@ def test_the_library_changes_no_pixel(monkeypatch):
 def test_crops_are_of_the_upright_image(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(Image.fromarray(picture(60, 90)), quality=95, exif=exif)
+    data = encode(Image.fromarray(picture(60, 90)), "JPEG", quality=95, exif=exif)
     result = crops.random_crops(data, "a.jpg", np.random.default_rng(1), 32, 2)
     assert differences(result, plainly(data, np.random.default_rng(1), 32, 2)).max() <= 2
 
@@ -154,12 +148,12 @@ def test_other_formats_are_exactly_pillows(kind, mode):
 
 
 def test_cmyk_jpeg():
-    data = encode(Image.fromarray(picture(60, 90)).convert("CMYK"), quality=95)
+    data = encode(Image.fromarray(picture(60, 90)).convert("CMYK"), "JPEG", quality=95)
     result = crops.random_crops(data, "a.jpg", np.random.default_rng(1), 32, 2)
     assert differences(result, plainly(data, np.random.default_rng(1), 32, 2)).max() <= 2
 
 
-JPEG = encode(Image.fromarray(picture()), quality=90)
+JPEG = encode(Image.fromarray(picture()), "JPEG", quality=90)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8", JPEG[:30], JPEG[: len(JPEG) // 2], JPEG[:-1000]])
@@ -175,7 +169,7 @@ def test_damage_within_the_part_is_left_to_the_plain_way():
     jpeg = turbojpeg.open_jpeg(damaged, 10**9)
     assert jpeg.decode(0, 0, jpeg.height, jpeg.width) is None
     assert turbojpeg.open_jpeg(JPEG, max_pixels=100) is None  # and decompression bombs
-    assert turbojpeg.open_jpeg(encode(Image.fromarray(picture(9, 9)).convert("CMYK")), 10**9) is None
+    assert turbojpeg.open_jpeg(encode(Image.fromarray(picture(9, 9)).convert("CMYK"), "JPEG"), 10**9) is None
 
 
 def test_bombs_are_refused(monkeypatch):

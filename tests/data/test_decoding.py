@@ -6,18 +6,13 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers.images import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cp2_jax.data.images import crops
 from cp2_jax.data.images.decoding import UnreadableImage, decode, upright_size
-
-
-def encode(image, kind="PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def smooth(height=24, width=40) -> np.ndarray:

@@ -11,17 +11,11 @@ import pytest
 from helpers.miniatures import write_pair
 from ml_collections import ConfigDict
 
-from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
 from cp2_jax.data.labelled import check, classes
 from cp2_jax.data.labelled.examples import open_examples
 
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(notices, "_said", set())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return caplog
+pytestmark = pytest.mark.usefixtures("said")
 
 
 STEMS = ("one", "two", "city/three")

@@ -9,17 +9,12 @@ import pytest
 from helpers.miniatures import folder_section, write_pair
 from PIL import Image
 
-from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError, UnreadableImage
 from cp2_jax.data.labelled import check, survey
 from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.data.labelled.pairs import find_pairs, match_pairs
 
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog):
-    monkeypatch.setattr(notices, "_said", set())
-    return caplog
+pytestmark = pytest.mark.usefixtures("said")
 
 
 def fill(root, *stems, images="images", labels="labels"):

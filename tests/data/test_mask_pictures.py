@@ -1,11 +1,9 @@
 """Masks that are pictures, masks in three equal bands, and masks of 16 bits."""
 
-import io
-
 import numpy as np
 import pytest
-from helpers.miniatures import write_pair
-from ml_collections import ConfigDict
+from helpers.images import encode
+from helpers.miniatures import folder_section, write_pair
 from PIL import Image
 
 from cp2_jax.data import notices
@@ -14,32 +12,20 @@ from cp2_jax.data.labelled import check
 from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.data.labelled.masks import read_mask
 
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog):
-    monkeypatch.setattr(notices, "_said", set())
-    return caplog
-
-
-def encode(image, kind="PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+pytestmark = pytest.mark.usefixtures("said")
 
 
 LABELS = np.random.default_rng(0).integers(0, 5, (9, 13)).astype(np.uint8)
 GREY = Image.fromarray(LABELS)
 
 
-def config(root, names=("background", "tumour"), **changes):
-    data = dict(source="folder", path=str(root), images="images", labels="labels", image_suffix="", label_suffix="")
-    data |= dict(classes="", num_classes=len(names), class_names=names, label_map=(), ignore_label=255) | changes
-    return ConfigDict(data)
-
-
 COLORS = ((0, 0, 0), (200, 0, 0), (0, 200, 0))
 NAMED = ("background", "apple", "pear")
 VOID = (224, 224, 192)
+
+
+def config(root, names=NAMED, **changes):
+    return folder_section(root, **dict(num_classes=len(names), class_names=names) | changes)
 
 
 def painted(root, numbers, colors=COLORS, mode="RGB", **options):
@@ -53,12 +39,12 @@ def painted(root, numbers, colors=COLORS, mode="RGB", **options):
 def test_masks_in_the_colours_of_the_classes(tmp_path, mode):
     numbers = np.random.default_rng(0).integers(0, 3, (12, 16))
     painted(tmp_path, numbers, mode=mode)
-    data = config(tmp_path, NAMED, class_colors=COLORS)
+    data = config(tmp_path, class_colors=COLORS)
     np.testing.assert_array_equal(open_examples(data, "train").load(0)[1], numbers)
     found = check.check_split(data, "train")
     assert not found.problems and list(found.pixels[:3]) == list(np.bincount(numbers.ravel()))
     # What label_map says of class numbers is not applied to colours.
-    shifted = config(tmp_path, NAMED, class_colors=COLORS, label_map=((0, 255), (1, 0), (2, 1), (3, 2)))
+    shifted = config(tmp_path, class_colors=COLORS, label_map=((0, 255), (1, 0), (2, 1), (3, 2)))
     np.testing.assert_array_equal(open_examples(shifted, "train").load(0)[1], numbers)
 
 
@@ -66,17 +52,17 @@ def test_colours_that_are_to_be_ignored_or_of_another_class(tmp_path):
     numbers = np.random.default_rng(1).integers(0, 4, (12, 16))
     painted(tmp_path, numbers, (*COLORS, VOID))
     with pytest.raises(SegmentationError, match=r"colour \(224, 224, 192\) in .* pixels, .* data.label_map=\(\(\(224, 224"):
-        open_examples(config(tmp_path, NAMED, class_colors=COLORS), "train").load(0)
-    ignoring = config(tmp_path, NAMED, class_colors=COLORS, label_map=((VOID, 255),))
+        open_examples(config(tmp_path, class_colors=COLORS), "train").load(0)
+    ignoring = config(tmp_path, class_colors=COLORS, label_map=((VOID, 255),))
     np.testing.assert_array_equal(open_examples(ignoring, "train").load(0)[1], np.where(numbers == 3, 255, numbers))
-    merging = config(tmp_path, NAMED, class_colors=COLORS, label_map=((VOID, 255), ([0, 200, 0], 1)))
+    merging = config(tmp_path, class_colors=COLORS, label_map=((VOID, 255), ([0, 200, 0], 1)))
     np.testing.assert_array_equal(open_examples(merging, "train").load(0)[1], np.array([0, 1, 1, 255])[numbers])
 
 
 def test_pictures_that_cannot_be_masks(tmp_path):
     def refused(match, colors=COLORS):
         with pytest.raises(SegmentationError, match=match):
-            open_examples(config(tmp_path, NAMED, class_colors=colors), "train").load(0)
+            open_examples(config(tmp_path, class_colors=colors), "train").load(0)
 
     numbers = np.random.default_rng(2).integers(0, 3, (12, 16))
     path = painted(tmp_path, numbers)
@@ -89,7 +75,7 @@ def test_pictures_that_cannot_be_masks(tmp_path):
     clear.save(path)
     refused("has transparent pixels")
     with pytest.raises(SegmentationError, match=r"has \(\(300, 0, 0\), 255\): give pairs"):
-        open_examples(config(tmp_path, NAMED, label_map=(((300, 0, 0), 255),)), "train")
+        open_examples(config(tmp_path, label_map=(((300, 0, 0), 255),)), "train")
 
 
 @pytest.mark.parametrize("colors", [(), COLORS], ids=["no colours", "colours"])
@@ -100,7 +86,7 @@ def test_class_numbers_in_three_equal_bands(tmp_path, said, colors, mode):
     numbers[0] = 255
     _, path = write_pair(tmp_path, "a")
     Image.fromarray(np.stack([numbers] * 3, -1)).convert(mode).save(path)
-    examples = open_examples(config(tmp_path, NAMED, class_colors=colors), "train")
+    examples = open_examples(config(tmp_path, class_colors=colors), "train")
     for _ in range(2):
         np.testing.assert_array_equal(examples.load(0)[1], numbers)
     assert [record.message.count("a.png is grey in three equal bands; its levels") for record in said.records] == [1]
@@ -136,7 +122,7 @@ def test_class_numbers_in_16_bits():
 def test_a_palette_in_another_order_than_the_classes_is_told(tmp_path, said):
     numbers = np.random.default_rng(0).integers(0, 3, (12, 16)).astype(np.uint8)
     path = painted(tmp_path, numbers)
-    data = config(tmp_path, NAMED, class_colors=COLORS)
+    data = config(tmp_path, class_colors=COLORS)
 
     def store(*order):
         picture = Image.fromarray(numbers)

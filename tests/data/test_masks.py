@@ -1,32 +1,21 @@
 """Masks are read exactly as stored or refused, whatever container, palette or orientation they come in."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from helpers.images import encode
 from helpers.miniatures import PALETTE, write_pair
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cp2_jax.data import notices
 from cp2_jax.data.errors import SegmentationError
 from cp2_jax.data.labelled import check
 from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.data.labelled.masks import read_mask
 
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog):
-    monkeypatch.setattr(notices, "_said", set())
-    return caplog
-
-
-def encode(image, kind="PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+pytestmark = pytest.mark.usefixtures("said")
 
 
 def values(data, name="m") -> np.ndarray:

@@ -10,16 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.packing import IMAGES, everything, png, write_parquet
 
-from cp2_jax.data import notices, parquet
+from cp2_jax.data import parquet
 from cp2_jax.data.errors import SourceError, UnreadableImage
 from cp2_jax.data.images.sources import ParquetSource
 
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(notices, "_said", set())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return caplog
+pytestmark = pytest.mark.usefixtures("said")
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])

@@ -1,9 +1,8 @@
 """Photographs of one NumPy file become a data set; a file that holds something else is refused."""
 
-import io
-
 import numpy as np
 import pytest
+from helpers.images import encode
 from PIL import Image
 
 from cp2_jax.data.errors import SourceError
@@ -13,11 +12,7 @@ from cp2_jax.data.prepare import photographs
 
 def pack(path, count=6, **changes):
     """Write `count` grey JPEGs of different tones into one file."""
-    encoded = []
-    for tone in range(count):
-        stream = io.BytesIO()
-        Image.new("RGB", (8, 8), (tone * 20,) * 3).save(stream, "JPEG")
-        encoded.append(stream.getvalue())
+    encoded = [encode(Image.new("RGB", (8, 8), (tone * 20,) * 3), "JPEG") for tone in range(count)]
     offset = np.cumsum([0, *map(len, encoded)])
     arrays = {"jpeg": np.frombuffer(b"".join(encoded), np.uint8), "offset": offset} | changes
     np.savez(path, **arrays)

@@ -1,6 +1,5 @@
 """Pixels of more than 8 bits, further bands, headers that claim too much; written by hand where Pillow cannot."""
 
-import io
 import resource
 import struct
 import zlib
@@ -8,24 +7,14 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from helpers.images import encode
 from PIL import Image
 
-from cp2_jax.data import notices
 from cp2_jax.data.errors import UnreadableImage
 from cp2_jax.data.images import crops
 from cp2_jax.data.images.decoding import decode, upright_size
 
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog):
-    monkeypatch.setattr(notices, "_said", set())
-    return caplog
-
-
-def encode(image, kind="PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+pytestmark = pytest.mark.usefixtures("said")
 
 
 def by_opencv(pixels, extension) -> bytes:
@@ -231,7 +220,6 @@ def test_a_jpeg_cut_at_any_length_is_unreadable_or_whole():
 def test_a_tiff_of_several_pages_says_that_the_first_is_taken(said):
     pages = [Image.new("RGB", (4, 3), color) for color in ("red", "blue")]
     for count in (1, 2, 2):
-        file = io.BytesIO()
-        pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:count])
-        assert decode(file.getvalue(), f"{count}.tif")[0, 0].tolist() == [255, 0, 0]
+        data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:count])
+        assert decode(data, f"{count}.tif")[0, 0].tolist() == [255, 0, 0]
     assert [record.getMessage()[:24] for record in said.records] == ["2.tif has several pages;"]

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from helpers.images import encode
 from PIL import Image
 
 from cp2_jax.data.images.decoding import decode
@@ -15,9 +16,7 @@ from cp2_jax.data.prepare.imagenet import prepare_images, read_images, reencode
 
 def jpeg(seed, size=(30, 40), **options):
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC).save(file, "JPEG", **{"quality": 95} | options)
-    return file.getvalue()
+    return encode(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC), "JPEG", **{"quality": 95} | options)
 
 
 def tar(files):
@@ -98,9 +97,7 @@ def test_reencoding_is_close_upright_and_always_jpeg():
     exif[0x0112] = 6  # lies on its side
     turned = jpeg(1, (200, 300), exif=exif)
     assert decode(reencode(turned, "a", 100), "a").shape == (150, 100, 3)
-    file = io.BytesIO()
-    Image.fromarray(decode(data, "a")).convert("RGBA").save(file, "PNG")
-    png = reencode(file.getvalue(), "a", 500)
+    png = reencode(encode(Image.fromarray(decode(data, "a")).convert("RGBA")), "a", 500)
     assert png[:2] == b"\xff\xd8" and decode(png, "a").shape == (200, 300, 3)
 
 

@@ -1,6 +1,5 @@
 """Sources of encoded images: folders, and a TFDS data set written here in a few records."""
 
-import io
 import os
 import pickle
 import shutil
@@ -10,6 +9,7 @@ import sys
 import ml_collections
 import numpy as np
 import pytest
+from helpers.images import encode
 from PIL import Image
 
 from cp2_jax.data.errors import UnreadableImage
@@ -17,9 +17,7 @@ from cp2_jax.data.images import sources
 
 
 def png(value: int, size=(5, 4)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
-    return file.getvalue()
+    return encode(Image.new("RGB", size, (value, value, value)))
 
 
 def write_tfds(directory, file_format="array_record", count=5):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cp2_jax.data import files, notices, walking
+from cp2_jax.data import files, walking
 from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.labelled.pairs import find_pairs
@@ -15,11 +15,7 @@ from cp2_jax.data.labelled.pairs import find_pairs
 SUFFIXES = {".png", ".jpg"}
 
 
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog):
-    """What was said once is said again in each test; the text of it."""
-    monkeypatch.setattr(notices, "_said", set())
-    return caplog
+pytestmark = pytest.mark.usefixtures("said")
 
 
 def touch(root, *names):

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from helpers.images import encode
+
 
 def png(number: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
+    return encode(Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)))
 
 
 IMAGES = {f"{group}/{number}.png": png(7 * ord(group) + number) for group in "ab" for number in range(4)}

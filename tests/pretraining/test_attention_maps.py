@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.images import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -115,9 +116,7 @@ def test_the_mask_is_flipped_with_its_image():
 
 
 def png(array):
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return stream.getvalue()
+    return encode(Image.fromarray(array))
 
 
 @pytest.fixture
