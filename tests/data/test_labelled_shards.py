@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.miniatures import write_pair
-from ml_collections import ConfigDict
+from helpers.miniatures import folder_section, write_pair
 
 from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
 from cp2_jax.data.labelled import check, classes
@@ -31,9 +30,7 @@ def pairs(tmp_path):
 
 
 def config(path, source, **changes):
-    data = dict(source=source, path=str(path), images="images", labels="labels", image_suffix="", label_suffix="")
-    data |= dict(classes="", num_classes=4, class_names=tuple("abcd"), label_map=(), ignore_label=255) | changes
-    return ConfigDict(data)
+    return folder_section(path, source=source, class_names=tuple("abcd"), **changes)
 
 
 def write_tar(path, members):
