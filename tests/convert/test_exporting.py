@@ -135,7 +135,13 @@ def test_what_mmsegmentation_cannot_compute_is_refused(section, message):
     """Not the weights alone: the backbone by itself may go to torchvision's names."""
     variables = names.variables_from_torch(CP2)
     model = {"backbone": "resnet", "resnet": section, "head": "aspp"}
-    meta = {"kind": "converted", "model": model, "input": {"mean": [0, 0, 0], "std": [1, 1, 1]}}
+    meta = {
+        "kind": "converted",
+        "file": "cp2.pth",
+        "format": "mmseg",
+        "model": model,
+        "input": {"mean": [0, 0, 0], "std": [1, 1, 1]},
+    }
     for layout in ("mmseg", "merged"):
         with pytest.raises(CheckpointError, match=message):
             exporting.state_dict(variables, meta, layout)
