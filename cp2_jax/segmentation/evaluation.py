@@ -139,38 +139,6 @@ def _warn_of_compilations(batches: Sequence[Batch]) -> None:
         )
 
 
-def overlays(
-    result: Evaluation,
-    examples: Examples,
-    predictor: Predictor,
-    variables: Any,
-    class_names: Sequence[str],
-    device_mesh: Mesh,
-    colors: UInt8[np.ndarray, "classes 3"] | None = None,
-) -> dict[str, UInt8[np.ndarray, "picture_height picture_width 3"]]:
-    """Return pictures of the images with the best, median and worst mean IoU beside truth and prediction.
-
-    All processes call it, for they predict together; all get the same.
-    """
-    ranked = [int(i) for i in np.argsort(-result.image_miou) if not np.isnan(result.image_miou[i])]
-    if not ranked:
-        return {}
-    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    drawn = {}
-    for name, index in chosen.items():
-        image, label = examples.load(index)
-        # With the images that it was predicted with before: nothing has to be compiled.
-        batch = next(batch for batch in result.batches if index in batch.indices)
-        inputs, _ = _host_batch(examples, batch, mesh.local_rows(device_mesh, len(batch.indices)), predictor)
-        predicted = predictor.predict(variables, mesh.place_batch(device_mesh, inputs), batch)
-        predicted = np.asarray(mesh.local_copy(device_mesh, predicted))
-        predicted = predicted[batch.indices.index(index), : label.shape[0], : label.shape[1]]
-        words = f"{examples.stem(index)}: mean IoU {result.image_miou[index]:.1%}, {name} of {len(ranked)} images"
-        shown = image[None], label[None], predicted[None]
-        drawn[name] = pictures.predictions(*shown, class_names, colors=colors, captions=[words])
-    return drawn
-
-
 class Evaluator:
     """The evaluation split of a config and the predictor for it, kept over a run so that nothing compiles twice.
 
@@ -232,10 +200,30 @@ class Evaluator:
             keep=keep if predictions else None,
         )
 
-    def draw(self, result: Evaluation, variables: Any) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
-        """Return `overlays` of an evaluation by name; all processes call it."""
-        colors = overlay_colors(self.config.data)
-        return overlays(result, self.examples, self.predictor, variables, self.names, self.device_mesh, colors)
+    def draw(self, result: Evaluation, variables: Any) -> dict[str, UInt8[np.ndarray, "picture_height picture_width 3"]]:
+        """Return pictures of the images with the best, median and worst mean IoU beside truth and prediction, by name.
+
+        All processes call it, for they predict together; all get the same.
+        """
+        ranked = [int(i) for i in np.argsort(-result.image_miou) if not np.isnan(result.image_miou[i])]
+        if not ranked:
+            return {}
+        chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+        colors, ignore = overlay_colors(self.config.data), self.config.data.ignore_label
+        drawn = {}
+        for name, index in chosen.items():
+            image, label = self.examples.load(index)
+            # With the images that it was predicted with before: nothing has to be compiled.
+            batch = next(batch for batch in result.batches if index in batch.indices)
+            rows = mesh.local_rows(self.device_mesh, len(batch.indices))
+            inputs, _ = _host_batch(self.examples, batch, rows, self.predictor)
+            predicted = self.predictor.predict(variables, mesh.place_batch(self.device_mesh, inputs), batch)
+            predicted = np.asarray(mesh.local_copy(self.device_mesh, predicted))
+            predicted = predicted[batch.indices.index(index), : label.shape[0], : label.shape[1]]
+            words = f"{self.examples.stem(index)}: mean IoU {result.image_miou[index]:.1%}, {name} of {len(ranked)} images"
+            shown = image[None], label[None], predicted[None]
+            drawn[name] = pictures.predictions(*shown, self.names, ignore, colors, captions=[words])
+        return drawn
 
     def write_scores(self, workdir: str | AnyPath, result: Evaluation, extra: dict, own: bool = True) -> AnyPath:
         """Write scores into a work directory; of several processes, the first does.

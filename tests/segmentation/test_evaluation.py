@@ -284,6 +284,15 @@ def test_periodic_evaluation_keeps_the_best_and_goes_on_after_a_restart(tmp_path
     assert (stored == 5).all()  # class 1 is value 5 in this data set's masks
 
 
+def test_what_is_ignored_is_drawn_whatever_its_label(tmp_path):
+    write_pair(tmp_path, "quarters", split="val")
+    config = folder_config(tmp_path)
+    config.data.update(label_map=((3, 200),), ignore_label=200)
+    evaluator = evaluation.Evaluator(config, mesh.make_mesh(jax.devices()[:1]))
+    variables = finetune_step.init_variables(config)
+    assert evaluator.draw(evaluator(variables), variables).keys() == {"best", "median", "worst"}
+
+
 def test_class_names_and_numbers_must_agree(tmp_path):
     halves_on_disk(tmp_path, "val", 1)
     config = folder_config(tmp_path)
