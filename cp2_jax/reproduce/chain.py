@@ -91,7 +91,7 @@ def stages(recipe: Recipe, seed: int, place: Place, value: float | None = None) 
 
 
 def _cp2(command: str) -> tuple[str, ...]:
-    return sys.executable, "-m", "cp2_jax.cli", command
+    return sys.executable, "-m", "cp2_jax", command
 
 
 def _conversion(recipe: Recipe, place: Place, file: pathlib.Path | None, output: str) -> Stage:
@@ -163,7 +163,7 @@ def run(cell: Cell, seed: int, place: Place) -> dict:
 def _done_otherwise(stage: Stage) -> str:
     """Return what of a finished stage's command was different, as text to append; "" where nothing was."""
     try:
-        before = json.loads((stage.directory / DONE).read_text("utf-8"))["command"]
+        _python, _m, _module, *before = json.loads((stage.directory / DONE).read_text("utf-8"))["command"]
     except (ValueError, KeyError, TypeError):  # the marker of a run that was killed while it was written
         return ""
     different = [part for part in before if part not in stage.command and not part.startswith(_LINE)]

@@ -14,6 +14,7 @@ from helpers.networks import STAGES
 from helpers.paths import ROOT
 
 from cp2_jax.cli import main
+from cp2_jax.paths import save_json
 from cp2_jax.reproduce import chain, listing
 
 CELL = ("table1", "CP2 QT r.800", "PASCAL")
@@ -107,7 +108,7 @@ def command(stand_ins, workdir, *more):
 
 def here(command, check):
     """A stage's command in this process, which need not import everything again; the next test runs them as programs."""
-    assert command[:3] == (sys.executable, "-m", "cp2_jax.cli")
+    assert command[:3] == (sys.executable, "-m", "cp2_jax")
     return SimpleNamespace(returncode=main.run(command[3], list(command[4:]), f"cp2 {command[3]}"))
 
 
@@ -166,10 +167,10 @@ def test_what_a_killed_conversion_left_does_not_block_the_next(tmp_path):
 
 
 def test_a_finished_stage_says_what_it_was_made_with(tmp_path):
-    stage = chain.Stage("finetune", tmp_path, ("python", "--config.data.path=old"))
-    chain._write(tmp_path / "stage_done.json", json.dumps({"command": stage.command}))
+    stage = chain.Stage("finetune", tmp_path, ("python", "-m", "cp2_jax", "finetune", "--config.data.path=old"))
+    save_json(tmp_path / "stage_done.json", {"command": stage.command})
     assert chain._done_otherwise(stage) == ""
-    moved = chain.Stage("finetune", tmp_path, ("python", "--config.data.path=new"))
+    moved = chain.Stage("finetune", tmp_path, ("python3", "-m", "cp2_jax", "finetune", "--config.data.path=new"))
     assert chain._done_otherwise(moved) == " (with --config.data.path=old)"
     (tmp_path / "stage_done.json").write_text("{")
     assert moved.done and chain._done_otherwise(moved) == ""
