@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from cp2_jax.convert.origins import origin
 from cp2_jax.models import inputs, segmenter
 from cp2_jax.models.network import Network
+from cp2_jax.models.precision import widened
 from cp2_jax.pretraining.losses import l2_normalize
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 
@@ -54,7 +55,7 @@ class FeatureExtractor:
         images = inputs.normalize(jnp.asarray(images), self.mean, self.std)
         if self.features in ("stages", "backbone"):
             stages = self.network.apply(variables, images, False, method="stages")
-            stages = tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in stages)
+            stages = tuple(map(widened, stages))
             return stages if self.features == "stages" else stages[-1]
         if self.features == "head":
             return self.network.apply(variables, images, False, method="features")

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cp2_jax.models.precision import wide
+
 
 def convolution(
     x: Float[Array, "batch height width inputs"],
@@ -88,9 +90,9 @@ def _outputs(x, stride):
 
 def _shifted(x, kernel, stride, dilation):
     # A sum of several products is kept in float32, as inside a convolution.
-    wide = x.dtype if kernel.shape[:2] == (1, 1) else _wide(x)
+    summed = x.dtype if kernel.shape[:2] == (1, 1) else wide(x)
     total = _sum(
-        _put(_matmul(x[read].astype(wide), kernel[tap].astype(wide)), added, _outputs(x, stride))
+        _put(_matmul(x[read].astype(summed), kernel[tap].astype(summed)), added, _outputs(x, stride))
         for tap, read, added in _met(x, kernel, stride, dilation)
     )
     return materialize(total.astype(x.dtype), kernel)
@@ -204,16 +206,11 @@ def _taps_weights(cotangent, x, kernel, stride, dilation):
 
 
 def _product(indices, x, y):
-    return jnp.einsum(indices, x, y, preferred_element_type=_wide(x))
+    return jnp.einsum(indices, x, y, preferred_element_type=wide(x))
 
 
 def _sum(parts):
     return functools.reduce(operator.add, parts)
-
-
-def _wide(x):
-    """The dtype in which products of `x`'s are summed."""
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 FORMS = {

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cp2_jax.models import measured
+from cp2_jax.models.precision import widened
 
 
 class BatchNorm(nn.Module):
@@ -131,7 +132,7 @@ def _by_platform(x, scale, bias, table, groups, epsilon, dtype, relu):
 
 
 def _normalize(x, scale, bias, groups, epsilon, dtype, relu):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widened(x)
     # One pass over the activations. Cancellation is harmless: activations' means are of the size of their spread.
     mean = groups.average(wide)
     var = jnp.maximum(groups.average(wide * wide) - mean * mean, 0)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cp2_jax.models.interface import Head, read
+from cp2_jax.models.precision import wide
 from cp2_jax.models.tops import Features
 
 
@@ -31,7 +32,7 @@ class PoolHead(nn.Module):
     @nn.compact
     def __call__(self, x: Features, train: bool) -> Float[Array, "batch 1 1 channels"]:
         del train
-        return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+        return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=wide(x)).astype(x.dtype)
 
 
 def _build(options: PoolOptions, *, norm: Callable[..., nn.Module], dtype: Any) -> PoolHead:

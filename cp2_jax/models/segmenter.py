@@ -2,7 +2,6 @@
 
 import functools
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 from cp2_jax.models.fcn import FCNHead, FCNOptions
 from cp2_jax.models.network import Network
 from cp2_jax.models.norm import BatchNorm
+from cp2_jax.models.precision import widened
 from cp2_jax.models.tops import Classifier, Projection
 
 
@@ -37,19 +37,19 @@ class Segmenter(nn.Module):
         self, images: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch _ _ channels"]:
         """Return the head's output, float32, before projection or classifier."""
-        return _widen(self.head(self.backbone(images, train)[-1], train))
+        return widened(self.head(self.backbone(images, train)[-1], train))
 
     def levels(self, images: Float[Array, "batch height width 3"]) -> dict[str, Float[Array, "batch _ _ _"]]:
         """Return the dense features of a pretraining model that probes look at, float32, as at test time: the
         'backbone' 's last map and, if it is a map (MoCo's is a single pixel), the 'output' of the projection."""
         backbone = self.backbone(images, False)[-1]
         output = self.projection(self.head(backbone, False), False)
-        return {"backbone": _widen(backbone)} | ({"output": _widen(output)} if output.shape[1:3] != (1, 1) else {})
+        return {"backbone": widened(backbone)} | ({"output": widened(output)} if output.shape[1:3] != (1, 1) else {})
 
     def __call__(self, images: Float[Array, "batch height width 3"], train: bool) -> Float[Array, "batch _ _ outputs"]:
         """Return projected features (not yet l2-normalised) or class logits at the output stride, float32."""
         top = self.projection if self.projection is not None else self.classifier
-        return _widen(top(self.head(self.backbone(images, train)[-1], train), train))
+        return widened(top(self.head(self.backbone(images, train)[-1], train), train))
 
     def with_auxiliary(
         self, images: Float[Array, "batch height width 3"], train: bool
@@ -64,12 +64,8 @@ class Segmenter(nn.Module):
         more = ()
         if auxiliary:
             features = self.auxiliary_head(stages[self.auxiliary_stage], train)
-            more = (_widen(self.auxiliary_classifier(features, train)),)
-        return _widen(self.classifier(self.head(stages[-1], train), train)), *more
-
-
-def _widen(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            more = (widened(self.auxiliary_classifier(features, train)),)
+        return widened(self.classifier(self.head(stages[-1], train), train)), *more
 
 
 def build(

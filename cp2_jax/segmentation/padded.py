@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Shaped
 
 from cp2_jax.models.conv import Conv
 from cp2_jax.models.interface import Masking
+from cp2_jax.models.precision import wide
 from cp2_jax.options import ConfigError
 from cp2_jax.segmentation.inputs import Size, inside
 
@@ -50,9 +51,8 @@ def masking(size: Size, canvas: tuple[int, int], methods: Masking):
 
 def _mean(x, mask):
     """Return the mean over the masked pixels, summed and divided in float32 or wider: bfloat16 can only count to 256."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True, dtype=wide)
-    return (total / jnp.sum(mask, axis=(1, 2), keepdims=True, dtype=wide)).astype(x.dtype)
+    total = jnp.sum(jnp.where(mask, x, 0), axis=(1, 2), keepdims=True, dtype=wide(x))
+    return (total / jnp.sum(mask, axis=(1, 2), keepdims=True, dtype=wide(x))).astype(x.dtype)
 
 
 def apply(model: nn.Module, variables, images: Float[Array, "batch height width 3"], size: Size, methods: Masking):
