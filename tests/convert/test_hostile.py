@@ -163,10 +163,10 @@ REASONS = {
 
 
 def refused(path) -> str:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CheckpointFormatError) as caught:
         import_checkpoint(path)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{path}: ") and len(message) < 600, message
     return message.removeprefix(f"{path}: ")
