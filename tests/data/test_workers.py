@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from helpers.paths import ROOT
 from PIL import Image
 
@@ -59,15 +60,20 @@ def children(parent: int) -> set[int]:
     return found
 
 
-def test_no_worker_outlives_a_killed_reader(tmp_path):
+@pytest.fixture
+def images(tmp_path):
     for index in range(4):
         pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    return tmp_path
+
+
+def test_no_worker_outlives_a_killed_reader(images, tmp_path):
     script = tmp_path / "reader.py"
     script.write_text(READER)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     reader = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(script), str(images)], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         assert reader.stdout.readline() == "reading\n"
@@ -82,15 +88,12 @@ def test_no_worker_outlives_a_killed_reader(tmp_path):
     assert not [pid for pid in workers if pathlib.Path(f"/proc/{pid}").exists()]
 
 
-def test_ctrl_c_is_answered_by_the_parent_alone(tmp_path):
+def test_ctrl_c_is_answered_by_the_parent_alone(images, tmp_path):
     """It reaches the whole group, here while workers are starting; they neither say anything nor end."""
-    for index in range(4):
-        pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     script = tmp_path / "reader.py"
     script.write_text(INTERRUPTED)
     reader = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(images)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

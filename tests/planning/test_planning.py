@@ -53,32 +53,34 @@ def test_an_unknown_topology_lists_the_known(name):
         chips.get(name)
 
 
+PROGRAM = program.Program(
+    kind="pretrain",
+    topology="x",
+    devices=4,
+    hosts=2,
+    batch_size=256,
+    parameters=100,
+    optimizer=100,
+    queue=50,
+    batch=64,
+    temporaries=320,
+    code=10,
+    peak=700,
+    memory=1000,
+    flops=100.0,
+    bytes_accessed=50.0,
+    traffic={"augment": 48.0, "backward": 96.0},
+    collectives=[Collective("all-gather", 80, 4, "", ())],
+    compile_seconds=1.0,
+)
+
+
 def test_bounds_follow_from_the_specification():
     config = pretrain_r50_aspp.get_config()
     config.epochs = 2
     chip = chips.Chip(memory=1000, flops=50.0, memory_rate=10.0, link_rate=20.0)
     topology = chips.Topology("x", [None] * 4, chip, hosts=2)
-    compiled = program.Program(
-        kind="pretrain",
-        topology="x",
-        devices=4,
-        hosts=2,
-        batch_size=256,
-        parameters=100,
-        optimizer=100,
-        queue=50,
-        batch=64,
-        temporaries=320,
-        code=10,
-        peak=700,
-        memory=1000,
-        flops=100.0,
-        bytes_accessed=50.0,
-        traffic={"augment": 48.0, "backward": 96.0},
-        collectives=[Collective("all-gather", 80, 4, "", ())],
-        compile_seconds=1.0,
-    )
-    plan = report.plan(config, topology, compiled, images=2560, efficiencies=(1.0, 0.5))
+    plan = report.plan(config, topology, PROGRAM, images=2560, efficiencies=(1.0, 0.5))
     assert (plan.compute, plan.memory, plan.links, plan.bound) == (2.0, 5.0, 3.0, 5.0)
     assert (plan.steps, plan.steps_per_epoch) == (20, 10)
     assert plan.epochs_per_day == 86400 / 50
@@ -86,37 +88,19 @@ def test_bounds_follow_from_the_specification():
     assert plan.hours == {1.0: 100 / 3600, 0.5: 200 / 3600}
     # 316 of the 700 bytes do not grow; the other 384 are 6 for each of 64 images: (1000 - 316) / 6.
     assert plan.largest_batch == 114
-    text = report.table(compiled, plan)
+    text = report.table(PROGRAM, plan)
     assert re.search(r"memory traffic +50 B\n  backward +96 B, 2 B a sample\n  augment +48 B, 1 B a sample\n", text)
     assert "700 B of 1.00 kB, fits" in text and "at 50% of that speed" in text
-    full = report.as_dict(compiled, plan)
+    full = report.as_dict(PROGRAM, plan)
     assert json.loads(json.dumps(full))["plan"]["bound"] == 5.0 and full["fits"] is True
 
 
 def test_a_program_that_the_compiler_refused_does_not_fit():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded"
     assert program._wanted(message) == int(20.5 * 2**30) and "20.50G" in program._reason(message)
-    compiled = program.Program(
-        kind="pretrain",
-        topology="x",
-        devices=1,
-        hosts=1,
-        batch_size=256,
-        parameters=1,
-        optimizer=1,
-        queue=1,
-        batch=1,
-        temporaries=None,
-        code=None,
-        peak=program._wanted(message),
-        memory=16e9,
-        flops=None,
-        bytes_accessed=None,
-        traffic=None,
-        collectives=None,
-        compile_seconds=1.0,
-        error=program._reason(message),
-    )
+    unknown = dict.fromkeys(("temporaries", "code", "flops", "bytes_accessed", "traffic", "collectives"))
+    error, peak = program._reason(message), program._wanted(message)
+    compiled = dataclasses.replace(PROGRAM, memory=16e9, peak=peak, error=error, **unknown)
     assert compiled.fits is False
     plan = report.plan(pretrain_r50_aspp.get_config(), chips.Topology("x", [None], chips.TPUS["v5e"], 1), compiled, 1000)
     assert "DOES NOT FIT: 22.01 GB of 16.00 GB" in report.table(compiled, plan) and plan.bound is None
