@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.miniatures import folder_section, write_pair
+from ml_collections import ConfigDict
 
 from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
 from cp2_jax.data.labelled import check, classes
