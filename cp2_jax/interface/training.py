@@ -13,8 +13,7 @@ from cp2_jax.convert.origins import origin
 from cp2_jax.data.images.sources import source_of
 from cp2_jax.interface import converting, kinds, overrides, processes, ranges
 from cp2_jax.lines import wrap
-from cp2_jax.models import backbones
-from cp2_jax.models.backbones import BACKBONES
+from cp2_jax.models.backbones import BACKBONES, finetuning_decay
 from cp2_jax.models.heads import HEADS
 from cp2_jax.options import ConfigError, flatten
 from cp2_jax.paths import AnyPath, at, is_bucket
@@ -246,7 +245,7 @@ def follow(
         config.init.head = "random"
     now = config.model.backbone, config.init.head
     if config.kind == "finetune" and now != before and "optimizer.weight_decay" not in explicit:
-        config.optimizer.weight_decay = backbones.finetuning_decay(*now)
+        config.optimizer.weight_decay = finetuning_decay(*now)
 
 
 def _take(config: ConfigDict, theirs: Mapping, explicit: Collection[str], source: str) -> None:
