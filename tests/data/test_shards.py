@@ -174,6 +174,19 @@ def test_shards_that_give_nothing_are_told(tmp_path, said):
     assert f"1 of 2 files have no row and give nothing: {tmp_path}/y-0.parquet" in said.text
 
 
+def test_masks_among_the_images_are_told(tmp_path, said):
+    """Shards of labelled images, given for pretraining or prediction."""
+    write_tar(tmp_path / "x.tar", {"images/a.jpg": b"1", "labels/a.png": b"2", "images/b.JPEG": b"3", "labels/b.png": b"4"})
+    (tmp_path / "list.txt").write_text("x.tar/images/a.jpg\nx.tar/images/b.JPEG\n")
+    assert everything(TarSource(tmp_path / "x.tar", "list.txt")) == [b"1", b"3"] and not said.records
+    assert len(TarSource(tmp_path / "x.tar")) == 4
+    assert f"such as {tmp_path}/x.tar/labels/a.png: they look like masks, and are taken for photographs" in said.text
+    said.clear()
+    write_tar(tmp_path / "y.tar", {"a.jpg": b"1", "b.png": b"2"})
+    write_tar(tmp_path / "z.tar", {"a.png": b"1", "b.jpg": b"2"})
+    assert len(TarSource(f"{tmp_path}/{{y,z}}.tar")) == 4 and not said.records
+
+
 def test_links_are_told(tmp_path, said):
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for name, kind in (("a.png", tarfile.REGTYPE), ("b.png", tarfile.SYMTYPE), ("c.png", tarfile.LNKTYPE)):

@@ -47,6 +47,12 @@ class TarSource:
             notices.say_once(remark)
         shards.say_empty(members.shards, members.without(images), "image")
         self._members = members.chosen(images) if len(images) < len(members) else members
+        half = suffixes.count(".png") * 2 == images.size
+        if half and not listed and (masks := _like_masks(self._members)):
+            notices.say_once(
+                f"{len(masks)} PNGs have the names of JPEGs beside them, such as {self.name(masks[0])}: they look like "
+                "masks, and are taken for photographs. Name the photographs alone in a list (data.list)"
+            )
         if listed:
             path_of_list, lines = listing.read_list(listed, self.root)
             names = [self.name(index) for index in range(len(self))]
@@ -78,6 +84,19 @@ class TarSource:
     def name(self, index: int) -> str:
         """Return where an image is to be found, "FILE.tar/MEMBER"."""
         return self._members.name(index)
+
+
+def _like_masks(members: tar.Members) -> list[int]:
+    """Return which images are probably the masks of others: PNGs, if each has a JPEG of its name in its file, and each
+    JPEG one of them."""
+    names = [os.path.splitext(os.path.basename(name)) for name in members.all_names()]
+    kinds = [suffix.lower() for _, suffix in names]
+    found = {".png": [], ".jpg": []}
+    for index, (shard, (stem, _), kind) in enumerate(zip(members.shard.tolist(), names, kinds, strict=True)):
+        found[".png" if kind == ".png" else ".jpg"].append(((shard, stem), index))
+    photos, masks = ({key for key, _ in found[kind]} for kind in (".jpg", ".png"))
+    jpegs = all(kind in (".png", ".jpg", ".jpeg") for kind in kinds)
+    return [index for _, index in found[".png"]] if jpegs and photos == masks else []
 
 
 def open_tar(where: Any) -> TarSource:
