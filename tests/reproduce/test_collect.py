@@ -1,12 +1,15 @@
 """Results are collected into the paper's tables, and a study's cells are compared seed by seed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 
 from cp2_jax.options import ConfigError
 from cp2_jax.reproduce import chain, collect, listing, recipes
+from cp2_jax.reproduce.quick_tuning import ARMS
 from cp2_jax.reproduce.study import METHODS
 
 
@@ -95,3 +98,27 @@ def test_studies_are_compared_seed_by_seed(tmp_path):
     np.testing.assert_allclose(paired["standard_error"], minus.std(ddof=1) / np.sqrt(3))
     assert "44.0 ± 4.0 (3)" in text and "+10.0" in text and "2026-01-01 to 2026-01-03" in text
     assert (tmp_path / "study.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number, images", [(0, ""), (1, "_photographs"), (2, "_camvid")])
+def test_the_page_shows_the_differences_of_the_stored_scores(number, images):
+    """docs/when_it_pays.md, from the scores of each seed in tables.json, by the definition of the standard error."""
+    page = (ROOT / "docs" / "when_it_pays.md").read_text("utf-8")
+    tables = re.findall(r"^\| entire CP² minus \| 20 labels \|.*\n\|.*\n((?:\|.*\n)+)", page, re.M)
+    stored = json.loads((ROOT / f"docs/study/quick_tuning{images}/tables.json").read_text())
+    rows = {record["method"]: record for record in stored if "method" in record}
+    titles = {arm.title: name for name, arm in ARMS.items()}
+    titles["MoCo v2 continued at finetuning's stride"] = "continued_fine"
+    compared = 0
+    for line in tables[number].splitlines():
+        title, *shown = (part.strip(" *") for part in line.replace("*", "").split("|")[1:-1])
+        other = rows[titles[title.partition(" (")[0]]]
+        for kind, text in zip(("finetuned", "finetuned_more", "frozen"), shown, strict=True):
+            if text == "the same network":
+                continue
+            assert rows["cp2"]["seeds"] == other["seeds"]
+            minus = np.subtract(rows["cp2"][kind]["values"], other[kind]["values"])
+            error = np.sqrt(np.sum((minus - minus.mean()) ** 2) / (len(minus) - 1) / len(minus))
+            assert text == f"{minus.mean():+.1f} ± {error:.1f}", (title, kind)
+            compared += 1
+    assert compared == 26

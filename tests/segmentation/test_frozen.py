@@ -1,5 +1,6 @@
 """Frozen features: nearest neighbours by hand, and both scores on features that do and do not tell the classes apart."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,26 @@ def test_neighbours_by_hand():
         nearest = np.argsort(-cosines)[:4]
         expected = sum(np.exp((cosines[i] - 1) / 0.07) * shares[i] for i in nearest)
         np.testing.assert_allclose(ours[index], expected, rtol=2e-4)
+
+
+def test_shares_of_a_cell_leave_out_ignored_pixels():
+    label = np.array([[[0, 0, 1, 255], [0, 2, 255, 255]]], np.uint8)
+    np.testing.assert_array_equal(frozen.cell_shares(label, 2, 3), [[[[0.75, 0, 0.25], [0, 0.25, 0]]]])
+
+
+def test_the_linear_classifier_is_at_its_minimum():
+    """Of the mean cross entropy plus half the decay times the squared weights, not the biases, of standardised features."""
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(100, 2)) * [3.0, 0.2] + [5.0, -1.0]
+    shares = rng.dirichlet([6.0, 1.0, 1.0], 100) * rng.uniform(0.5, 1, (100, 1))  # less than 1 where pixels are ignored
+    fitted = jax.jit(frozen.fit)(*(jnp.asarray(x, jnp.float32) for x in (features, shares)))
+    kernel, bias = (np.asarray(x, np.float64) for x in fitted)
+    mean, std = features.mean(0), features.std(0)
+    standard, weights, offset = (features - mean) / std, kernel * std[:, None], bias + mean @ kernel
+    guess = np.exp(standard @ weights + offset)
+    wrong = guess / guess.sum(1, keepdims=True) * shares.sum(1, keepdims=True) - shares
+    assert np.abs(standard.T @ wrong / 100 + 1e-3 * weights).max() < 1e-4 and np.abs(wrong.mean(0)).max() < 1e-4
+    assert np.abs(weights).max() > 0.02
 
 
 @pytest.fixture
