@@ -80,6 +80,8 @@ def find_files(path: str | os.PathLike | Sequence[str | os.PathLike], suffix: st
 def common_folder(found: Sequence[AnyPath]) -> AnyPath:
     """Return the folder that all of some files are in, at any depth; that of the first where they have none in common."""
     folder = found[0].parent
+    if len({isinstance(file, BucketPath) for file in found}) > 1:
+        return folder
     while not all(file.is_relative_to(folder) for file in found):
         if folder == folder.parent:
             return found[0].parent

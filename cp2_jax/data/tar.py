@@ -122,6 +122,11 @@ def open_members(path: str | os.PathLike | Sequence[str | os.PathLike]) -> Membe
             f"{skipped} links in {shards.all_of(found)} are not followed, and what they stand for is missing: pack again "
             "with tar --dereference --hard-dereference"
         )
+    if repeated := sum(int(part.get("repeated", 0)) for part in parts):
+        notices.say_once(
+            f"{repeated} names are there again in the same file of {shards.all_of(found)}, as `tar -r` leaves them: "
+            "images are all taken, of labelled pairs the last"
+        )
     counts = [len(part["offset"]) for part in parts]
     starts = np.cumsum([0, *(len(part["names"]) for part in parts)], dtype=np.int64)
     return Members(
@@ -164,7 +169,8 @@ def _build(file: AnyPath) -> indexes.Arrays:
     ends = np.cumsum([len(name) for name in names], dtype=np.int64)
     blob = np.frombuffer(b"".join(names), np.uint8)
     return {"names": blob, "ends": ends, "offset": np.array(offsets, np.int64), "size": np.array(sizes, np.int64)} | {
-        "links": np.array(len(links))
+        "links": np.array(len(links)),
+        "repeated": np.array(len(names) - len(set(names))),
     }
 
 

@@ -13,7 +13,7 @@ from cp2_jax.data.errors import SegmentationError, SourceError
 from cp2_jax.data.images.sources import ImageFolder, ParquetSource, TarSource, open_images, open_source
 from cp2_jax.data.images.stream import pretrain_dataset
 from cp2_jax.data.labelled.sources import open_pairs
-from cp2_jax.data.shards import find_files
+from cp2_jax.data.shards import common_folder, find_files, short_names
 from cp2_jax.paths import BucketError, at
 from cp2_jax.segmentation import folders
 
@@ -147,6 +147,8 @@ def test_patterns_in_folders_are_those_of_a_disk(bucket, tmp_path):
         ours = [str(file).removeprefix(f"{bucket}/") for file in find_files(f"{bucket}/{pattern}", ".tar", "tar shards")]
         local = [file.relative_to(tmp_path) for file in find_files(f"{tmp_path}/{pattern}", ".tar", "tar shards")]
         assert ours == [file.as_posix() for file in local], pattern
+    mixed = find_files(f"{bucket}/a/x-0.tar::{tmp_path}/b/x-1.tar", ".tar", "tar shards")
+    assert common_folder(mixed) == bucket / "a" and short_names(mixed, bucket / "a") == ["x-0.tar", f"{tmp_path}/b/x-1.tar"]
     (bucket / "b/x-3.tar.gz").write_bytes(b"1")
     with pytest.raises(SourceError, match="b/x-3.tar.gz is compressed"):
         find_files(f"{bucket}/b", ".tar", "tar shards")

@@ -187,17 +187,23 @@ def test_masks_among_the_images_are_told(tmp_path, said):
     assert len(TarSource(f"{tmp_path}/{{y,z}}.tar")) == 4 and not said.records
 
 
-def test_links_are_told(tmp_path, said):
+def test_links_and_names_that_are_there_twice_are_told(tmp_path, said):
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        for name, kind in (("a.png", tarfile.REGTYPE), ("b.png", tarfile.SYMTYPE), ("c.png", tarfile.LNKTYPE)):
+        for name, kind in (
+            ("a.png", tarfile.REGTYPE),
+            ("a.png", tarfile.REGTYPE),
+            ("b.png", tarfile.SYMTYPE),
+            ("c.png", tarfile.LNKTYPE),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "a.png" * (kind != tarfile.REGTYPE)
             archive.addfile(info)
     for _ in range(2):  # also with an index that is there
         notices._said.clear()
         said.clear()
-        assert TarSource(tmp_path / "x.tar").names() == ["x.tar/a.png"]
+        assert TarSource(tmp_path / "x.tar").names() == ["x.tar/a.png"] * 2
         assert f"2 links in {tmp_path}/x.tar are not followed" in said.text
+        assert f"1 names are there again in the same file of {tmp_path}/x.tar" in said.text
 
 
 def test_a_folder_of_shards_is_no_folder_of_images(tmp_path):
