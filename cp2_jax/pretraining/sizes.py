@@ -242,7 +242,8 @@ def summary(config: ConfigDict) -> str:
     """Return the sizes of a pretraining in two lines of at most 80 columns."""
     rate, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
     length = f"{config.steps} steps" if config.steps else f"{config.epochs} epochs"
+    groups = "1 group" if config.bn_groups == 1 else f"{config.bn_groups} groups"
     return (
-        f"sizes    batch {config.batch_size} in {config.bn_groups} groups, queue {config.loss.queue_size}, {length}\n"
+        f"sizes    batch {config.batch_size} in {groups}, queue {config.loss.queue_size}, {length}\n"
         f"         rate {rate:.3g} after {warmup} steps, {config.data.workers} workers (sizes.txt: why)"
     )

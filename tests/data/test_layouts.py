@@ -52,6 +52,12 @@ def test_without_a_file_of_classes(tmp_path, paths, said):
         classes.resolve(config)
 
 
+def test_no_path_is_not_the_current_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SegmentationError, match="data.path is empty; set it to"):
+        classes.resolve(finetune_folder.get_config())
+
+
 def test_a_folder_that_was_unpacked_once_too_deep(tmp_path):
     made(tmp_path, "VOC2012/JPEGImages", "other", ".hidden/JPEGImages")
     with pytest.raises(SegmentationError, match=r"JPEGImages; .*/VOC2012/JPEGImages is there: is data\.path=.*/VOC2012\?"):

@@ -115,6 +115,8 @@ def resolve(config: ConfigDict) -> None:
     if path is None and data.class_names:
         data.num_classes = config.model.num_classes = len(data.class_names)
         return
+    if path is None and not data.path:
+        raise SegmentationError("data.path is empty; set it to the data set's folder")
     if path is None:
         write = "write one, with the name of a class on each line in the order of the mask values, or say in data.classes"
         raise SegmentationError(f"no file {places[-1]}: {layouts.instead_of_classes(root) or f'{write} where it is'}")
