@@ -13,6 +13,7 @@ from cp2_jax.convert.origins import origin
 from cp2_jax.models import inputs, segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.models.precision import widened
+from cp2_jax.options import one_of
 from cp2_jax.pretraining.losses import l2_normalize
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 
@@ -88,6 +89,10 @@ def load(
 ) -> tuple[FeatureExtractor, dict]:
     """Return (model, variables): `model(variables, images)` gives dense features.
 
+    Example:
+      model, variables = cp2_jax.load("runs/photos")
+      jax.jit(model)(variables, images)  # [batch, height / 16, width / 16, channels], float32
+
     Args:
       path: work directory of pretraining or finetuning (its newest step; the query encoder), one step's directory, or a
         converted checkpoint.
@@ -100,11 +105,10 @@ def load(
 
     Raises:
       CheckpointError: there is no checkpoint, or it has no such features.
-      ConfigError: the backbone has no such output stride, or no such dtype.
-      ValueError: no such kind of features.
+      ConfigError: the backbone has no such output stride, or there is no such dtype or kind of features.
     """
-    if features is not None and features not in FEATURES:
-        raise ValueError(f"features={features!r}: there are {', '.join(FEATURES)}")
+    if features is not None:
+        one_of("features", features, FEATURES)
     if path == "":
         raise CheckpointError("an empty text was given as the path of a checkpoint")
     variables, meta = read_variables(path)

@@ -133,6 +133,12 @@ def whole(key: str, value: object) -> None:
     require(isinstance(value, numbers.Integral) and not isinstance(value, bool), key, value, "must be a whole number")
 
 
+def at_least_1(key: str, value: object) -> None:
+    """Require a whole number of 1 or more, of Python or NumPy; raises `ConfigError`."""
+    good = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value > 0
+    require(good, key, value, "must be a whole number above 0")
+
+
 def share(key: str, value: object) -> None:
     """Require a number from 0 to 1; raises `ConfigError`."""
     require(is_number(value) and 0 <= value <= 1, key, value, "must lie between 0 and 1")

@@ -14,6 +14,7 @@ import cp2_jax
 from configs import finetune_voc, pretrain_r50_aspp
 from cp2_jax.convert.importing import import_checkpoint
 from cp2_jax.models import segmenter
+from cp2_jax.options import ConfigError
 from cp2_jax.runs import checkpoints
 from cp2_jax.runs.checkpoints import CheckpointError
 
@@ -112,7 +113,7 @@ def test_what_cannot_be_loaded(tmp_path):
     assert cp2_jax.load(tmp_path / "moco")[0].features == "backbone"  # all that there is
     with pytest.raises(CheckpointError, match="moco has no head, only backbone"):
         cp2_jax.load(tmp_path / "moco", features="head")
-    with pytest.raises(ValueError, match="'heads': there are stages, backbone, head"):
+    with pytest.raises(ConfigError, match=r"features=heads: must be one of stages, .*did you mean head\?"):
         cp2_jax.load(tmp_path / "moco", features="heads")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         cp2_jax.load(tmp_path / "nowhere")

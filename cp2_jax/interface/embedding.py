@@ -15,9 +15,10 @@ from cp2_jax.data.images.decoding import UnreadableImage, decode
 from cp2_jax.data.images.sources import SourceError, open_images
 from cp2_jax.features import FEATURES, FeatureExtractor, load
 from cp2_jax.interface import kinds, processes, ranges
-from cp2_jax.options import ConfigError, one_of, require
+from cp2_jax.options import ConfigError, at_least_1, one_of
 from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs import progress
+from cp2_jax.runs.files import written
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -31,7 +32,7 @@ def embed(
     dense: bool = False,
     size: int = 224,
     batch: int = 32,
-    dtype: str = "float32",
+    dtype: str | type = "float32",
 ) -> AnyPath:
     """Write the features of a folder of images.
 
@@ -61,21 +62,24 @@ def embed(
       SourceError: there are no images.
       ConfigError: another suffix, dtype or kind of features, several maps of each image ("stages"), or a size that the
         network does not take (a ViT: multiples of its patch).
+      WriteError: the file cannot be written.
     """
     output = at(output)
     if output.suffix not in SUFFIXES:
         raise ConfigError(f"{output}: write features to a file that ends in {' or '.join(SUFFIXES)}")
     one_map(features)
     for key, value in (("size", size), ("batch", batch)):
-        require(isinstance(value, int) and value > 0, key, value, "must be a whole number above 0")
-    one_of("dtype", str(dtype), ("float32", "float16"))
+        at_least_1(key, value)
+    dtype = getattr(dtype, "__name__", str(dtype))  # numpy.float16 is a type
+    one_of("dtype", dtype, ("float32", "float16"))
+    kinds.refuse_a_list(images, "load the model (`cp2_jax.load`) and give it arrays")
     kinds.refuse_a_model(images)
     kinds.refuse_images(checkpoint)
     extractor, variables = load(checkpoint, features)
     source = open_images(images)
     read = functools.partial(_pixels, source, size, ranges.of_checkpoint(checkpoint))
     found = _features(extractor, variables, source, read, batch, dense, np.dtype(dtype))
-    with save_as(output) as file:
+    with written(output), save_as(output) as file:
         count = (_write_npz if output.suffix == ".npz" else _write_parquet)(file, found)
     print(f"features of {count} images in {processes.relative(output)}")
     return output

@@ -9,6 +9,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import export as jax_export
 from jaxtyping import Array, UInt8
@@ -20,6 +21,7 @@ from cp2_jax.models import segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.options import ConfigError, one_of, require
 from cp2_jax.paths import AnyPath, at
+from cp2_jax.runs import files
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.segmentation import saved
 from cp2_jax.segmentation.predictor import WholeImages
@@ -59,7 +61,7 @@ def export(
       The path of the file.
 
     Raises:
-      ConfigError, ModuleNotFoundError: see `export_program`; also for a suffix that says nothing.
+      ConfigError, ModuleNotFoundError, WriteError: see `export_program`; also for a suffix that says nothing.
       CheckpointError: the checkpoint cannot be read, or has no counterpart in that layout.
     """
     layout = layouts.choose(output, layout)
@@ -114,14 +116,14 @@ def export_program(
         multiples of its patch); or "onnx", and jax2onnx does not work with this JAX.
       CheckpointError: the checkpoint cannot be read, or has no such features.
       ModuleNotFoundError: "onnx" without jax2onnx.
+      WriteError: the file cannot be written.
     """
     layout = layouts.choose(output, layout or (None if layouts.is_known(output) else "stablehlo"))
     if layout not in layouts.PROGRAMS:
         raise ConfigError(
             f"{output}: layout={layout} is no program; there are {', '.join(layouts.PROGRAMS)}; `export` writes weights"
         )
-    numbers = isinstance(size, tuple | list) and all(isinstance(side, int) and side > 0 for side in size)
-    require(numbers and len(size) == 2, "size", size, "give height and width, such as (512, 512)")
+    size = _height_and_width(size)
     one_of("features", features or "head", dense.FEATURES)
     output = at(output)
     kinds.refuse_images(checkpoint)
@@ -129,12 +131,21 @@ def export_program(
     write = {"stablehlo": _stablehlo, "onnx": _onnx}[layout]
     _check_sides(program, size)
     data = write(program, tuple(size), names)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(data)
+    with files.written(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(data)
     about |= {"input": f"RGB, uint8 [batch, {size[0]}, {size[1]}, 3]", "outputs": list(names), "layout": layout}
     output.with_name(f"{output.name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     print(f"{len(data) / 2**20:.1f} MiB in {output}; what goes in and out: {output.name}.json")
     return output
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    """Return two whole numbers of Python, of a tuple, list or array."""
+    sides = tuple(size) if isinstance(size, tuple | list | np.ndarray) else ()
+    good = len(sides) == 2 and all(isinstance(side, int | np.integer) and side > 0 for side in sides)
+    require(good, "size", size, "give height and width, such as (512, 512)")
+    return int(sides[0]), int(sides[1])
 
 
 def _program(checkpoint, features: str | None) -> tuple[Program, tuple[str, ...], dict[str, Any]]:

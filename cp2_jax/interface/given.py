@@ -1,7 +1,7 @@
 """What a caller gives as an image: a path, encoded bytes, an array, a PIL image; or several of these."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,9 @@ def several(images: Any) -> list | None:
         return None
     if isinstance(images, np.ndarray):
         return list(images.ravel()) if images.dtype.kind in "OU" else None
-    listed = isinstance(images, Sequence | set | frozenset) or (
-        isinstance(images, Iterable) and not hasattr(images, "shape")
-    )
-    return list(images) if listed else None
+    if isinstance(images, Mapping) or hasattr(images, "shape"):
+        return None
+    return list(images) if isinstance(images, Iterable) else None
 
 
 def read(
@@ -59,7 +58,7 @@ def read(
         return _from_pillow(image, value_range, turn)
     if not hasattr(image, "shape") or not hasattr(image, "dtype"):
         raise UnreadableImage(type(image).__name__, "give a path, an array, a PIL image, or a list of these")
-    return "", _from_array(np.asarray(image))
+    return "", _from_array(np.asarray(image), value_range)
 
 
 def _from_pillow(image: Image.Image, value_range: Sequence[float], turn: bool) -> tuple[str, UInt8[np.ndarray, "_ _ 3"]]:
@@ -73,15 +72,20 @@ def _from_pillow(image: Image.Image, value_range: Sequence[float], turn: bool) -
     return name, pixels.from_pillow(image, name or "PIL image", value_range)
 
 
-def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+def _from_array(array: np.ndarray, value_range: Sequence[float]) -> UInt8[np.ndarray, "height width 3"]:
     if array.ndim != 3 or array.shape[-1] != 3:
-        advice = {2: ": grey? give numpy.stack([image] * 3, -1)", 4: ": give a list of images"}.get(array.ndim, "")
+        advice = {2: ": grey? give numpy.stack([image] * 3, axis=-1)", 4: ": give a list of images"}.get(array.ndim, "")
         if array.ndim == 3:
             turned = ": move the channels to the end" if array.shape[0] == 3 else ""
-            advice = ": leave the fourth channel out" if array.shape[-1] == 4 else turned
+            advice = {1: ": grey? give image.repeat(3, axis=-1)", 4: ": leave the fourth channel out"}
+            advice = advice.get(array.shape[-1], turned)
         raise UnreadableImage("array", f"its shape is {array.shape}, not (height, width, 3){advice}")
+    if not array.size:
+        raise UnreadableImage("array", f"its shape is {array.shape}: it has no pixel")
     if array.dtype == np.uint8:
         return array
+    if array.dtype == np.uint16:
+        return pixels.from_deep_array(array, "array", value_range)
     if not np.issubdtype(array.dtype, np.floating):
         raise UnreadableImage("array", f"its type is {array.dtype}; give uint8 in 0-255, or float in [0, 1]")
     low, high = float(array.min()), float(array.max())

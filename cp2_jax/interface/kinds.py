@@ -84,6 +84,21 @@ def refuse_no_name(out: str | os.PathLike) -> None:
         raise ConfigError("out is an empty text, which would be the current directory: name a work directory")
 
 
+def refuse_a_list(images: object, instead: str) -> None:
+    """Refuse several images where a folder of them is wanted.
+
+    Args:
+      instead: what to do with a list, in words that follow "to take some images, ".
+
+    Raises:
+      SourceError: saying what was given and what to do.
+    """
+    if images is not None and not isinstance(images, str | os.PathLike):
+        raise SourceError(
+            f"a {type(images).__name__} was given, where a folder of images is wanted; to take some images, {instead}"
+        )
+
+
 def refuse_a_model(path: str | os.PathLike | None, wanted: str = "a folder of images") -> None:
     """Refuse a run or a checkpoint where images are wanted.
 

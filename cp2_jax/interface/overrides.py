@@ -48,10 +48,16 @@ _EXPECTED = {
     "float": "a number",
     "bool": "True or False",
     "str": "a text",
-    "tuple": "a tuple, such as (0.2, 1.0)",
-    "list": "a list, such as (0.2, 1.0)",
-    "ConfigDict": "no value itself, but its keys do",
 }
+
+
+def _expected(name: str, now: Any) -> str:
+    """Return what a key takes in place of the value that it has."""
+    if isinstance(now, ConfigDict):
+        return f"no value itself, but its keys do, such as {name}.{'name' if 'name' in now else next(iter(now), '…')}"
+    if isinstance(now, tuple | list):
+        return f"a {type(now).__name__}, such as {tuple(now) or (0.2, 1.0)}"
+    return _EXPECTED.get(type(now).__name__, type(now).__name__)
 
 
 def likely(name: str, known: Sequence[str]) -> str | None:
@@ -62,12 +68,16 @@ def likely(name: str, known: Sequence[str]) -> str | None:
       known: the keys of a config, such as "optimizer.learning_rate".
     """
     last = name.rpartition(".")[2].replace("-", "_").lower()
-    same = sorted((key for key in known if key.rpartition(".")[2] == last), key=lambda key: key.count("."))
-    if same:
-        return same[0]
+    same = [key for key in known if key.rpartition(".")[2] == last]
+    if same:  # the one in a section of the most similar name; else that nearest to the top
+        return max(same, key=lambda key: (_alike(name, key) if "." in name else -key.count("."), _alike(name, key)))
     if ALIASES.get(last) in known:
         return ALIASES[last]
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+
+
+def _alike(name: str, key: str) -> float:
+    return difflib.SequenceMatcher(None, name, key).ratio()
 
 
 def check(config: ConfigDict, name: str, prefix: str = "") -> None:
@@ -88,10 +98,11 @@ def check(config: ConfigDict, name: str, prefix: str = "") -> None:
         return
     # Such as a dict of values and labels for data.label_map.
     if parent := next((key for key in known if name.startswith(f"{key}.")), None):
-        kind = type(known[parent]).__name__
-        pairs = "; pairs, such as ((0, 1), (255, 0)), in place of a dict" if kind == "tuple" else ""
-        raise ConfigError(f"{prefix}{name}: {parent} has no keys, it takes {_EXPECTED.get(kind, kind)}{pairs}")
+        pairs = "; pairs, such as ((0, 1), (255, 0)), in place of a dict" if isinstance(known[parent], tuple) else ""
+        raise ConfigError(f"{prefix}{name}: {parent} has no keys, it takes {_expected(parent, known[parent])}{pairs}")
     meant = likely(name, list(known))
+    alike = sorted(key for key in known if "." not in name and key.endswith(f".{name}"))
+    meant = " or ".join(alike) if 1 < len(alike) <= 3 else meant
     hint = f" (did you mean {meant}?)" if meant else f"; `cp2 {config.get('kind', 'pretrain')} --help` lists all keys"
     raise ConfigError(f"{prefix}{name}: there is no such key{hint}")
 
@@ -121,8 +132,7 @@ def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
         try:
             config.update_from_flattened_dict({name: value})
         except (TypeError, ValueError) as error:
-            kind = type(now).__name__
-            raise ConfigError(f"{name}={value!r}: {name} takes {_EXPECTED.get(kind, kind)}") from error
+            raise ConfigError(f"{name}={value!r}: {name} takes {_expected(name, now)}") from error
     _count_epochs(config, flatten(changes))
     expand_user(config)
 
@@ -154,15 +164,14 @@ def parse(config: ConfigDict, typed: Sequence[tuple[str, str]]) -> None:
     for name, text in typed:
         check(config, name, "--config.")
         if isinstance(_lookup(config, name), ConfigDict):
-            raise ConfigError(f"--config.{name}={text}: {name} takes {_EXPECTED['ConfigDict']}")
+            raise ConfigError(f"--config.{name}={text}: {name} takes {_expected(name, _lookup(config, name))}")
         try:
             argument = f"--config.{name}={text}"
             values = flags.FlagValues()
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", argument])
             values(["", argument])
         except Exception as error:  # absl's own, and what the conversion raises
-            kind = type(_lookup(config, name)).__name__
-            raise ConfigError(f"--config.{name}={text}: {name} takes {_EXPECTED.get(kind, kind)}") from error
+            raise ConfigError(f"--config.{name}={text}: {name} takes {_expected(name, _lookup(config, name))}") from error
     _count_epochs(config, dict(typed))
     expand_user(config)
 

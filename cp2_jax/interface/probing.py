@@ -1,5 +1,6 @@
 """What the features of a checkpoint know about a labelled data set, without any finetuning."""
 
+import dataclasses
 import logging
 import os
 
@@ -13,7 +14,7 @@ from cp2_jax.data.labelled.examples import open_examples
 from cp2_jax.features import load
 from cp2_jax.interface import kinds, ranges
 from cp2_jax.interface.embedding import one_map
-from cp2_jax.options import ConfigError, nearest_multiples, require
+from cp2_jax.options import ConfigError, at_least_1, nearest_multiples
 from cp2_jax.segmentation import frozen
 from cp2_jax.segmentation.confusion import Scores
 
@@ -51,7 +52,7 @@ def probe(
     """
     one_map(features)
     for key, value in (("size", size), ("cells", cells), ("k", k)):
-        require(isinstance(value, int) and value > 0, key, value, "must be a whole number above 0")
+        at_least_1(key, value)
     config = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else config_files.load(config)
     if data:
         kinds.refuse_a_model(data, "a folder of labelled images")
@@ -69,7 +70,7 @@ def probe(
     if shared := survey.shared_images(train, test, config.data.split, config.data.eval_split):
         logging.warning(shared)
     compute = jax.jit(model)
-    return frozen.score(
+    found = frozen.score(
         lambda images: compute(variables, jnp.asarray(images)),
         train,
         test,
@@ -78,3 +79,4 @@ def probe(
         cells=cells,
         k=k,
     )
+    return {kind: dataclasses.replace(scores, class_names=tuple(config.data.class_names)) for kind, scores in found.items()}

@@ -121,7 +121,7 @@ class Segmenter:
         4 bytes for each pixel and class; `cp2_jax.predict` writes those of a folder one by one.
 
         Args:
-          images: a path, or the bytes of a file; an array, [height, width, 3] of uint8 in 0-255 or float in [0, 1], RGB; a
+          images: a path, or the bytes of a file; an array, [height, width, 3] of uint8, uint16 or float in [0, 1], RGB; a
             PIL image; or several of these, as a list or as what a `glob` gives. Files are turned as their EXIF orientation
             asks (unless the run has `data.exif=False`), PIL images are taken as they are. `data.value_range` of the run
             says how more than 8 bits are scaled.

@@ -24,7 +24,8 @@ def evaluate(
     """Score a finetuned model on its validation images, or on others; the table is printed and kept in `scores.json`.
 
     Example:
-      cp2_jax.evaluate("runs/mine").mean_iou
+      scores = cp2_jax.evaluate("runs/mine")
+      scores.mean_iou, scores.as_dict()["iou"]  # 0.49, {"road": 0.77, …}, values that JSON can write
       cp2_jax.evaluate("runs/mine", "best", data={"eval_split": "test"}, evaluation={"flip": True})
 
     Args:
@@ -34,7 +35,7 @@ def evaluate(
       changes, keys: values of the sections `data` and `evaluation` of the run's config, as for `pretrain`.
 
     Returns:
-      The scores; `scores.iou` has the classes in the order of `load_segmenter(run).class_names`.
+      The scores; `scores.iou` has the classes in the order of `scores.class_names`, and `print(scores)` shows the table.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is of a pretraining.
@@ -109,6 +110,7 @@ def run_prediction(run, images, output, checkpoint=None, *, config=None, adapt=N
       CheckpointError, ConfigError, SegmentationError, SourceError: see `predict`.
     """
     kinds.refuse_images(run)
+    kinds.refuse_a_list(images, "use cp2_jax.load_segmenter(run).predict(images)")
     kinds.refuse_a_model(images)
     with processes.ready():
         done = segmentation.predict(

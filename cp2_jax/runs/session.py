@@ -131,11 +131,13 @@ def _run(job: Job, workdir: AnyPath, profile: bool, stall_timeout: float) -> Res
     with contextlib.ExitStack() as closing:
         still_held = closing.enter_context(lock.held(workdir))
         shared.check(workdir)
-        settings.save_config(workdir, config)
+        settings.check_config(workdir, config)
         checkpoints = closing.enter_context(contextlib.closing(open_checkpoints(workdir / "checkpoints", config.keep)))
         closing.enter_context(leaving.resumable(checkpoints.latest_step))
         distributed.agree({f"newest checkpoint in {checkpoints.directory}": f"step {checkpoints.latest_step()}"})
-        first = _first(job, checkpoints, images, total_steps)
+        resumed = _may_go_on(job, checkpoints, images, total_steps)
+        settings.save_config(workdir, config)  # what was refused changes nothing
+        first = First(resumed=True) if resumed else job.first()
         initial_state, step = job.make_step(total_steps, steps_per_epoch)
         state = initial_state(first.variables)
         if first.resumed:
@@ -192,18 +194,18 @@ def _contents(job: Job) -> int:
     return number
 
 
-def _first(job: Job, checkpoints: Any, images: dict, total_steps: int) -> First:
-    """Return the weights to begin with; of a run that is resumed only that it is, once it was seen that it may be."""
+def _may_go_on(job: Job, checkpoints: Any, images: dict, total_steps: int) -> bool:
+    """Say whether there is a run to go on with; refuse to go on with one that this job does not fit."""
     reached, workdir = checkpoints.latest_step(), checkpoints.directory.parent
     if reached is None:
-        return job.first()
+        return False
     _compare_images(checkpoints.latest_meta().get("images"), images, job.place, workdir)
     if reached > total_steps:
         raise ConfigError(
             f"{workdir} is at step {reached} already, beyond the {total_steps} steps that are asked for: ask for more "
             "(steps, epochs), or use another work directory"
         )
-    return First(resumed=True)
+    return True
 
 
 def _compare_images(before: dict | None, now: dict, place: str, workdir: AnyPath) -> None:

@@ -148,10 +148,9 @@ def _unused(key: str, model: Mapping) -> bool:
     return section == "model" and isinstance(model.get(part), Mapping) and part not in (model["backbone"], model["head"])
 
 
-def save_config(workdir: str | AnyPath, config: ConfigDict) -> None:
-    """Write `config.json`. If the work directory holds checkpoints, refuse values that would make it another run.
-
-    Values that do no harm, such as `log_every` or a longer run, are listed in the log and taken.
+def check_config(workdir: str | AnyPath, config: ConfigDict) -> None:
+    """Refuse values that would make another run of a work directory that holds checkpoints. Values that do no harm, such as
+    `log_every` or a longer run, are listed in the log.
 
     Raises:
       ConfigError: naming the changed keys with old and new values, a `config.json` that cannot be read, or a value with a
@@ -163,10 +162,12 @@ def save_config(workdir: str | AnyPath, config: ConfigDict) -> None:
     old = saved_config(workdir)
     if old is not None:
         _compare(workdir, old, new)
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Every process of a run may write it, to the same end.
-    with save_as(workdir / "config.json") as file:
-        file.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+
+
+def save_config(workdir: str | AnyPath, config: ConfigDict) -> None:
+    """Write `config.json` of a run that may go on. Every process may write it, to the same end."""
+    with save_as(files.expand(workdir) / "config.json") as file:
+        file.write_text(json.dumps(as_plain(config), indent=2) + "\n", encoding="utf-8")
 
 
 def saved_config(workdir: AnyPath, warn: bool = True) -> dict | None:

@@ -45,6 +45,7 @@ class Scores:
       boundary_iou: per class, see `boundaries`; nan for a class without a border; None if it was not counted.
       mean_iou, mean_accuracy, mean_dice, mean_boundary_iou: means over the classes that are not nan, as MMSegmentation's.
       pixel_accuracy: share of all labelled pixels that are right.
+      class_names: in the order of the above; empty where they are not known.
     """
 
     iou: Float[np.ndarray, " num_classes"]
@@ -56,6 +57,18 @@ class Scores:
     mean_dice: float
     mean_boundary_iou: float
     pixel_accuracy: float
+    class_names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the table that `cp2 evaluate` prints."""
+        return table(self, self._names())
+
+    def as_dict(self) -> dict:
+        """Return plain values, for JSON for example: those per class by name; None where nan."""
+        return as_dict(self, self._names())
+
+    def _names(self) -> Sequence[str]:
+        return self.class_names or [str(number) for number in range(len(self.iou))]
 
 
 def scores(

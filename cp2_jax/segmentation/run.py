@@ -151,7 +151,7 @@ def evaluate(
     extra = {"checkpoint": str(model.path), "step": model.step} | saved.best_of(workdir)
     own = _is_own(model, split) and reports.is_free(workdir / "scores.json", split)
     path = evaluator.save(workdir, result, variables, extra, own)
-    return Scored(result.scores, path, result)
+    return Scored(dataclasses.replace(result.scores, class_names=evaluator.names), path, result)
 
 
 def _is_own(model: saved.Saved, split: reports.Split) -> bool:

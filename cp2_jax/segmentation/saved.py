@@ -21,6 +21,18 @@ Adapt = Callable[[ConfigDict], None]
 
 # Sections and keys of a config that say what is tested and how, not which network it is.
 _FREE = ("data", "evaluation")
+# Keys of `data` of which a test knows nothing, and what says the same of a test.
+_OF_TRAINING = {
+    "data.split": "data.eval_split",
+    "data.limit": "evaluation.limit",
+    "data.limit_seed": "",
+    "data.resize": "evaluation.resize",
+    "data.scale_range": "evaluation.ratios",
+    "data.crop_size": "evaluation.window",
+    "data.crop_max_ratio": "",
+    "data.flip": "evaluation.flip",
+    "data.photometric": "",
+}
 # How the network is computed, and what serves training alone.
 _SAME_NETWORK = ("model.dtype", "model.dropout", "model.projection_dim")
 
@@ -153,6 +165,9 @@ def _settle(own: ConfigDict | None, given: ConfigDict | None, adapt: Adapt | Non
 def _check_changes(before: Mapping, after: Mapping, own: ConfigDict | None) -> None:
     """Refuse changes that would make another network, or that change nothing of a test."""
     for key in sorted(key for key in after if before.get(key) != after[key]):
+        if key in _OF_TRAINING:
+            instead = f"; of a test, {_OF_TRAINING[key]} says that" if _OF_TRAINING[key] else " alone"
+            raise ConfigError(f"{key}={after[key]}: this is of training{instead}")
         if key.startswith(tuple(f"{section}." for section in _FREE)) or key in _SAME_NETWORK or _how_computed(key):
             continue
         if own is None and key.startswith(("model.", "image_size")):

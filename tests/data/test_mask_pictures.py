@@ -109,6 +109,19 @@ def test_equal_bands_that_may_be_colours_are_refused(tmp_path):
         open_examples(data, "train").load(0)
 
 
+def test_a_class_that_no_mask_has_is_told(tmp_path, said):
+    for value, told in (
+        (2, []),
+        (1, ["train: no pixel is pear in all 1 masks; if that is wrong, look whether"]),
+    ):
+        said.clear()
+        mask = np.zeros((12, 16), np.uint8)
+        mask[0, :2] = 1, value
+        write_pair(tmp_path, "a", mask=mask)
+        open_examples(config(tmp_path, NAMED), "train")
+        assert [record.message.split(" the classes")[0] for record in said.records] == told
+
+
 def test_class_numbers_in_16_bits():
     for kind in ("PNG", "TIFF"):
         data = encode(Image.fromarray(LABELS.astype(np.uint16)), kind)

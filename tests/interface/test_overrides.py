@@ -78,6 +78,7 @@ def test_a_section_is_not_replaced(config, text):
         ("optimizer.lr", "optimizer.learning_rate"),
         ("learning_rate", "optimizer.learning_rate"),
         ("momentum", "loss.momentum"),
+        ("optimizers.momentum", "optimizer.momentum"),
         ("num-workers", "data.workers"),
         ("max_epochs", "epochs"),
         ("nothing_like_it", None),
@@ -85,6 +86,19 @@ def test_a_section_is_not_replaced(config, text):
 )
 def test_the_key_that_is_meant(config, typed, key):
     assert overrides.likely(typed, list(overrides.flatten(config))) == key
+
+
+def test_hints_name_the_section_that_is_meant():
+    finetuning = config_files.load("finetune_folder")
+    for typed, hint in (
+        ({"evaluatoin": {"flip": True}}, r"evaluatoin.flip: .*did you mean evaluation.flip\?"),
+        ({"flip": True}, r"flip: .*did you mean data.flip or evaluation.flip\?"),
+        ({"optimizer": "adamw"}, "takes no value itself, but its keys do, such as optimizer.name"),
+        ({"data": {"crop_size": 32}}, r"data.crop_size takes a tuple, such as \(512, 512\)"),
+        ({"tuning": {"class_weights": 2.0}}, r"takes a tuple, such as \(0.2, 1.0\)"),
+    ):
+        with pytest.raises(ConfigError, match=hint):
+            overrides.update(finetuning, typed)
 
 
 def test_every_alias_leads_to_a_key():

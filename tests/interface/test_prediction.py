@@ -168,3 +168,23 @@ def test_features_of_deep_pixels_follow_the_run(tmp_path):
     write_variables(tmp_path / "converted", {"params": {"w": np.ones(1)}}, {})
     assert ranges.of_checkpoint(tmp_path / "run") == (0, 3000)
     assert ranges.of_checkpoint(tmp_path / "converted") == ()
+
+
+def test_arrays_of_16_bits_are_read_as_files_of_them():
+    deep = np.full((4, 5, 3), 3000, np.uint16)
+    assert (given.read(deep)[1] == 12).all() and (given.read(deep, (0, 3000))[1] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        ({"a": np.zeros((4, 5, 3), np.uint8)}, "dict: give a path, an array, a PIL image, or a list of these"),
+        (np.zeros((0, 5, 3), np.uint8), r"its shape is \(0, 5, 3\): it has no pixel"),
+        (np.zeros((4, 5, 1), np.uint8), r"its shape is \(4, 5, 1\), .*: grey\? give image.repeat\(3, axis=-1\)"),
+        (np.zeros((4, 5, 4), np.uint8), "leave the fourth channel out"),
+    ],
+)
+def test_what_is_no_image_is_told_what_to_do(image, message):
+    assert given.several(image) is None
+    with pytest.raises(UnreadableImage, match=message):
+        given.read(image)

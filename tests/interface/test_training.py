@@ -1,8 +1,12 @@
 """The notebook's lines: pretrain, finetune from it, predict; and the wrong kind of path."""
 
+import inspect
 import io
+import json
 import pathlib
 import re
+import shutil
+import textwrap
 import zipfile
 
 import jax
@@ -14,7 +18,7 @@ from PIL import Image
 
 import cp2_jax
 from cp2_jax.data.errors import SourceError, UnreadableImage
-from cp2_jax.interface import embedding, training
+from cp2_jax.interface import embedding, segmenter, training
 from cp2_jax.options import ConfigError
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 from cp2_jax.segmentation import run
@@ -268,3 +272,37 @@ def test_no_path_is_not_the_current_directory():
         cp2_jax.evaluate(None)
     with pytest.raises(ConfigError, match="changes is a list: give a dict"):
         cp2_jax.evaluate("runs/mine", changes=[1])
+
+
+def test_several_images_where_a_folder_is_wanted(finetuned, tmp_path):
+    with pytest.raises(SourceError, match=r"a list was given, .*, use cp2_jax.load_segmenter\(run\).predict\(images\)"):
+        cp2_jax.predict(finetuned, ["a.jpg"], tmp_path / "a")
+    with pytest.raises(SourceError, match=r"a generator was given, .*, load the model \(`cp2_jax.load`\)"):
+        cp2_jax.embed(finetuned, (name for name in "ab"), tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "load_segmenter", "embed", "load"])
+def test_the_examples_of_the_docstrings_run(name, pretrained, finetuned, data, tmp_path, monkeypatch):
+    """In a folder with runs/photos, runs/mine, photos and photo.jpg; numbers of NumPy are taken, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(segmenter.Prediction, "show", lambda self: None)
+    (tmp_path / "runs").mkdir()
+    for link, place in (("runs/photos", pretrained), ("runs/mine", finetuned), ("photos", data / "images/val")):
+        (tmp_path / link).symlink_to(place)
+    (tmp_path / "photo.jpg").write_bytes((data / "images/val/0.jpg").read_bytes())
+    for part in ("images", "labels"):
+        shutil.copytree(data / part / "val", data / part / "test", dirs_exist_ok=True)
+    lines = inspect.getdoc(getattr(cp2_jax, name)).split("Example:\n")[1].split("\n\n")[0]
+    known = {"cp2_jax": cp2_jax, "jax": jax, "numpy": np, "images": np.zeros((1, 16, 16, 3), np.uint8)}
+    exec(textwrap.dedent(lines), known)
+    if name == "embed":
+        cp2_jax.embed("runs/photos", "photos", "f.npz", size=np.int64(16), batch=np.int32(2), dtype=np.float16)
+        table = np.load("f.npz")
+        assert table["features"].dtype == np.float16 and len(table["names"]) == 2
+    if name == "evaluate":
+        assert json.loads(json.dumps(known["scores"].as_dict()))["iou"].keys() == {"nothing", "red apple", "pear"}
+        assert "red apple" in str(known["scores"])
+
+
+def test_every_function_has_an_example():
+    assert [name for name in cp2_jax.__all__ if "Example:" not in getattr(cp2_jax, name).__doc__] == []

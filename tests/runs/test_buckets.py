@@ -293,5 +293,5 @@ def test_two_processes_share_a_bucket_and_no_disk(bucket, proxy):
 def test_no_secret_goes_into_a_config(tmp_path):
     config = bucket_run.config("tar", "s3://key:secret@bucket/x.tar")
     with pytest.raises(ConfigError, match="config.data.path has a key, password or signature inside") as caught:
-        settings.save_config(tmp_path, config)
+        settings.check_config(tmp_path, config)
     assert "secret" not in str(caught.value) and not (tmp_path / "config.json").exists()

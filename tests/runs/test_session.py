@@ -102,8 +102,10 @@ def test_images_that_are_away_are_not_passed_over(cut_off):
 
 def test_images_that_were_added_are_another_run(cut_off):
     write_images(cut_off / "images", 20, start=12)
+    before = (cut_off / "run/config.json").read_text()
     with pytest.raises(ConfigError, match="12 images when the run began, 32 now.*--config.init.checkpoint="):
-        run.train(tiny(cut_off / "images"), cut_off / "run")
+        run.train(tiny(cut_off / "images", log_every=2), cut_off / "run")
+    assert (cut_off / "run/config.json").read_text() == before  # what was refused changes nothing
 
 
 def test_shards_of_runs_that_had_no_names_for_them_go_on():

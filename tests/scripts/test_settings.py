@@ -23,6 +23,12 @@ def make(module=pretrain_r50_aspp, **changes):
     return config
 
 
+def _save(workdir, config):
+    """What a run does with its config first."""
+    settings.check_config(workdir, config)
+    settings.save_config(workdir, config)
+
+
 PRETRAINING = (
     "pretrain",
     "pretrain:fcn",
@@ -47,22 +53,22 @@ def test_what_the_model_does_not_have_is_no_difference(tmp_path):
     """A shipped default of ViTs changed (paper_vs_code): runs of a ResNet go on, runs of a ViT are refused."""
     old, new = ({"model.vit.heads": heads} for heads in (12, 6))
     for folder, module in (("resnet", pretrain_r50_aspp), ("vit", pretrain_vit_aspp)):
-        settings.save_config(tmp_path / folder, make(module, **old))
+        _save(tmp_path / folder, make(module, **old))
         with_checkpoint(tmp_path / folder)
-    settings.save_config(tmp_path / "resnet", make(**new))
+    _save(tmp_path / "resnet", make(**new))
     with pytest.raises(ConfigError, match="model.vit.heads: was 12, now 6"):
-        settings.save_config(tmp_path / "vit", make(pretrain_vit_aspp, **new))
+        _save(tmp_path / "vit", make(pretrain_vit_aspp, **new))
     with pytest.raises(ConfigError, match="model.head: was aspp, now fcn"):
-        settings.save_config(tmp_path / "resnet", make(**{"model.head": "fcn"}))
+        _save(tmp_path / "resnet", make(**{"model.head": "fcn"}))
 
 
 def test_a_preset_is_another_run(tmp_path):
-    settings.save_config(tmp_path, make())
+    _save(tmp_path, make())
     with_checkpoint(tmp_path)
     config = pretrain_r50_aspp.get_config("original")
     config.data.path = "images"
     with pytest.raises(ConfigError, match="loss.dense_axis: was key, now query"):
-        settings.save_config(tmp_path, config)
+        _save(tmp_path, config)
 
 
 @pytest.mark.parametrize("name", [name for name in config_files.names() if name.startswith("finetune")])
@@ -219,37 +225,37 @@ def with_checkpoint(workdir):
 
 
 def test_a_work_directory_keeps_its_config(tmp_path, caplog):
-    settings.save_config(tmp_path, make())
+    _save(tmp_path, make())
     with_checkpoint(tmp_path)
-    settings.save_config(tmp_path, make(log_every=7, data__workers=1, epochs=300))
+    _save(tmp_path, make(log_every=7, data__workers=1, epochs=300))
     assert "resuming with another log_every: was 50, now 7" in caplog.text
-    settings.save_config(tmp_path, make(log_every=7, data__path="elsewhere"))
-    settings.save_config(tmp_path, make(log_every=7, data__path=""))
+    _save(tmp_path, make(log_every=7, data__path="elsewhere"))
+    _save(tmp_path, make(log_every=7, data__path=""))
     assert "resuming with another data.path: was elsewhere, now ''" in caplog.text
     assert "resuming with another epochs: was 200, now 300" in caplog.text
     with pytest.raises(ConfigError) as error:
-        settings.save_config(tmp_path, make(optimizer__learning_rate=0.1, loss__alpha=0.5, keep=1))
+        _save(tmp_path, make(optimizer__learning_rate=0.1, loss__alpha=0.5, keep=1))
     assert "  loss.alpha: was 0.2, now 0.5\n  optimizer.learning_rate: was 0.03, now 0.1\n" in str(error.value)
     assert "keep: was" not in str(error.value) and "later version" not in str(error.value)
     newer = json.loads((tmp_path / "config.json").read_text()) | {"brand": {"new": 1}}
     (tmp_path / "config.json").write_text(json.dumps(newer))
     with pytest.raises(ConfigError, match=r"brand.new: was 1, now absent\n.*or a later version of cp2_jax made it"):
-        settings.save_config(tmp_path, make())
+        _save(tmp_path, make())
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["log_every"] == 7 and saved["optimizer"]["learning_rate"] == 0.03
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "config.json"]
 
 
 def test_without_a_checkpoint_there_is_nothing_to_protect(tmp_path):
-    settings.save_config(tmp_path, make())
-    settings.save_config(tmp_path, make(optimizer__learning_rate=0.01))
+    _save(tmp_path, make())
+    _save(tmp_path, make(optimizer__learning_rate=0.01))
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["learning_rate"] == 0.01
 
 
 def test_a_broken_config_in_the_work_directory(tmp_path):
     (with_checkpoint(tmp_path) / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=f"{tmp_path}/config.json is no config of a training"):
-        settings.save_config(tmp_path, make())
+        _save(tmp_path, make())
 
 
 def test_the_saved_config_is_the_whole_config():

@@ -83,6 +83,9 @@ def test_checkpoints_by_name(trained, capsys):
         ("model.toy.channels", 7, "model.toy.channels=7 would make another network"),
         ("image_size", 64, "image_size=64 would make another network"),
         ("optimizer.learning_rate", 1.0, "optimizer.learning_rate=1.0: this is of training"),
+        ("data.split", "val", "data.split=val: this is of training; of a test, data.eval_split says that"),
+        ("data.flip", 1.0, "data.flip=1.0: this is of training; of a test, evaluation.flip says that"),
+        ("data.photometric", False, "data.photometric=False: this is of training alone"),
     ],
 )
 def test_changes_of_the_network_are_refused(trained, key, value, message):

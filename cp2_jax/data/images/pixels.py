@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Num, UInt8, UInt16
 from PIL import Image, TiffImagePlugin
 
 from cp2_jax.data import notices
@@ -63,6 +63,13 @@ def from_pillow(image: Image.Image, name: str, value_range: Sequence[float] = ()
     deep = values.astype(np.int64) if values.dtype.kind in "iu" else values
     bits = 16 if image.mode.startswith("I;16") or image.format == "PNG" else 32  # older Pillows have 16-bit PNGs as "I"
     return _from_deep(deep, bits, False, name, value_range)
+
+
+def from_deep_array(
+    values: UInt16[np.ndarray, "height width 3"], name: str, value_range: Sequence[float] = ()
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return an array of 16-bit colours as a file of these would be read; name, value_range: see `to_rgb`."""
+    return _from_deep(values, 16, False, name, value_range)
 
 
 def _from_deep(

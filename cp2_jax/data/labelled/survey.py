@@ -119,6 +119,16 @@ def only_one_class(pixels: Int[np.ndarray, "256"], names: Sequence[str], ignore_
     )
 
 
+def _remark_on_absent(pixels: Int[np.ndarray, "256"], names: Sequence[str], split: str, which: str) -> None:
+    """Say which classes no mask of a split has."""
+    if absent := [name for name, count in zip(names, pixels, strict=False) if not count]:
+        some = " or ".join(absent[:5]) + (" or …" if len(absent) > 5 else "")
+        notices.say_once(
+            f"{split}: no pixel is {some} in {which}; if that is wrong, look whether the classes are in the order of "
+            "the masks' values"
+        )
+
+
 def shared_images(train: Any, test: Any, split: str, eval_split: str) -> str:
     """Return a warning if images are both trained on and scored, else "".
 
@@ -184,6 +194,8 @@ def look(
         if pixels[ignore_label] and not confirmed:
             raise SegmentationError(warning)
         notices.say_once(warning)
+    elif pixels.any() and len(chosen) == len(pairs):
+        _remark_on_absent(pixels, names, split, which)
     return palettes
 
 
