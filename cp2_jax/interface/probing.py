@@ -70,13 +70,8 @@ def probe(
     if shared := survey.shared_images(train, test, config.data.split, config.data.eval_split):
         logging.warning(shared)
     compute = jax.jit(model)
+    numbers = {"size": size, "cells": cells, "k": k}
     found = frozen.score(
-        lambda images: compute(variables, jnp.asarray(images)),
-        train,
-        test,
-        config.data.num_classes,
-        size=size,
-        cells=cells,
-        k=k,
+        lambda images: compute(variables, jnp.asarray(images)), train, test, config.data.num_classes, **numbers
     )
     return {kind: dataclasses.replace(scores, class_names=tuple(config.data.class_names)) for kind, scores in found.items()}
