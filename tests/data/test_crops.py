@@ -1,5 +1,6 @@
 """The fast way from bytes to crops against the plain one: whole decode, cut, Pillow's resize."""
 
+import inspect
 import threading
 
 import numpy as np
@@ -117,6 +118,13 @@ def test_crops_equal_the_plain_way(monkeypatch, library, views):
         assert differences(result, want).max() <= 2
         found.append(differences(result, want).mean())
     assert np.mean(found) < 0.1
+
+
+def test_the_law_is_the_originals_where_nothing_else_is_asked_for():
+    """RandomResizedCrop(224, scale=(0.2, 1.0)), whose aspect torchvision draws from 3/4 to 4/3; the stream leaves it so."""
+    for function in (crops.random_crops, crops.random_resized_crop):
+        given = inspect.signature(function).parameters
+        assert (given["scale"].default, given["ratio"].default) == ((0.2, 1.0), (3 / 4, 4 / 3))
 
 
 @needs_turbojpeg
