@@ -44,8 +44,16 @@ class _Outside(Exception):
 
 
 def patience() -> float:
-    """Return for how many seconds a request is repeated."""
-    return float(os.environ.get("CP2_BUCKET_PATIENCE") or 300)
+    """Return for how many seconds a request is repeated.
+
+    Raises:
+      BucketError: `CP2_BUCKET_PATIENCE` is no number.
+    """
+    given = os.environ.get("CP2_BUCKET_PATIENCE") or "300"
+    try:
+        return float(given)
+    except ValueError as error:
+        raise BucketError(f"CP2_BUCKET_PATIENCE={given}: give a number of seconds") from error
 
 
 def read(path: BucketPath, begin: int = 0, end: int | None = None) -> tuple[bytes, bytes]:
@@ -202,6 +210,9 @@ def _store(scheme: str, bucket: str, process: int) -> Any:
             address = emulator if "://" in emulator else f"http://{emulator}"
             os.environ["TENSORSTORE_GCS_HTTP_URL"] = address
             os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anonymous")
+        elif (file := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")) and not os.path.isfile(file):
+            # TensorStore would go on without any, and the server refuse for another reason.
+            raise BucketError(f"GOOGLE_APPLICATION_CREDENTIALS={file}: there is no such file")
         spec: dict[str, Any] = {"driver": "gcs", "bucket": bucket, "context": {"gcs_request_retries": _RETRIES}}
     else:
         spec = {"driver": "s3", "bucket": bucket, "context": {"s3_request_retries": _RETRIES}}
@@ -271,6 +282,10 @@ def _explain(path: BucketPath, what: str, error: Exception) -> str:
     if code == "OUT_OF_RANGE":
         total = _SIZE.search(text)
         raise _Outside(int(total[1]) if total else None) from error
+    if "JSON credentials file" in text:
+        raise BucketError(
+            f"{path}: the credentials cannot be used ({short}); set GOOGLE_APPLICATION_CREDENTIALS"
+        ) from error
     if code == "UNAUTHENTICATED" or "code='401'" in text or "ExpiredToken" in text:
         raise BucketError(
             f"{path}: the credentials are missing or have expired; log in again, or set {account} (docs/buckets.md)"

@@ -151,6 +151,19 @@ def test_an_address_without_a_scheme_is_refused(monkeypatch):
         stores._store("s3", "bucket", -1)
 
 
+def test_settings_of_the_environment_that_cannot_be_are_named_at_once(monkeypatch, tmp_path):
+    path = paths.at("gs://bucket/x")
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "gone.json"))
+    with pytest.raises(paths.BucketError, match="GOOGLE_APPLICATION_CREDENTIALS=.*gone.json: there is no such file"):
+        stores._store("gs", "bucket", -1)
+    with pytest.raises(paths.BucketError, match="credentials cannot be used .*set GOOGLE_APPLICATION_CREDENTIALS"):
+        stores._explain(path, "read", ValueError(f"UNKNOWN: Unexpected content of the JSON credentials file: {tmp_path}/x"))
+    monkeypatch.setenv("CP2_BUCKET_PATIENCE", "soon")
+    with pytest.raises(paths.BucketError, match="CP2_BUCKET_PATIENCE=soon: give a number of seconds"):
+        path.read_bytes()
+
+
 def test_paths_are_those_of_pathlib():
     path = paths.at("gs://bucket//a/./b.tar.gz/")
     assert str(path) == "gs://bucket/a/b.tar.gz" and path.name == "b.tar.gz" and path.suffix == ".gz"
