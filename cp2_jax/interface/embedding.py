@@ -79,7 +79,7 @@ def embed(
     source = open_images(images)
     read = functools.partial(_pixels, source, size, ranges.of_checkpoint(checkpoint))
     found = _features(extractor, variables, source, read, batch, dense, np.dtype(dtype))
-    with written(output), save_as(output) as file:
+    with written(output), save_as(output, takes_long=True) as file:
         count = (_write_npz if output.suffix == ".npz" else _write_parquet)(file, found)
     print(f"features of {count} images in {processes.relative(output)}")
     return output

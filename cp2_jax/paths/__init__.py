@@ -125,18 +125,23 @@ def cache() -> pathlib.Path | None:
 
 
 @contextlib.contextmanager
-def save_as(path: str | os.PathLike | BucketPath) -> Iterator[pathlib.Path]:
+def save_as(path: str | os.PathLike | BucketPath, takes_long: bool = False) -> Iterator[pathlib.Path]:
     """Give a local file to write, which is there and empty: what cannot be written is known before it is computed. When all
     went well, it is put to its place in one piece.
 
     Args:
       path: its place; the folder is made if absent.
+      takes_long: to compute what is written; a bucket is tried before, too, by an empty object that is removed again.
 
     Raises:
       OSError, BucketError: it cannot be written.
     """
     path = at(path)
     if isinstance(path, BucketPath):
+        if takes_long:
+            (probe := path.with_name(f".{path.name}.{secrets.token_hex(4)}")).write_bytes(b"")
+            with contextlib.suppress(BucketError):
+                probe.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="cp2_jax_") as folder:
             yield (file := pathlib.Path(folder) / path.name)
             path.write_bytes(file.read_bytes())

@@ -61,6 +61,17 @@ def test_a_file_for_libraries_that_write_local_ones(bucket, tmp_path):
         assert paths.at(place).read_bytes() == b"done" and [path.name for path in place.parent.iterdir()] == ["out.bin"]
 
 
+def test_a_bucket_that_cannot_be_written_is_known_at_once(proxy, bucket):
+    with paths.save_as(bucket / "out.npz", takes_long=True) as file:
+        assert bucket.files() == []
+        file.write_bytes(b"1")
+    proxy.fault = lambda method, path: "403" * (method in ("PUT", "POST"))
+    with pytest.raises(paths.BucketError, match="may not write it"), paths.save_as(bucket / "out.npz", takes_long=True):
+        pytest.fail("hours of work would be lost")
+    proxy.fault = lambda method, path: ""
+    assert bucket.files() == ["out.npz"]
+
+
 def test_a_file_that_cannot_be_written_is_known_at_once_and_named(tmp_path):
     (tmp_path / "folder").mkdir()
     os.chmod(tmp_path / "folder", 0o500)
