@@ -118,7 +118,7 @@ def make_learn(config: ConfigDict, place: Placement) -> Callable[..., Learned]:
 
             gradients, (result, changed) = jax.grad(loss_of, has_aux=True)(params)
             pooled = result.pooled_query, result.pooled_key
-            return (place.split(gradients), changed, result.replace(pooled_query=None, pooled_key=None)), pooled
+            return (place.share_out(gradients), changed, result.replace(pooled_query=None, pooled_key=None)), pooled
 
         averages, pooled = parts.over(learn_part, (pair.image_query, keys, *masks))
         gradients, new_stats, result = averages

@@ -30,8 +30,12 @@ class Placement:
         return mesh.constrain(params, mesh.replicated(self.device_mesh)) if self._splits else params
 
     def split(self, params: Any) -> Any:
-        """Return parameters or gradients as the state and the optimiser keep them: each device has its share."""
+        """Return parameters as the state and the optimiser keep them: each device has its share."""
         return mesh.constrain(params, mesh.split_largest(self.device_mesh, params)) if self._splits else params
+
+    def share_out(self, gradients: Any) -> Any:
+        """Return gradients as the optimiser takes them: each device has its share of their sum."""
+        return mesh.share_out(self.device_mesh, gradients) if self._splits else gradients
 
     def permute(self, rows: Shaped[Array, "batch ..."], order: Int[Array, " batch"]) -> Shaped[Array, "batch ..."]:
         """Return `rows[order]`, spread over the devices as a batch is.

@@ -205,7 +205,7 @@ def make_train(config: ConfigDict, total_steps: int, steps_per_epoch: int, devic
             params = mesh.constrain(params, mesh.replicated(device_mesh))
         (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         if device_mesh is not None:
-            gradients = mesh.constrain(gradients, state_sharding(device_mesh, state, config.shard_state).params)
+            gradients = mesh.share_out(device_mesh, gradients, config.shard_state)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_state = State(
             step=state.step + 1,

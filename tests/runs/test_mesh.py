@@ -107,6 +107,33 @@ def test_rows_on_every_named_slice_as_libtpu_describes_it(name):
     check_rows(device_mesh, order)
 
 
+def test_gradients_are_held_whole_and_then_shared_out():
+    for split, last in ((True, PartitionSpec(None, "data")), (False, PartitionSpec())):
+        jaxpr = jax.make_jaxpr(lambda x, split=split: mesh.share_out(FOUR, x, split))(jnp.zeros((3, 8)))
+        assert [equation.params["sharding"].spec for equation in jaxpr.eqns] == [PartitionSpec(), last]
+
+
+def test_so_libtpu_passes_no_batch_round_for_a_kernel_s_gradient():
+    device_mesh = described_by_libtpu("v5e-8")
+
+    def gradient(place, kernel, images):
+        def loss(kernel):
+            return jax.lax.conv_general_dilated(
+                images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ).sum()
+
+        return place(jax.grad(loss)(kernel))
+
+    def rings(place):
+        kernel = jax.ShapeDtypeStruct((3, 3, 256, 256), jnp.bfloat16, sharding=mesh.replicated(device_mesh))
+        images = jax.ShapeDtypeStruct((256, 14, 14, 256), jnp.bfloat16, sharding=mesh.batch_sharding(device_mesh))
+        compiled = jax.jit(gradient, static_argnums=0).lower(place, kernel, images).compile()
+        return compiled.as_text().count(" collective-permute")
+
+    assert rings(lambda x: mesh.constrain(x, mesh.split_largest(device_mesh, x))) > 0  # why `share_out` is there
+    assert rings(lambda x: mesh.share_out(device_mesh, x)) == 0
+
+
 def test_a_batch_that_cannot_be_split_is_refused():
     device_mesh = mesh.make_mesh(jax.devices()[:1])
     with pytest.raises(ValueError, match="a batch of 0 cannot be split over 1 devices"):
