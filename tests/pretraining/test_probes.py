@@ -11,7 +11,7 @@ from helpers.tiny import choose_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cp2_jax.pretraining import hooks, probes
+from cp2_jax.pretraining import hooks, metrics, probes
 from cp2_jax.runs import mesh
 
 SETTINGS = settings(max_examples=20, deadline=None)
@@ -116,6 +116,16 @@ def test_measure_pools_the_foreground_alone():
     pooled = unit(foreground[:, 0, 0])
     values = np.linalg.svd(pooled, compute_uv=False)
     np.testing.assert_allclose(found["spectrum"], values / values.sum(), atol=1e-5)
+
+
+def test_feature_std_is_one_on_the_whole_sphere_and_less_to_one_side():
+    rng = np.random.default_rng(0)
+    everywhere = rng.normal(size=(2000, 16))
+    for features in (unit(everywhere), unit(everywhere + np.eye(16)[3] * 6)):
+        deviations = [np.sqrt(np.mean((channel - channel.mean()) ** 2)) for channel in features.T]
+        found = metrics.feature_std(jnp.float32(features))
+        np.testing.assert_allclose(found, 4 * np.mean(deviations), rtol=1e-5)
+        assert abs(found - 1) < 0.01 if features[:, 3].mean() < 0.1 else found < 0.6
 
 
 def test_collapse_is_named_and_a_good_run_is_not():
