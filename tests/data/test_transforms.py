@@ -25,6 +25,7 @@ def random_image(seed, height=40, width=50):
         ((100, 1000), (2048, 512), (205, 2048)),
         ((1024, 2048), (2048, 1024), (1024, 2048)),
         ((360, 480), (480, 360), (360, 480)),
+        ((5, 10), (9, 5), (5, 9)),  # 4.5 is rounded up
     ],
 )
 def test_rescaled_size_fits_into_the_bounds(size, bounds, expected):
