@@ -156,11 +156,11 @@ def interval(key: str, value: object, what: str, highest: float = math.inf) -> N
     require(good and 0 < value[0] <= value[1] <= highest, key, value, f"must be {what}, 0 < low <= high{bound}")
 
 
-def sides(key: str, value: object, example: str = "(2048, 512)") -> tuple[int, ...]:
+def sides(key: str, value: object) -> tuple[int, ...]:
     """Require two whole numbers above 0, or none; raises `ConfigError`. Returns them as a tuple."""
     value = tuple(value)
     good = len(value) in (0, 2) and all(isinstance(side, int) and side > 0 for side in value)
-    require(good, key, value, f"give two whole numbers above 0, e.g. {example}, or none: ()")
+    require(good, key, value, "give two whole numbers above 0, e.g. (2048, 512), or none: ()")
     return value
 
 

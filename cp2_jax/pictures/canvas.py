@@ -60,9 +60,9 @@ def beside(blocks: Sequence[Block], gap: int = GAP) -> Block:
     return np.concatenate(columns[:-1], axis=1)
 
 
-def framed(block: Block, margin: int = MARGIN) -> Block:
+def framed(block: Block) -> Block:
     """Return a block with paper around it."""
-    return np.pad(block, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
+    return np.pad(block, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
 
 
 def text(words: str, width: int, size: int = 14, align: float = 0.0) -> Block:
@@ -81,13 +81,14 @@ def text(words: str, width: int, size: int = 14, align: float = 0.0) -> Block:
     return np.asarray(image)
 
 
-def legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int = 14) -> Block:
+def legend(entries: Sequence[tuple[str, Sequence[int]]], width: int) -> Block:
     """Return patches of colour with names beside them, in as many rows as they need.
 
     Args:
       entries: name and RGB colour of each.
     """
-    step, patch = round(1.6 * size), size
+    size = patch = 14
+    step = round(1.6 * size)
     entries = [(_drawable(name), color) for name, color in entries]
     places, left, top = [], 0, 0
     for name, _ in entries:

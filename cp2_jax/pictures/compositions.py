@@ -83,6 +83,7 @@ def maps(
     return canvas.table(list(columns.items()), "Attention of the pretrained ViT, from which masks are cut")
 
 
-def _fitted(image: UInt8[np.ndarray, "height width 3"], width: int = 224) -> UInt8[np.ndarray, "height2 width2 3"]:
+def _fitted(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height2 224 3"]:
+    width = 224
     height = max(1, round(width * image.shape[0] / image.shape[1]))
     return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)

@@ -20,12 +20,12 @@ _EXACT = jax.lax.Precision.HIGHEST
 _NO_NEGATIVE = -1e30  # its exponential is zero beside any logit's
 
 
-def l2_normalize(x: Float[Array, "*shape"], axis: int = -1, epsilon: float = 1e-12) -> Float[Array, "*shape"]:
-    """Divide by max(norm, epsilon) as `torch.nn.functional.normalize` does; the gradient at zero is finite."""
-    square = jnp.sum(x * x, axis=axis, keepdims=True)
+def l2_normalize(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Divide by max(norm of the last axis, 1e-12), as `torch.nn.functional.normalize`; the gradient at zero is finite."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
     # The inner `where` keeps sqrt's infinite slope at zero out of the backward pass.
     norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
-    return x / jnp.where(square > 0, jnp.maximum(norm, epsilon), 1.0)
+    return x / jnp.where(square > 0, jnp.maximum(norm, 1e-12), 1.0)
 
 
 def masked_pool(

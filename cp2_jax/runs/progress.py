@@ -10,14 +10,14 @@ import rich.console
 import rich.progress
 
 T = TypeVar("T")
+_SECONDS = 30.0  # between two lines where there is no terminal
 
 
-def track(items: Iterable[T], title: str, total: int | None = None, every: float = 30.0) -> Iterator[T]:
+def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Yield the items, and show on stderr how many are done, how many a second, and when the rest will be.
 
     Args:
       total: number of items, if that is known and `items` does not tell.
-      every: seconds between two lines where there is no terminal.
     """
     total = len(items) if total is None and hasattr(items, "__len__") else total
     console = rich.console.Console(stderr=True)
@@ -30,7 +30,7 @@ def track(items: Iterable[T], title: str, total: int | None = None, every: float
         yield item
         count += 1
         now = time.monotonic()
-        if now - last >= every:
+        if now - last >= _SECONDS:
             last = now
             print(_line(title, count, total, now - begin), file=sys.stderr, flush=True)
     print(_line(title, count, total, time.monotonic() - begin), file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import toy_backbone
+from helpers.images import Memory, images_of
 from helpers.tiny import choose_vit, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,11 +56,6 @@ def light():
         toy_backbone.choose(config.model)
         config.model.head = "aspp"
         yield finetune_step.build_model(config), variables_of(config), Network.from_config(config.model).masking
-
-
-def images_of(sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 @pytest.fixture(scope="module")
@@ -129,24 +125,6 @@ def test_alike_sizes_are_grouped():
     sizes = [(500, 375), (375, 500), (499, 375), (333, 500), (500, 370), (375, 499)]
     members = batching.group(sizes, [9, 400, 3, 50, 3, 7], 3, 16)
     assert sorted(map(sorted, members)) == [[0, 2, 4], [1, 5], [3]]
-
-
-class Memory:
-    """Images and labels as `Examples` has them."""
-
-    def __init__(self, sizes, seed=1):
-        rng = np.random.default_rng(seed)
-        self.images = images_of(sizes, seed)
-        self.labels = [rng.choice([0, 1, 2, 255], size).astype(np.uint8) for size in sizes]
-
-    def __len__(self):
-        return len(self.images)
-
-    def size(self, index):
-        return self.labels[index].shape
-
-    def load(self, index):
-        return self.images[index], self.labels[index]
 
 
 @pytest.mark.parametrize("options", [EvaluationOptions(), EvaluationOptions(resize=(64, 32), ratios=(0.5, 1.0), flip=True)])

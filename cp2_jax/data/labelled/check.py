@@ -18,6 +18,8 @@ from cp2_jax.data.labelled.pairs import match_pairs
 from cp2_jax.lines import wrap
 from cp2_jax.runs import progress
 
+_THREADS = 4  # that decode
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -42,7 +44,7 @@ class Check:
     whole: Examples | None = None
 
 
-def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
+def check_split(data: ConfigDict, split: str) -> Check:
     """Decode every pair of a split.
 
     Args:
@@ -58,9 +60,9 @@ def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
         whole, problems = open_examples(data, split), []
     sizes, pixels, present = collections.Counter(), np.zeros(256, np.int64), np.zeros(256, np.int64)
     palettes = survey.Palettes()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         work = ((_look, whole, index) for index in range(len(whole)))
-        looked = progress.track(ahead(pool, work, 2 * threads), f"checking {split}", len(whole))
+        looked = progress.track(ahead(pool, work, 2 * _THREADS), f"checking {split}", len(whole))
         for index, (problem, size, count, colors) in enumerate(looked):
             place = whole.places(index)[1]
             if problem := problem or palettes.conflict(colors, place):
@@ -77,14 +79,14 @@ def check_split(data: ConfigDict, split: str, threads: int = 4) -> Check:
     return Check(split, sizes.total(), sizes, pixels, present, problems, whole)
 
 
-def first_problem(examples: Examples, indices: Sequence[int], threads: int = 4) -> Exception | None:
+def first_problem(examples: Examples, indices: Sequence[int]) -> Exception | None:
     """Decode some pairs and return the error of the first that cannot be used, or None.
 
     Args:
       indices: which pairs.
     """
-    with ThreadPoolExecutor(threads) as pool:
-        read = ahead(pool, ((examples.read, index) for index in indices), 2 * threads)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = ahead(pool, ((examples.read, index) for index in indices), 2 * _THREADS)
         try:
             collections.deque(progress.track(read, "looking at the images to evaluate", len(indices)), maxlen=0)
         except (SegmentationError, UnreadableImage) as error:

@@ -107,14 +107,12 @@ def prepare_images(
     inputs: Mapping[str, str | os.PathLike],
     shorter_side: int = 0,
     quality: int = 95,
-    threads: int | None = None,
 ) -> tuple[pathlib.Path, dict[str, list[str]]]:
     """Write images as TFDS features `image`, `label` and `file_name`, as TFDS's own imagenet2012 has them.
 
     Args:
       inputs: split → where its images are, see `read_images`.
       shorter_side, quality: see `reencode`; 0 keeps every image byte for byte.
-      threads: that decode and encode; by default one for each core.
 
     Returns:
       The folder to give to `data.path`, and for each split the images that could not be read: they are kept as they
@@ -139,7 +137,7 @@ def prepare_images(
         return {"image": data, "label": label if label in classes else -1, "file_name": name}
 
     def records(split, path):
-        count = threads or os.cpu_count() or 1
+        count = os.cpu_count() or 1
         with ThreadPoolExecutor(count) as pool:
             yield from ahead(pool, ((record, split, *image) for image in read_images(path)), 4 * count)
 

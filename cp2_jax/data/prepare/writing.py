@@ -19,6 +19,7 @@ from cp2_jax.runs import progress
 
 VERSION = "1.0.0"
 _COMPLETE = "complete.txt"
+_THREADS = 4  # that decode
 
 
 def is_complete(output: str | os.PathLike, name: str, settings: str) -> pathlib.Path | None:
@@ -103,7 +104,6 @@ def write_pairs(
     splits: Mapping[str, Examples],
     names: Sequence[str],
     colors: Sequence[Sequence[int]] = (),
-    threads: int = 4,
 ) -> pathlib.Path:
     """Write labelled splits; images and masks stay byte for byte as they are, so that the same config reads them.
 
@@ -124,8 +124,8 @@ def write_pairs(
         return {"image": image, "segmentation_mask": mask, "name": examples.stem(index)}
 
     def records(examples: Examples):
-        with ThreadPoolExecutor(threads) as pool:
-            yield from ahead(pool, ((record, examples, index) for index in range(len(examples))), 2 * threads)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from ahead(pool, ((record, examples, index) for index in range(len(examples))), 2 * _THREADS)
 
     features = {
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
