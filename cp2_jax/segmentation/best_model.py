@@ -5,7 +5,7 @@ import json
 
 import jax
 
-from cp2_jax.paths import AnyPath, save_as
+from cp2_jax.paths import AnyPath, save_json
 from cp2_jax.runs.checkpoints import newest_meta
 
 # Beside the step's own files, whose checksums stay what they are; it goes where the step goes.
@@ -30,7 +30,5 @@ def score_anew(step: AnyPath, mean_iou: float, split_digest: str) -> None:
     Raises:
       OSError, BucketError: it cannot be written.
     """
-    if jax.process_index():
-        return
-    with save_as(step / _SCORED) as file:
-        file.write_text(json.dumps({"mean_iou": mean_iou, "split_digest": split_digest}), encoding="utf-8")
+    if jax.process_index() == 0:
+        save_json(step / _SCORED, {"mean_iou": mean_iou, "split_digest": split_digest})

@@ -216,7 +216,7 @@ def test_class_file_with_too_few_names(tmp_path):
 
 
 def damage(root):
-    """Return what a check must say of six different kinds of damage."""
+    """Return what a check must say of seven different kinds of damage."""
     images, labels = root / "images/train", root / "labels/train"
     for number in range(3, 8):
         image, mask = miniatures.scene(number, range(3))
@@ -225,7 +225,7 @@ def damage(root):
     (labels / "0.png").unlink()
     miniatures.save(labels / "1.png", np.zeros((40, 47), np.uint8))
     miniatures.save(labels / "2.png", np.full((40, 48), 9, np.uint8))
-    miniatures.save(labels / "3.png", np.zeros((40, 48, 3), np.uint8))
+    miniatures.save(labels / "3.png", np.full((40, 48, 3), (7, 8, 9), np.uint8))
     miniatures.save(labels / "4.png", np.full((40, 48), 256, np.uint16))
     (images / "5.jpg").write_bytes((images / "5.jpg").read_bytes()[:200])
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(labels / "6.png", format="JPEG")
@@ -233,7 +233,7 @@ def damage(root):
         "images/train/0.jpg has no mask",
         "labels/train/1.png is 47x40",
         "labels/train/2.png has value 9",
-        "labels/train/3.png is ",  # in colours, or grey in three bands
+        "labels/train/3.png has the colour (7, 8, 9)",
         "labels/train/4.png has 16",
         "images/train/5.jpg",
         "labels/train/6.png is a JPEG",
