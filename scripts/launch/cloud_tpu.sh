@@ -69,11 +69,12 @@ follow() {
       *) return 75 ;; # preempted: the slice is no more
     esac
     found=$(statuses 2>/dev/null || echo running)
-    # As soon as one worker fails the others stop by themselves, with 75, or 134 if JAX's coordination service ends them.
+    # As soon as one worker fails the others stop by themselves: with its status after an error; where it was killed (137)
+    # with 75, or 134 if JAX's coordination service ends them.
     if ! grep -q running <<< "$found"; then
-      code=$(grep -Ev '^(0|75|134)$' <<< "$found" | head -n 1 || true)
+      code=$(grep -Ev '^(0|75|134|137)$' <<< "$found" | head -n 1 || true)
       if [ -n "$code" ]; then return "$code"; fi
-      if grep -Eq '^(75|134)$' <<< "$found"; then return 75; fi
+      if grep -Eq '^(75|134|137)$' <<< "$found"; then return 75; fi
       return 0
     fi
     sleep "$poll"

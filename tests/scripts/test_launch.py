@@ -111,6 +111,9 @@ def test_cloud_keep_gives_up_on_an_error_and_after_many_restarts(tmp_path):
     assert status == 2 and sum("nohup" in call for call in calls) == 1
     status, printed, calls = cloud(tmp_path, "keep", *TRAIN, states=["READY"] * 9, statuses=["75"] * 3, MAX_RESTARTS="2")
     assert status == 75 and "giving up" in printed and sum("nohup" in call for call in calls) == 3
+    states, statuses = ["READY"] * 6, ["75\\n137", "0\\n0"]  # one was killed, for it took too much memory for instance
+    status, _, calls = cloud(tmp_path, "keep", *TRAIN, states=states, statuses=statuses)
+    assert status == 0 and sum("nohup" in call for call in calls) == 2
 
 
 def test_slurm_requeues_a_stopped_job_only(tmp_path):
@@ -134,7 +137,8 @@ def test_slurm_requeues_a_stopped_job_only(tmp_path):
     assert submit("0") == 0 and submit("2") == 2 and submit("75", restarts="20") == 75
     assert not (tmp_path / "scontrol.called").exists()
     assert submit("75") == 75
-    assert (tmp_path / "scontrol.called").read_text() == "requeue 7\n"
+    assert submit("137") == 75  # one was killed, and the others left with 75
+    assert (tmp_path / "scontrol.called").read_text() == "requeue 7\n" * 2
     assert (tmp_path / "srun.called").read_text().endswith("python x.py --a=b c\n")
 
 
