@@ -61,7 +61,7 @@ def train(
     for line in warnings(len(examples), config.batch_size):
         logging.warning(line)
     evaluator = Evaluator(config, mesh.make_mesh())
-    distributed.agree({"number of images to evaluate": str(len(evaluator.examples))})
+    _agree_on_images(evaluator)
     if shared := survey.shared_images(examples, evaluator.examples, config.data.split, config.data.eval_split):
         logging.warning(shared)
     device_mesh = evaluator.device_mesh
@@ -87,6 +87,12 @@ def train(
         ended=lambda number: hooks.ended(number, hooks.best_step(workdir), config.eval_every, patience),
     )
     return session.run(job, workdir, profile=profile, stall_timeout=stall_timeout)
+
+
+def _agree_on_images(evaluator: Evaluator) -> None:
+    """Let all processes compare the images that they are about to evaluate; each counts a part of them."""
+    if jax.process_count() > 1:  # of records, names are read
+        distributed.agree({"images to evaluate": f"{len(evaluator.examples)}, names {evaluator.split.digest}"})
 
 
 def _stored(examples: Examples, index: int) -> bytes:
@@ -141,6 +147,7 @@ def evaluate(
     model = saved.open_saved(workdir, checkpoint, config, adapt)
     distributed.agree(distributed.facts(model.config, {"--workdir": workdir, "step": str(model.step)}))
     evaluator = Evaluator(model.config, mesh.make_mesh())
+    _agree_on_images(evaluator)
     split = evaluator.split
     _say(f"{model.what}\n{len(evaluator.examples)} images of split {split.name}")
     if model.own is not None and tuple(model.own.data.class_names) != evaluator.names:

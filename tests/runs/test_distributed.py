@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -18,6 +19,7 @@ from cp2_jax.options import ConfigError
 from cp2_jax.pretraining import run as pretraining
 from cp2_jax.runs import distributed
 from cp2_jax.segmentation import run as segmentation
+from cp2_jax.segmentation.reports import Split
 
 SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
 
@@ -213,3 +215,13 @@ def test_the_first_weights_of_all_processes_are_the_same(monkeypatch, run):
     with pytest.raises(distributed.DisagreementError):
         run._first(config) if run is pretraining else run._first(config, [])
     assert seen == [("init.checkpoint=gs://bucket/run", {"w": 1})]
+
+
+def test_the_images_to_evaluate_are_those_of_all_processes(monkeypatch):
+    told = []
+    monkeypatch.setattr(distributed, "agree", told.append)
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    for names in ("ab", "ab", "ac"):
+        split = Split("val", names)
+        segmentation._agree_on_images(types.SimpleNamespace(examples=names, split=split))
+    assert told[0] == told[1] != told[2]
