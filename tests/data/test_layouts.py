@@ -39,7 +39,7 @@ VOC = ("JPEGImages", "Annotations", "ImageSets/Segmentation/train.txt", "Segment
             r"is it labelmap\.txt\? then --config\.data\.classes=labelmap\.txt --config\.data\.images=JPEGImages "
             r"--config\.data\.labels=SegmentationClass$",
         ),
-        (("labels.txt", "a.jpg", "a.json"), r"is it labels\.txt\?"),
+        (("labels.txt", "a.jpg", "a.json"), "polygons of LabelMe have to be drawn"),
         (("a.jpg", "a.json"), "polygons of LabelMe have to be drawn"),
         (("train2017/a.jpg", "annotations/instances_train2017.json"), "COCO's annotations have to be drawn"),
         (("images/train/a.jpg", "labels/train/a.png"), "write one, with the name of a class on each line"),

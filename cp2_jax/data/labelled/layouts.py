@@ -25,6 +25,8 @@ def instead_of_classes(root: Path) -> str:
         for place in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
             if all((place / part).exists() for part in parts):
                 return f"{place} looks like the data set {name}: --config finetune_{name} --config.data.path={place}"
+    if any(photo.with_suffix(".json").is_file() for photo in root.glob("*.[jJpP]*") if photo.suffix != ".json"):
+        return f"polygons of LabelMe {_DRAWN}"
     file = next((name for name in _CLASS_FILES if (root / name).is_file()), None)
     if file:
         more = "".join(
@@ -35,8 +37,6 @@ def instead_of_classes(root: Path) -> str:
         return f"is it {file}? then --config.data.classes={file}{more}"
     if any((root / "annotations").glob("instances_*.json")):
         return f"COCO's annotations {_DRAWN}"
-    if any(photo.with_suffix(".json").is_file() for photo in root.glob("*.[jJpP]*") if photo.suffix != ".json"):
-        return f"polygons of LabelMe {_DRAWN}"
     return ""
 
 
