@@ -75,6 +75,12 @@ def test_key_encoder_follows_by_momentum_and_keeps_its_own_statistics(monkeypatc
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), second.key_params, expected)
     means = (s["head"]["convs_0"]["bn"]["mean"] for s in (second.key_batch_stats, second.batch_stats))
     assert not np.allclose(*means)
+    # Each encoder's averages go on from its own, whatever the other's are.
+    changed = jax.tree.map(lambda x: x + 1, first.batch_stats)
+    other, _ = update(first.replace(batch_stats=changed), random_pair(1))
+    jax.tree.map(np.testing.assert_array_equal, other.key_batch_stats, second.key_batch_stats)
+    ours, theirs = (s.batch_stats["head"]["convs_0"]["bn"]["mean"] for s in (other, second))
+    np.testing.assert_allclose(ours, theirs + 0.9, rtol=1e-5)
 
 
 def test_quick_tunings_queue_fills_and_unusable_masks_are_counted_in_microbatches(monkeypatch):
