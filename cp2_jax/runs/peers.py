@@ -48,7 +48,7 @@ class Peers:
       links: connected sockets by number of process.
       patience: seconds without a word after which a process is taken for lost.
       lost_status: exit status where a process is lost.
-      end: called once, in a thread, with a `Stop` when this process should end; not if it is ending already.
+      end: called once, in a thread, with a `Stop` when this process should end; not for an error if it is ending already.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Peers:
         def end() -> None:
             with self._changed:
                 leaving = self._changed.wait_for(lambda: self._leaving, 0.0 if stop.lost else self._grace)
-            if not leaving:
+            if not leaving or stop.lost:  # it may be the one that this process waits for at the end
                 self._end(stop)
 
         threading.Thread(target=end, name="peers end", daemon=True).start()

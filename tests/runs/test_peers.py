@@ -106,6 +106,15 @@ def test_a_process_that_left_in_good_order_is_not_lost():
         assert made[1].stopped(0.1) is None and all(end.empty() for end in ends)
 
 
+def test_one_that_waits_at_the_end_for_the_first_process_hears_of_its_loss():
+    with three() as (made, ends, _):
+        made[1].leave()
+        made[0]._closed = True
+        for link in made[0]._links.values():
+            link.shutdown(socket.SHUT_RDWR)
+        assert ends[1].get(timeout=20).lost
+
+
 class Service:
     """The coordination service's store of texts, as far as it is used."""
 
