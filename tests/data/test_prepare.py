@@ -1,16 +1,14 @@
 """Data sets from users' layouts: prepared, checked, finetuned on and evaluated; and what is wrong with them."""
 
-import os
+import functools
 import pathlib
 import shlex
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from helpers import miniatures
-from helpers.paths import ROOT
+from helpers.command_line import cp2
 from PIL import Image
 
 from configs import finetune_ade20k, finetune_camvid, finetune_cityscapes, finetune_folder, finetune_voc
@@ -240,17 +238,11 @@ def damage(root):
     )
 
 
-def script(*arguments, status=0):
-    command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
-
-
-def test_script_lists_every_problem_and_fails_or_checks_and_writes(tmp_path):
+def test_the_command_lists_every_problem_and_fails_or_checks_and_writes(tmp_path, capsys):
     root = miniatures.folder(tmp_path)
-    out, _ = script("folder", "--input", root, "--check", "--output", tmp_path / "records")
+    prepare = functools.partial(cp2, capsys, "prepare")
+    status, out, _ = prepare("folder", "--input", root, "--check", "--output", tmp_path / "records")
+    assert status == 0
     assert "red apple" in out and str(tmp_path / "records/folder/1.0.0") in out
     typed = shlex.split(out.rpartition("next: cp2 finetune ")[2])
     config = command.changed(typed[1], [tuple(one.removeprefix("--config.").split("=")) for one in typed[4:]])
@@ -260,18 +252,21 @@ def test_script_lists_every_problem_and_fails_or_checks_and_writes(tmp_path):
     assert copied == classes.read_classes(root / "classes.txt")
     assert len(TfdsSource(tmp_path / "records", "validation", ("image", "segmentation_mask"))) == 2
     expected = damage(root)
-    out, err = script("folder", "--input", root, "--check", "--output", tmp_path / "other", status=1)
-    assert "train: 7 problems" in out and err.strip().splitlines()[-1].endswith("7 problems, see above")
+    status, out, err = prepare("folder", "--input", root, "--check", "--output", tmp_path / "other")
+    assert status == 1 and "train: 7 problems" in out and err.strip().splitlines()[-1].endswith("7 problems, see above")
     assert all(any(text in line for line in out.splitlines()) for text in expected), out
     assert not (tmp_path / "other").exists()
 
 
-def test_script_wants_the_whole_data_set(tmp_path):
+def test_the_command_wants_the_whole_data_set(tmp_path, capsys):
     root = miniatures.ade20k(tmp_path)
-    _, err = script("ade20k", "--input", root, "--check", status=1)
-    assert "(4, 2) images, but (20210, 2000) are expected" in err
-    out, _ = script("ade20k", "--input", root, "--check", "--any-count")
-    assert f"no problems\nnext: cp2 finetune --config finetune_ade20k --workdir WORKDIR --config.data.path={root}\n" in out
+    status, _, err = cp2(capsys, "prepare", "ade20k", "--input", root, "--check")
+    assert status == 1 and "(4, 2) images, but (20210, 2000) are expected" in err
+    status, out, _ = cp2(capsys, "prepare", "ade20k", "--input", root, "--check", "--any-count")
+    assert (
+        status == 0
+        and f"no problems\nnext: cp2 finetune --config finetune_ade20k --workdir WORKDIR --config.data.path={root}\n" in out
+    )
 
 
 def test_report_shortens_a_long_list():
