@@ -11,6 +11,7 @@ import pytest
 from helpers import checkpoints as make
 from helpers import networks
 from helpers.checkpoints import RESNET, TORCH, VIT, some, under
+from helpers.command_line import cp2
 from helpers.paths import ROOT
 from safetensors.numpy import save_file
 
@@ -269,26 +270,21 @@ def test_other_precisions_become_float32(tmp_path, dtype):
     assert np.dtype(dtype).name in imported.report
 
 
-def script(name, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-
-
-def test_the_scripts_from_download_to_export(tmp_path):
+def test_the_commands_from_download_to_export(tmp_path, capsys):
     make.save_torch(tmp_path / "moco.pth.tar", TORCH["moco_v2"][1])
-    done = script("convert_checkpoint.py", tmp_path / "moco.pth.tar", tmp_path / "converted")
+    command = [sys.executable, ROOT / "scripts/convert_checkpoint.py", tmp_path / "moco.pth.tar", tmp_path / "converted"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "module.encoder_q.layer1.* (50 tensors)" in done.stdout and "written to" in done.stdout
     variables, meta = checkpoints.read_variables(tmp_path / "converted")
     same(variables, backbone_of(RESNET))
     assert meta["kind"] == "converted" and meta["format"] == "moco_v2" and len(meta["sha256"]) == 64
-    again = script("convert_checkpoint.py", tmp_path / "moco.pth.tar", tmp_path / "converted")
-    assert again.returncode == 1 and "exists" in again.stderr and "Traceback" not in again.stderr
-    done = script("export_checkpoint.py", tmp_path / "converted", tmp_path / "out.pth", "--layout", "torchvision")
-    assert done.returncode == 0, done.stderr
+    status, _, errors = cp2(capsys, "convert", tmp_path / "moco.pth.tar", tmp_path / "converted")
+    assert status == 1 and "exists" in errors
+    status, _, errors = cp2(capsys, "export", tmp_path / "converted", tmp_path / "out.pth", "--layout", "torchvision")
+    assert status == 0, errors
     assert import_checkpoint(tmp_path / "out.pth").meta["format"] == "torchvision"
     (tmp_path / "bad.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    bad = script("convert_checkpoint.py", tmp_path / "bad.pth", tmp_path / "other")
-    assert bad.returncode == 1 and bad.stderr.count("\n") == 1 and "os.system" in bad.stderr
+    status, _, errors = cp2(capsys, "convert", tmp_path / "bad.pth", tmp_path / "other")
+    assert status == 1 and errors.count("\n") == 1 and "os.system" in errors
     assert not (tmp_path / "other").exists()

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.command_line import cp2
 from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -234,7 +235,7 @@ def test_contact_sheet_shows_scenes_above_masks(tmp_path):
     assert not sheet[64:, 64:].any()
 
 
-def test_the_script_writes_without_tensorflow(tmp_path):
+def test_the_script_writes_without_tensorflow(tmp_path, capsys):
     """Run from another folder, with a `tensorflow` on the path that fails when it is imported."""
     trap = tmp_path / "trap" / "tensorflow"
     trap.mkdir(parents=True)
@@ -249,6 +250,6 @@ def test_the_script_writes_without_tensorflow(tmp_path):
     assert ["train: 4 scenes", "train_labelled: 3 scenes", "validation: 2 scenes"] == lines[-4:-1]
     assert (tmp_path / "sheet.png").is_file()
 
-    refused = subprocess.run([*command, "--train", "0"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert refused.stderr.strip().splitlines() == ["error: split train would have 0 scenes; ask for 1 or more"]
+    status, _, errors = cp2(capsys, "prepare", "demo", "--output", tmp_path / "no", "--train", "0")
+    assert status == 1
+    assert errors.strip().splitlines() == ["error: split train would have 0 scenes; ask for 1 or more"]
