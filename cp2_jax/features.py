@@ -13,7 +13,7 @@ from cp2_jax.convert.origins import origin
 from cp2_jax.models import inputs, segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.models.precision import widened
-from cp2_jax.options import one_of
+from cp2_jax.options import dtype_name, one_of
 from cp2_jax.pretraining.losses import l2_normalize
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 
@@ -66,6 +66,9 @@ class FeatureExtractor:
 
 def _check(images: Any) -> None:
     """Refuse what is no batch of RGB images as `FeatureExtractor` takes them, with what to do."""
+    if not hasattr(images, "shape"):
+        kind = type(images).__name__
+        raise ValueError(f"images are a {kind}: give one array, [batch, height, width, 3]; numpy.stack makes it of several")
     shape, dtype = jnp.shape(images), jnp.result_type(images)
     if len(shape) == 3 and 3 in (shape[0], shape[-1]):
         raise ValueError(f"images of shape {shape}: that is one image, a batch is needed: images[None]")
@@ -85,7 +88,7 @@ def _check(images: Any) -> None:
 
 
 def load(
-    path: str | pathlib.Path, features: str | None = None, *, dtype: str = "float32", output_stride: int | None = None
+    path: str | pathlib.Path, features: str | None = None, *, dtype: Any = "float32", output_stride: int | None = None
 ) -> tuple[FeatureExtractor, dict]:
     """Return (model, variables): `model(variables, images)` gives dense features.
 
@@ -100,7 +103,7 @@ def load(
         output, which the classifier of finetuning reads; "projection": the l2-normalised features of the pretraining loss
         (f in the paper's equation 2); "logits": a finetuned model's classes. Default: the head if there is one, else
         the backbone.
-      dtype: of the computation; it may differ from the run's.
+      dtype: of the computation, "bfloat16" or `jnp.bfloat16`; it may differ from the run's.
       output_stride: of a ResNet, 4, 8, 16 or 32; default: as it was trained, 16 for converted backbones.
 
     Raises:
@@ -120,7 +123,7 @@ def load(
     found = origin(meta)
     if found is None:
         raise CheckpointError(f"{path} does not say what model it is: it was not written by a run or the converter")
-    network = Network.from_config(dict(found.model) | {"dtype": dtype})
+    network = Network.from_config(dict(found.model) | {"dtype": dtype_name(dtype)})
     network = network if output_stride is None else network.with_stride(output_stride)
     top = "classifier" if features == "logits" else "projection"
     module = segmenter.build(network, top=top, image_size=found.image_size)

@@ -144,6 +144,8 @@ def test_what_is_no_batch_of_images_is_refused(original, images, message):
     model, variables = cp2_jax.load(original / "A_resnet_aspp", features="backbone")
     with pytest.raises(ValueError, match=message):
         model(variables, images)
+    with pytest.raises(ValueError, match=r"images are a list: give one array, .*; numpy.stack makes it of several"):
+        model(variables, list(images))
     if images.dtype != np.float32:  # shapes and dtypes are known to the compiler, values are not
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(model, variables, images)

@@ -64,6 +64,12 @@ def test_what_does_not_fit_the_loss(given, message):
         loss(**given)
 
 
+def test_keys_of_another_batch():
+    query, mask, weights = jnp.ones((2, 4, 4, 3)), jnp.ones((2, 4, 4)), {"temperature_instance": 0.2, "alpha": 0.2}
+    with pytest.raises(ValueError, match=r"query of shape \(2, 4, 4, 3\) and key of shape \(1, 4, 4, 3\): images and"):
+        losses.cp2_loss(query, query[:1], mask, mask[:1], jnp.ones((1, 2, 3)), temperature_dense=1.0, **weights)
+
+
 def test_a_smaller_batch_and_an_old_key():
     queue = memory_bank.init(jax.random.key(0), 8, 4, 3)
     with pytest.raises(ValueError, match=r"keys of shape \(2, 3\) do not fill a row of the queue \(2, 4, 3\)"):

@@ -217,8 +217,12 @@ def in_batch_backgrounds(
     rings gets nothing from another. The rule knows nothing of devices, so that every topology computes the same.
 
     Raises:
-      ValueError: for a batch of fewer than 3 rows, which has no two other samples.
+      ValueError: for a batch of fewer than 3 rows, which has no two other samples, or of another shape.
     """
+    if foreground.ndim != 5 or foreground.shape[1] != 2:
+        raise ValueError(
+            f"foreground of shape {foreground.shape}: two crops of each image, [batch, 2, height, width, 3], are needed"
+        )
     batch = foreground.shape[0]
     if batch < 3:
         raise ValueError(f"batch of {batch} rows: backgrounds from the same batch take at least 3")

@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cp2_jax.options import ConfigError, flatten, require
+from cp2_jax.options import ConfigError, dtype_name, flatten, require
 from cp2_jax.runs.settings import RENAMED
 
 # What other programs call a key, by its last part.
@@ -121,20 +121,28 @@ def update(config: ConfigDict, changes: Mapping[str, Any]) -> None:
     for name, value in flatten(changes).items():
         check(config, name)
         now = _lookup(config, name)
-        if isinstance(now, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if isinstance(value, np.number):
-            value = value.item()
-        if isinstance(now, int) and isinstance(value, float) and value.is_integer():
-            value = int(value)  # such as steps=1e4
-        if isinstance(now, str) and isinstance(value, os.PathLike):
-            value = os.fspath(value)
+        if value is None and now is not None:  # which a ConfigDict takes for any key, a whole section included
+            raise ConfigError(f"{name}=None: {name} takes {_expected(name, now)}; leave it out for what the config has")
+        value = _as_config_has_it(name, value, now)
         try:
             config.update_from_flattened_dict({name: value})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{name}={value!r}: {name} takes {_expected(name, now)}") from error
     _count_epochs(config, flatten(changes))
     expand_user(config)
+
+
+def _as_config_has_it(name: str, value: Any, now: Any) -> Any:
+    """Return what Python and NumPy have other types for (arrays, dtypes, paths, 1e4) as a config has it."""
+    if isinstance(value, np.ndarray | np.number) and value.dtype.kind in "biuf":
+        value = value.tolist()
+    if isinstance(now, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(now, int) and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(now, str) and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return dtype_name(value) if name.endswith("dtype") else value
 
 
 def merged(changes: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """A finetuned model scored on labelled images, and its class maps of a folder: `cp2 evaluate` and `cp2 predict`."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cp2_jax.interface import kinds, overrides, processes
+from cp2_jax.options import flatten
 from cp2_jax.paths import at
 from cp2_jax.segmentation import run as segmentation
+from cp2_jax.segmentation import saved
 from cp2_jax.segmentation.confusion import Scores
 from cp2_jax.segmentation.run import Predicted, Scored
 
@@ -127,4 +129,18 @@ def _which(checkpoint: str | int | os.PathLike | None) -> str | None:
 
 def _adapt(changes: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> Callable[[ConfigDict], None]:
     given = overrides.merged(changes, keys)
+    saved.refuse_training(flatten(given))
     return lambda config: overrides.update(config, given)
+
+
+def typed(changes: Sequence[tuple[str, str]]) -> Callable[[ConfigDict], None]:
+    """Return `adapt` of `run_evaluation` and `run_prediction` for changes that were typed.
+
+    Args:
+      changes: pairs (key, text), see `overrides.parse`.
+
+    Raises:
+      ConfigError: a key that changes nothing of a test.
+    """
+    saved.refuse_training(name for name, _ in changes)
+    return lambda config: overrides.parse(config, changes)

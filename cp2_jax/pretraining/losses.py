@@ -273,6 +273,8 @@ def _check(query: Array, key: Array, masks: tuple[Array, Array], queue: Array) -
             )
         if not isinstance(mask, jax.core.Tracer) and mask.size and float(mask.max()) > 1:
             raise ValueError(f"mask_{name} has values up to {float(mask.max()):g}: 1 is foreground, 0 background")
+    if (query.shape[0], query.shape[-1]) != (key.shape[0], key.shape[-1]):
+        raise ValueError(f"query of shape {query.shape} and key of shape {key.shape}: images and channels must be as many")
     if queue.ndim != 3 or queue.shape[-1] != query.shape[-1]:
         raise ValueError(
             f"queue of shape {queue.shape}: [rows, row_size, channels] is needed, with the features' {query.shape[-1]} "

@@ -1,7 +1,7 @@
 """A finetuned model from its checkpoint, by its own config; what may be changed about that is data and protocol."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -110,6 +110,8 @@ def _place(run: AnyPath, checkpoint: str | AnyPath | None) -> tuple[AnyPath, str
             steps = list(map(int, bucket_steps.complete(run / "checkpoints")))
             raise CheckpointError(f"{run} has no checkpoint of step {word}; there are {steps or 'none'}")
         return run / "checkpoints" / word, "checkpoint of step {step}"
+    if not at(word).exists():
+        raise CheckpointError(f"{word} is no checkpoint of {run}: give newest, best, the number of a step, or a path")
     return at(word), "step {step}"
 
 
@@ -162,12 +164,21 @@ def _settle(own: ConfigDict | None, given: ConfigDict | None, adapt: Adapt | Non
     return config
 
 
+def refuse_training(keys: Iterable[str]) -> None:
+    """Refuse keys of `data` that would change nothing of a test, also where they have the value that they had.
+
+    Raises:
+      ConfigError: with the key that says the same of a test.
+    """
+    for key in keys:
+        if key in _OF_TRAINING:
+            instead = f"; of a test, {_OF_TRAINING[key]} says that" if _OF_TRAINING[key] else " alone"
+            raise ConfigError(f"{key}: this is of training{instead}")
+
+
 def _check_changes(before: Mapping, after: Mapping, own: ConfigDict | None) -> None:
     """Refuse changes that would make another network, or that change nothing of a test."""
     for key in sorted(key for key in after if before.get(key) != after[key]):
-        if key in _OF_TRAINING:
-            instead = f"; of a test, {_OF_TRAINING[key]} says that" if _OF_TRAINING[key] else " alone"
-            raise ConfigError(f"{key}={after[key]}: this is of training{instead}")
         if key.startswith(tuple(f"{section}." for section in _FREE)) or key in _SAME_NETWORK or _how_computed(key):
             continue
         if own is None and key.startswith(("model.", "image_size")):

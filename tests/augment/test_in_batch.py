@@ -45,6 +45,8 @@ def test_the_rule_written_out():
 
 
 def test_too_small_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"foreground of shape \(8, 16, 16, 3\): two crops of each image, \[batch, 2"):
+        compose.in_batch_backgrounds(np.zeros((8, 16, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="batch of 2 rows"):
         compose.in_batch_backgrounds(jnp.asarray(numbered(2)))
 

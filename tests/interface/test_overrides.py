@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -86,6 +87,23 @@ def test_a_section_is_not_replaced(config, text):
 )
 def test_the_key_that_is_meant(config, typed, key):
     assert overrides.likely(typed, list(overrides.flatten(config))) == key
+
+
+def test_values_as_numpy_and_jax_have_them():
+    finetuning = config_files.load("finetune_folder")
+    overrides.update(finetuning, {"tuning.class_weights": np.array([0.5, 2.0]), "data.crop_size": np.array([64, 32])})
+    overrides.update(finetuning, {"model": {"dtype": jnp.bfloat16}, "data.flip": np.float32(0.5), "seed": np.uint8(3)})
+    found = finetuning.tuning.class_weights, finetuning.data.crop_size, finetuning.model.dtype
+    assert found == ((0.5, 2.0), (64, 32), "bfloat16") and type(found[1][0]) is int
+    overrides.update(finetuning, {"model.dtype": np.float32})
+    assert finetuning.model.dtype == "float32"
+
+
+@pytest.mark.parametrize("name", ["augment", "seed", "data.crop_scale"])
+def test_none_is_no_value(config, name):
+    """A ConfigDict would take it, in place of a whole section, too."""
+    with pytest.raises(ConfigError, match=f"{name}=None: {name} takes .*; leave it out for what the config has"):
+        overrides.update(config, {name: None})
 
 
 def test_hints_name_the_section_that_is_meant():

@@ -9,6 +9,7 @@ import pytest
 from helpers import halves
 from PIL import Image
 
+import cp2_jax
 from cp2_jax.data.errors import SegmentationError, SourceError
 from cp2_jax.options import ConfigError
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables, write_variables
@@ -73,6 +74,10 @@ def test_checkpoints_by_name(trained, capsys):
         saved.open_saved(root / "run/best", "best")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         saved.open_saved(root / "nowhere")
+    with pytest.raises(
+        CheckpointError, match="last is no checkpoint of .*/run: give newest, best, the number of a step, or"
+    ):
+        saved.open_saved(root / "run", "last")
 
 
 @pytest.mark.parametrize(
@@ -83,14 +88,27 @@ def test_checkpoints_by_name(trained, capsys):
         ("model.toy.channels", 7, "model.toy.channels=7 would make another network"),
         ("image_size", 64, "image_size=64 would make another network"),
         ("optimizer.learning_rate", 1.0, "optimizer.learning_rate=1.0: this is of training"),
-        ("data.split", "val", "data.split=val: this is of training; of a test, data.eval_split says that"),
-        ("data.flip", 1.0, "data.flip=1.0: this is of training; of a test, evaluation.flip says that"),
-        ("data.photometric", False, "data.photometric=False: this is of training alone"),
     ],
 )
 def test_changes_of_the_network_are_refused(trained, key, value, message):
     with pytest.raises(ConfigError, match=message):
         saved.open_saved(trained[0] / "run", adapt=lambda config: config.update_from_flattened_dict({key: value}))
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"data": {"split": "train"}}, "data.split: this is of training; of a test, data.eval_split says that"),
+        ({"data": {"flip": 1.0}}, "data.flip: this is of training; of a test, evaluation.flip says that"),
+        ({"data.photometric": False}, "data.photometric: this is of training alone"),
+    ],
+)
+def test_keys_that_change_nothing_of_a_test(keys, message):
+    """Also those of the value that the run has: `split="train"` was no error, and another split was scored."""
+    with pytest.raises(ConfigError, match=message):
+        cp2_jax.evaluate("runs/mine", changes=keys)
+    with pytest.raises(ConfigError, match=message):
+        cp2_jax.predict("runs/mine", "photos", "out", changes=keys)
 
 
 def test_protocol_data_and_precision_may_change(trained):

@@ -27,14 +27,14 @@ def _options(made):
 
 
 def _run(arguments):
-    from cp2_jax.interface import overrides, testing
+    from cp2_jax.interface import testing
 
     processes.join(arguments)
     testing.run_evaluation(
         arguments.workdir,
         arguments.checkpoint,
         config=command.typed_config(arguments) if arguments.config else None,
-        adapt=None if arguments.config else lambda config: overrides.parse(config, arguments.changes),
+        adapt=None if arguments.config else testing.typed(arguments.changes),
         predictions=arguments.predictions,
     )
 

@@ -23,14 +23,14 @@ def _options(made):
 
 def _run(arguments):
     from cp2_jax.data.errors import UnreadableImage
-    from cp2_jax.interface import overrides, testing
+    from cp2_jax.interface import testing
 
     done = testing.run_prediction(
         arguments.checkpoint,
         arguments.images,
         arguments.output,
         config=command.typed_config(arguments) if arguments.config else None,
-        adapt=None if arguments.config else lambda config: overrides.parse(config, arguments.changes),
+        adapt=None if arguments.config else testing.typed(arguments.changes),
         own_values=arguments.mask_values,
     )
     if done.problems:
