@@ -58,14 +58,14 @@ def missing(root: Path, names: Sequence[str]) -> list[int]:
 
 
 def find(
-    path: AnyPath, lines: Sequence[str], root: AnyPath, names: Sequence[str], short: Sequence[str]
+    path: AnyPath, lines: Sequence[str], roots: Sequence[AnyPath], names: Sequence[str], short: Sequence[str]
 ) -> Int[np.ndarray, " lines"]:
     """Return the number of the image that each line of a list means.
 
     Args:
       path: of the list, for messages.
       lines: see `read_list`.
-      root: what lines are relative to.
+      roots: what lines may be relative to, the likeliest first.
       names: of all images, absolute.
       short: of all images, which count where only one image has that name.
 
@@ -78,7 +78,7 @@ def find(
         by_short[name] = -1 if name in by_short else index
     found = []
     for line in lines:
-        index = by_name.get(str(root / line))
+        index = next((by_name[full] for root in roots if (full := str(root / line)) in by_name), None)
         index = by_short.get(os.path.normpath(line).lstrip("/")) if index is None else index
         if index is None or index < 0:
             what = (
@@ -86,6 +86,6 @@ def find(
                 if index is None
                 else "but several files have it: name the file too, FILE.tar/NAME"
             )
-            raise SourceError(f"{path} names {line}, {what} in {root}; its lines are names relative to data.path")
+            raise SourceError(f"{path} names {line}, {what} in {roots[0]}; its lines are names relative to data.path")
         found.append(index)
     return np.array(found, np.int64)

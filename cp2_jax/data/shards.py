@@ -89,6 +89,18 @@ def common_folder(found: Sequence[AnyPath]) -> AnyPath:
     return folder
 
 
+def roots(path: str | os.PathLike | Sequence[str | os.PathLike], folder: AnyPath) -> list[AnyPath]:
+    """Return what a list's lines may be relative to: `data.path`, if that is a folder in which the files are, and `folder`.
+
+    Args:
+      path: see `find_files`.
+      folder: of `common_folder`.
+    """
+    given = files.place(path) if isinstance(path, str | os.PathLike) else folder
+    above = isinstance(given, BucketPath) == isinstance(folder, BucketPath) and folder.is_relative_to(given)
+    return list(dict.fromkeys([given, folder] if above else [folder]))
+
+
 def short_names(found: Sequence[AnyPath], folder: AnyPath) -> list[str]:
     """Return the names of files relative to a folder, which stay the same if the data set is moved as a whole."""
     prefix = f"{files.as_text(folder).rstrip('/')}/"

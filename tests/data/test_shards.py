@@ -234,6 +234,15 @@ def test_names_are_those_within_the_data_set(tmp_path):
     assert source.names() == ["part0/x.tar/a.png", "part0/x.tar/b.png", "part1/x.tar/c.png"] and source.root == tmp_path
     (tmp_path / "list.txt").write_text("part1/x.tar/c.png\n")
     assert TarSource(tmp_path, "list.txt").names() == ["part1/x.tar/c.png"]
+    (tmp_path / "list.txt").write_text("deep/part0/x.tar/b.png\npart1/x.tar/c.png\n")
+    (tmp_path / "deep").mkdir()
+    for number in range(2):
+        (tmp_path / f"part{number}").rename(tmp_path / f"deep/part{number}")
+    assert TarSource(tmp_path, "list.txt").names() == [
+        "part0/x.tar/b.png",
+        "part1/x.tar/c.png",
+    ]  # below data.path, or nearer
+    tmp_path = tmp_path / "deep"
     rows = ParquetSource(f"{tmp_path}/part{{0,1}}/x.parquet")
     assert rows.names() == ["part0/x.parquet#0", "part0/x.parquet#1", "part1/x.parquet#0"]
     assert TarSource(tmp_path / "part1/x.tar").names() == ["x.tar/c.png"]

@@ -35,9 +35,10 @@ class ParquetSource:
         self._column = parquet.open_column(path, column, "data.image_column")
         self.root = shards.common_folder(self._column.files)
         if listed:
-            path_of_list, lines = listing.read_list(listed, self.root)
+            roots = shards.roots(path, self.root)
+            path_of_list, lines = listing.read_list(listed, roots[0])
             names = [self._column.place(index) for index in range(len(self))]
-            chosen = listing.find(path_of_list, lines, self.root, names, [])
+            chosen = listing.find(path_of_list, lines, roots, names, [])
             self._column = dataclasses.replace(self._column, rows=self._column.rows[chosen])
 
     def __len__(self) -> int:

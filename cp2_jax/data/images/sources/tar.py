@@ -54,10 +54,11 @@ class TarSource:
                 "masks, and are taken for photographs. Name the photographs alone in a list (data.list)"
             )
         if listed:
-            path_of_list, lines = listing.read_list(listed, self.root)
+            roots = shards.roots(path, self.root)
+            path_of_list, lines = listing.read_list(listed, roots[0])
             names = [self.name(index) for index in range(len(self))]
             inside = self._members.all_names()
-            self._members = self._members.chosen(listing.find(path_of_list, lines, self.root, names, inside))
+            self._members = self._members.chosen(listing.find(path_of_list, lines, roots, names, inside))
 
     def __len__(self) -> int:
         return len(self._members)
