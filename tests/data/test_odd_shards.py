@@ -9,12 +9,7 @@ from cp2_jax.data import notices
 from cp2_jax.data.errors import SourceError
 from cp2_jax.data.images.sources import ImageFolder, ParquetSource, TarSource
 
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(notices, "_said", set())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return caplog
+pytestmark = pytest.mark.usefixtures("said")
 
 
 def test_shards_that_give_nothing_are_told(tmp_path, said):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.packing import IMAGES, everything, folder, png, write_parquet, write_tar
 
-from cp2_jax.data import indexes, notices, shards
+from cp2_jax.data import indexes, shards
 from cp2_jax.data.errors import SourceError
 from cp2_jax.data.images.sources import ImageFolder, ParquetSource, TarSource, Where, open_images, open_source
 from cp2_jax.data.images.stream import pretrain_dataset
