@@ -118,12 +118,17 @@ def make_learn(config: ConfigDict, place: Placement) -> Callable[..., Learned]:
 
             gradients, (result, changed) = jax.grad(loss_of, has_aux=True)(params)
             pooled = result.pooled_query, result.pooled_key
-            return (place.share_out(gradients), changed, result.replace(pooled_query=None, pooled_key=None)), pooled
+            # Microbatches differ in how many samples have a dense loss: their sums can be averaged, their means cannot.
+            learned = result.learned_dense * result.usable_dense
+            result = result.replace(learned_dense=learned, pooled_query=None, pooled_key=None)
+            return (place.share_out(gradients), changed, result), pooled
 
         averages, pooled = parts.over(learn_part, (pair.image_query, keys, *masks))
         gradients, new_stats, result = averages
         pooled_query, pooled_key = pooled
-        return Learned(gradients, new_stats, result.replace(pooled_query=pooled_query, pooled_key=pooled_key))
+        learned = result.learned_dense / jnp.where(result.usable_dense > 0, result.usable_dense, 1)
+        result = result.replace(learned_dense=learned, pooled_query=pooled_query, pooled_key=pooled_key)
+        return Learned(gradients, new_stats, result)
 
     return learn
 

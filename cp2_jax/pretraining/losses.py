@@ -181,7 +181,8 @@ def dense_loss(
 
 @flax.struct.dataclass
 class Cp2Loss:
-    """Result of `cp2_loss`: scalars over the batch, and the pooled keys that go into the queue."""
+    """Result of `cp2_loss`: scalars over the batch, and the pooled keys that go into the queue. All are means over the
+    samples but for `learned_dense`, over the share `usable_dense` of them that has a dense loss, and `skipped`, a count."""
 
     loss: Float[Array, ""]
     loss_instance: Float[Array, ""]
@@ -189,6 +190,7 @@ class Cp2Loss:
     accuracy_instance: Float[Array, ""]
     accuracy_dense: Float[Array, ""]
     learned_dense: Float[Array, ""]
+    usable_dense: Float[Array, ""]
     skipped: Float[Array, ""]
     pooled_query: Float[Array, "batch channels"]
     pooled_key: Float[Array, "batch channels"]
@@ -250,6 +252,7 @@ def cp2_loss(
         accuracy_instance=jnp.mean((instance.correct & present).astype(dtype)),
         accuracy_dense=jnp.mean(dense.accuracy.astype(dtype)),
         learned_dense=(jnp.sum(dense.learned) / jnp.maximum(jnp.sum(dense.valid), 1)).astype(dtype),
+        usable_dense=jnp.mean(dense.valid.astype(dtype)),
         skipped=jnp.sum(~usable).astype(dtype),
         pooled_query=pooled_query,
         pooled_key=pooled_key,

@@ -1,5 +1,7 @@
 """Microbatches hold whole batch-norm groups; what is impossible is refused before a run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import finetune_voc, pretrain_r50_aspp
+from cp2_jax.augment import compose
 from cp2_jax.options import ConfigError
-from cp2_jax.pretraining import microbatches
+from cp2_jax.pretraining import forward, microbatches
 from cp2_jax.pretraining import options as pretrain_options
 from cp2_jax.pretraining.microbatches import Microbatches
+from cp2_jax.pretraining.placement import Placement
 from cp2_jax.runs import out_of_memory
 from cp2_jax.segmentation import options as finetune_options
 
@@ -78,6 +82,30 @@ def test_averages_and_stacks(count):
     average, stacked = jax.jit(lambda p: microbatches.run(lambda one: (one["x"].sum(), one["x"] * 2), p))(parts)
     np.testing.assert_allclose(average, 15.0 / count)
     np.testing.assert_array_equal(stacked, 2 * parts["x"])
+
+
+def test_microbatches_learn_and_measure_what_the_batch_does(monkeypatch):
+    """Also where they differ in how many samples have a dense loss. The network is one weight for each channel."""
+
+    def network(model, params, batch_stats, images):
+        return images[:, 8::16, 8::16] * params, {}
+
+    monkeypatch.setattr(forward, "_forward", network)
+    rng = np.random.default_rng(0)
+    images, keys = rng.normal(size=(8, 64, 64, 3)), rng.normal(size=(8, 4, 4, 3))
+    masks = (rng.random((2, 8, 64, 64)) < 0.5).astype(np.float32)
+    masks[0, [0, 5]] = 0
+    masks[:, [2, 3]] = 1
+    pair, queue = compose.Pair(images, images, *masks), rng.normal(size=(2, 8, 3))
+    found = []
+    for count in (1, 4):
+        learn = jax.jit(forward.make_learn(config(batch_size=8, accumulate=count), Placement()))
+        found.append(learn(jnp.array([1.0, -2.0, 0.5]), {}, pair, keys, queue, 5))
+    whole, parts = found
+    assert whole.result.skipped == 4 * parts.result.skipped == 4 and whole.result.usable_dense == 0.5
+    skipped = whole.result.skipped
+    again = parts.replace(result=parts.result.replace(skipped=skipped))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), again, whole)
 
 
 def config(module=pretrain_r50_aspp, **changes):
