@@ -219,8 +219,7 @@ def cp2_loss(
       queue: the memory bank.
       temperature_instance, temperature_dense, alpha: 0.2, 1 and 0.2 in the paper.
       alpha_instance: weight of the instance loss; 0 gives the ablation "dense loss only" (Table 6).
-      dense_axis, skip_full_masks: see `dense_loss`. With `alpha` 0 the dense loss is measured but not trained on.
-      filled: see `instance_loss`.
+      dense_axis, skip_full_masks: see `dense_loss`; measured only where `alpha` is 0. filled: see `instance_loss`.
 
     Returns:
       Scalars. An empty mask adds 0 to both losses, a full one adds 0 to the dense loss; both are counted in `skipped`,
