@@ -95,6 +95,7 @@ def set_up() -> None:
     said.setFormatter(screen.Lines(said.stream))
     logging.basicConfig(handlers=[said], level=logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home directory that cannot be written
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # of values inside a program, whose types nobody asks for
     if not kept:
         logging.warning(
             "compiled programs are not kept, for there is no home directory that can be written: set "

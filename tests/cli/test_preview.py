@@ -104,3 +104,11 @@ def test_a_finetuned_run_has_no_projection(preview, images, tmp_path):
     saver.close()
     status, _, error = preview(images, tmp_path / "out", "--checkpoint", tmp_path)
     assert status == 2 and "is not of a pretraining run" in error
+
+
+def test_a_tfds_data_set_is_taken_for_one(preview, tmp_path):
+    """As in pretraining: the demo's scenes are one, and no image files lie in it."""
+    (tmp_path / "demo/1.0.0").mkdir(parents=True)
+    (tmp_path / "demo/1.0.0/dataset_info.json").write_text("{}")
+    status, _, error = preview(tmp_path / "demo", tmp_path / "out")
+    assert status == 1 and "demo/1.0.0 cannot be opened as a TFDS data set" in error

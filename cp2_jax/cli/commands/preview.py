@@ -1,5 +1,7 @@
 """`cp2 preview`: pictures of what a run will see, or of what it has learned."""
 
+import types
+
 from cp2_jax.cli import command
 from cp2_jax.cli.errors import UsageError
 from cp2_jax.paths import at
@@ -31,6 +33,15 @@ def _point(text):
     return y, x
 
 
+def _opened(images, split):
+    """Open a folder of images, shards, or a TFDS data set, as `cp2 pretrain IMAGES …` does."""
+    from cp2_jax.data.images.sources import open_source, source_of
+    from cp2_jax.interface.kinds import is_tfds
+
+    kind = "tfds" if is_tfds(images) else source_of(images)
+    return open_source(types.SimpleNamespace(source=kind, path=str(images), split=split))
+
+
 def _run(arguments):
     import dataclasses
 
@@ -40,7 +51,6 @@ def _run(arguments):
 
     from cp2_jax import pictures
     from cp2_jax.augment import compose, masks
-    from cp2_jax.data.images.sources import open_images
     from cp2_jax.data.images.stream import pretrain_dataset
     from cp2_jax.interface import kinds
     from cp2_jax.models import segmenter
@@ -59,7 +69,7 @@ def _run(arguments):
         config = ConfigDict(meta["config"])
     size, options = config.image_size, compose.AugmentOptions.from_config(config)
     read = dict(batch_size=arguments.count, image_size=size, seed=config.seed, crop_scale=config.data.crop_scale)
-    crops = next(pretrain_dataset(open_images(arguments.images), **read))
+    crops = next(pretrain_dataset(_opened(arguments.images, config.data.split), **read))
 
     def composed(options):
         pair = jax.jit(compose.compose_batch, static_argnums=2)(rngs.key(config.seed, "augment"), crops, options)
