@@ -259,7 +259,7 @@ def _take(config: ConfigDict, theirs: Mapping, explicit: Collection[str], source
         config.model.update({part: theirs[part] for part in parts if part in theirs and part not in config.model})
     stated = {key: value for key, value in stated.items() if key in config.model}
     before = flatten(config.model)
-    wanted = {key: _plain(value) for key, value in flatten(stated).items() if key in before}
+    wanted = {key: _plain(value) for key, value in flatten(stated).items() if key in before and value is not None}
     if wanted.get("backbone", config.model.backbone) != config.model.backbone and "model.backbone" not in explicit:
         _other_backbone(config, wanted["backbone"], explicit)
     for key, value in wanted.items():
