@@ -165,7 +165,7 @@ def test_without_the_package_or_a_library_there_is_one_line(tmp_path):
     )
     done = subprocess.run([sys.executable, "-S", "-E", "-c", bare], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    said = r"error: .*python.* has no module (absl|ml_collections): use the Python into which cp2_jax was installed"
+    said = r"error: .*python.* has no module (absl|ml_collections|numpy): use the Python into which cp2_jax was installed"
     assert re.match(said, done.stderr)
 
 
