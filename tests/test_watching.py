@@ -44,6 +44,12 @@ def test_a_killed_process_ends_the_run(tmp_path, last):
     assert "while it ran test_a.py::test_dies" in said
 
 
+def test_a_failure_with_text_that_utf8_cannot_encode_is_told(tmp_path):
+    """With xdist alone the run broke off at the report."""
+    status, said = run(tmp_path, "-n", "1", a=PASSES, b="def test_fails(): assert 'caf\\udce9' == 'cafe'\n")
+    assert status == 1 and "1 failed, 1 passed" in said and "caf" in said
+
+
 def test_other_runs_are_as_they_were(tmp_path):
     status, said = run(tmp_path, "-n", "2", a=PASSES, b=PASSES, c="def test_fails(): assert False\n")
     assert status == 1 and "1 failed, 2 passed" in said

@@ -8,6 +8,8 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 
+from cp2_jax.data import files
+
 # Folders that programs make beside users' images: thumbnails, waste bins, snapshots. Hidden ones need no entry.
 _NOT_DATA = frozenset(
     {"@eadir", "__macosx", "__pycache__", "lost+found", "#recycle", "@recycle", "$recycle.bin", "#snapshot"}
@@ -46,7 +48,7 @@ def remark(root: str | os.PathLike, passed_over: Mapping[str, int]) -> str:
     kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{kind} {number}" for kind, number in kinds[:12])
     more = f", and {len(kinds) - 12} more kinds" if len(kinds) > 12 else ""
-    return f"{root}: {count} file{'s' if count > 1 else ''} passed over: {shown}{more}"
+    return files.as_text(f"{root}: {count} file{'s' if count > 1 else ''} passed over: {shown}{more}")
 
 
 def is_data(path: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cp2_jax.data import files, walking
+from cp2_jax.data import files, notices, walking
 from cp2_jax.data.errors import SegmentationError, SourceError, UnreadableImage
 from cp2_jax.data.images.sources import ImageFolder
 from cp2_jax.data.labelled.pairs import find_pairs
@@ -152,6 +152,17 @@ def test_names_below_a_folder_whose_own_name_is_no_text(tmp_path):
     (place / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
     folder = ImageFolder(place.parent)
     assert files.relative(folder.name(0), folder.root) == "a/caf\\xe9.png"
+
+
+def test_remarks_on_a_folder_whose_name_is_no_text_can_be_printed(tmp_path, said):
+    (place := tmp_path / os.fsdecode(b"ph\xe9")).mkdir()
+    touch(place, "a.png", "b.txt")
+    ImageFolder(place)
+    notices.say_once("caf\udce9")
+    assert [record.getMessage() for record in said.records] == [
+        f"{tmp_path}/ph\\xe9: 1 file passed over: .txt 1",
+        "caf\\udce9",
+    ]
 
 
 def test_names_of_new_files_in_a_locale_without_utf8(monkeypatch):

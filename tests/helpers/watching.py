@@ -36,6 +36,11 @@ class Watch:
         (self.folder / self.name).write_text(f"nothing (last {item.nodeid})")
         return result
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_to_serializable(self):
+        """Let a report reach the process that reports: pytest-xdist ends a session over text that UTF-8 cannot encode."""
+        return _encodable((yield))
+
     def pytest_sessionfinish(self, session):
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["memory"] = memory()
@@ -70,6 +75,15 @@ class WatchWorkers:
             path = self.watch.folder / node.gateway.id
             test = path.read_text() if path.exists() else "nothing yet"
             pytest.exit(f"test process {node.gateway.id} {_end(node)} while it ran {test}", returncode=CRASHED)
+
+
+def _encodable(value):
+    """Return a report's data with names of files that are no text written as `\\udce9`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return type(value)(map(_encodable, value)) if isinstance(value, list | tuple) else value
 
 
 def register(config) -> None:
