@@ -13,7 +13,7 @@ from cp2_jax.convert.origins import origin
 from cp2_jax.models import inputs, segmenter
 from cp2_jax.models.network import Network
 from cp2_jax.models.precision import widened
-from cp2_jax.options import dtype_name, one_of
+from cp2_jax.options import one_of
 from cp2_jax.pretraining.losses import l2_normalize
 from cp2_jax.runs.checkpoints import CheckpointError, read_variables
 
@@ -123,7 +123,8 @@ def load(
     found = origin(meta)
     if found is None:
         raise CheckpointError(f"{path} does not say what model it is: it was not written by a run or the converter")
-    network = Network.from_config(dict(found.model) | {"dtype": dtype_name(dtype)})
+    dtype = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    network = Network.from_config(dict(found.model) | {"dtype": dtype})
     network = network if output_stride is None else network.with_stride(output_stride)
     top = "classifier" if features == "logits" else "projection"
     module = segmenter.build(network, top=top, image_size=found.image_size)

@@ -11,7 +11,6 @@ import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 
@@ -132,16 +131,6 @@ def at_least_0(key: str, value: object) -> None:
 def whole(key: str, value: object) -> None:
     """Require a whole number; raises `ConfigError`."""
     require(isinstance(value, numbers.Integral) and not isinstance(value, bool), key, value, "must be a whole number")
-
-
-def dtype_name(value: Any) -> Any:
-    """Return a type of numbers (`jnp.bfloat16`, `numpy.float32`, a dtype) by its name; anything else as it is."""
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return np.dtype(value).name
-    except TypeError:
-        return value
 
 
 def at_least_1(key: str, value: object) -> None:

@@ -14,8 +14,8 @@ from cp2_jax.data import files
 from cp2_jax.data.images.decoding import UnreadableImage, decode
 from cp2_jax.data.images.sources import SourceError, open_images
 from cp2_jax.features import FEATURES, FeatureExtractor, load
-from cp2_jax.interface import kinds, processes, ranges
-from cp2_jax.options import ConfigError, at_least_1, dtype_name, one_of
+from cp2_jax.interface import kinds, overrides, processes, ranges
+from cp2_jax.options import ConfigError, at_least_1, one_of
 from cp2_jax.paths import AnyPath, at, save_as
 from cp2_jax.runs import progress
 from cp2_jax.runs.files import written
@@ -70,7 +70,7 @@ def embed(
     one_map(features)
     for key, value in (("size", size), ("batch", batch)):
         at_least_1(key, value)
-    dtype = dtype_name(dtype)
+    dtype = overrides.dtype_name(dtype)
     one_of("dtype", dtype, ("float32", "float16"))
     kinds.refuse_a_list(images, "load the model (`cp2_jax.load`) and give it arrays")
     kinds.refuse_a_model(images)

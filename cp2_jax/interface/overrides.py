@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cp2_jax.options import ConfigError, dtype_name, flatten, require
+from cp2_jax.options import ConfigError, flatten, require
 from cp2_jax.runs.settings import RENAMED
 
 # What other programs call a key, by its last part.
@@ -143,6 +143,16 @@ def _as_config_has_it(name: str, value: Any, now: Any) -> Any:
     if isinstance(now, str) and isinstance(value, os.PathLike):
         return os.fspath(value)
     return dtype_name(value) if name.endswith("dtype") else value
+
+
+def dtype_name(value: Any) -> Any:
+    """Return a type of numbers (`jnp.bfloat16`, `numpy.float32`, a dtype) by its name; anything else as it is."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return np.dtype(value).name
+    except TypeError:
+        return value
 
 
 def merged(changes: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> dict[str, Any]:
