@@ -31,11 +31,12 @@ stop() { # bash lets processes in the background ignore SIGINT, so Ctrl-C is pas
   stopped=1
   [ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null
 }
+quiet="/^\[Gloo\] Rank [0-9]* is connected to /d" # the library that connects the processes, a line for each device
 trap stop TERM INT
 for ((process = 0; process < processes; process++)); do
   [ -n "$stopped" ] && exit 75 # those that were started have been told
   "$python" "$@" --coordinator="localhost:$port" --num_processes="$processes" --process_id="$process" \
-    > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" | tee >(tail -n 1 > "$last/$process") >&2) &
+    > >(sed -u "$quiet;s/^/[$process] /") 2> >(sed -u "$quiet;s/^/[$process] /" | tee >(tail -n 1 > "$last/$process") >&2) &
   pids+=($!) codes+=("")
 done
 echo "processes: ${pids[*]}"
