@@ -172,6 +172,8 @@ def test_timings_and_extra_metrics(tmp_path):
 def test_the_loop_is_short_and_knows_no_task():
     source = (ROOT / "cp2_jax" / "runs" / "loop.py").read_text()
     assert len(source.splitlines()) <= 150
-    modules = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    ours = {module for module in modules if module.startswith("cp2_jax")}
-    assert ours == {f"cp2_jax.runs.{name}" for name in ("checkpoints", "metrics_log", "preemption", "writers")}
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    ours = {node.module for node in imports if node.module.startswith("cp2_jax.runs.")}
+    ours |= {f"{node.module}.{name.name}" for node in imports if node.module == "cp2_jax.runs" for name in node.names}
+    assert ours == {f"cp2_jax.runs.{name}" for name in ("checkpoints", "leaving", "metrics_log", "preemption", "writers")}
+    assert all(node.module.partition(".")[0] != "cp2_jax" or node.module.startswith("cp2_jax.runs") for node in imports)
