@@ -17,13 +17,13 @@ import pytest
 from helpers import compiling, permuted, toy_backbone
 from helpers.halves import halves_on_disk
 from helpers.paths import DATA, ROOT
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from cp2_jax.data.labelled.examples import SegmentationError
 from cp2_jax.models.backbones import BACKBONES
 from cp2_jax.runs import mesh
 
-FOUR = AbstractMesh((4,), (mesh.DATA,))
+FOUR = AbstractMesh((4,), (mesh.DATA,), axis_types=(AxisType.Auto,))
 
 
 def spec_of(*shape, split=True):
