@@ -249,12 +249,8 @@ def connect(client, host: str, process: int, count: int) -> dict[int, socket.soc
         link.settimeout(2 * _JOIN)  # until all others have come
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return {0: link} if _line(link) == "complete" else None
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # a firewall, for instance: process 0 waits in vain, and tells all
-        return None
+    except (OSError, ValueError, RuntimeError):
+        return None  # a firewall, for instance: process 0 waits in vain, and tells all
 
 
 def _listen(client, count: int) -> dict[int, socket.socket] | None:

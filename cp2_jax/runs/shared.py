@@ -12,9 +12,8 @@ from cp2_jax.paths import AnyPath, BucketPath
 from cp2_jax.runs.distributed import DisagreementError, raise_together
 
 _NAME = ".shared"
-_PATIENCE = (
-    20.0  # seconds until what one host wrote has to be seen by all: network file systems ask the server now and then
-)
+# Seconds until what one host wrote has to be seen by all: network file systems ask the server only now and then.
+_PATIENCE = 20.0
 
 
 def check(folder: AnyPath) -> None:
